@@ -1,0 +1,66 @@
+"""Memory cores for reinforcement learning: Compressive Transformers in place of an LSTM.
+
+    core = ctrl.make_core("compressive", input_size=24)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ctrl.compressive import CompressiveCore, CompressiveState, transformer_xl
+from ctrl.compressors import compressor_names, register_compressor
+from ctrl.core import MemoryCore, State, Unrolled, choose
+from ctrl.feedforward import FeedforwardCore, FeedforwardState
+from ctrl.memory import Tier
+from ctrl.recurrent import GRUCore, GRUState, LSTMCore, LSTMState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CompressiveCore",
+    "CompressiveState",
+    "FeedforwardCore",
+    "FeedforwardState",
+    "GRUCore",
+    "GRUState",
+    "LSTMCore",
+    "LSTMState",
+    "MemoryCore",
+    "State",
+    "Tier",
+    "Unrolled",
+    "compressor_names",
+    "core_names",
+    "make_core",
+    "register_compressor",
+]
+
+_CORES: dict[str, Callable[..., MemoryCore[Any]]] = {
+    "compressive": CompressiveCore,
+    "transformer_xl": transformer_xl,
+    "lstm": LSTMCore,
+    "gru": GRUCore,
+    "feedforward": FeedforwardCore,
+}
+
+
+def core_names() -> list[str]:
+    """Return the names that `make_core` knows."""
+    return list(_CORES)
+
+
+def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
+    """Build a memory core by name.
+
+    :param name: one of `core_names()`
+    :param input_size: I, the size of an observation embedding
+    :param options: the core's own, such as `layers`, `width`, `memory`; see its class
+    :raises ValueError: where the name is unknown or an option is unknown or does not fit
+    """
+    factory = choose("core", name, _CORES)
+    try:
+        core: MemoryCore[Any] = factory(input_size, **options)
+    except TypeError as error:
+        raise ValueError(f"core {name!r} does not take these options: {error}") from error
+    return core

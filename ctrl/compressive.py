@@ -1,0 +1,218 @@
+"""The Compressive Transformer as a memory core (Rae et al. 2020, arXiv 1911.05507).
+
+The story of a window: plan the timeline, then layer by layer recall the stored slots, compress what is evicted,
+attend to stored, new and compressed slots together, and write the slots back. A single step is a window of one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ctrl.compressors import make_compressor
+from ctrl.core import MemoryCore, Unrolled, choose, require_positive
+from ctrl.layer import Attended, MemoryLayer
+from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
+from ctrl.reconstruction import RECONSTRUCTION_LOSSES
+from ctrl.timeline import TierPlan, WindowPlan, plan_window
+
+
+class CompressiveState(NamedTuple):
+    """The state of a `CompressiveCore`."""
+
+    clock: Tensor
+    """[B] int64, steps of the current episode consumed so far."""
+    slots: Tensor
+    """[B, S, D] all slots of all layers and tiers, layer by layer, tier by tier, each tier a ring; 0 where empty."""
+
+
+class CompressiveCore(MemoryCore[CompressiveState]):
+    """Attention over recent steps as they are, and over older ones compressed tier by tier.
+
+    :param input_size: I, the size of an observation embedding
+    :param layers: L
+    :param width: D, features of a slot and of the output
+    :param heads: H, attention heads; divides `width`
+    :param memory: a list of tiers for all layers, or one list per layer; the default looks back
+        32 + 32 * 4 = 160 steps per layer
+    :param feedforward: features of the layers' hidden feed-forward units; `2 * width` if None
+    :param reconstruction: "attention_reconstruction" (the paper's loss) or "none"
+    :raises ValueError: where options do not fit each other
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        layers: int = 2,
+        width: int = 64,
+        heads: int = 4,
+        memory: MemorySpec = (Tier(32), Tier(32, rate=4)),
+        feedforward: int | None = None,
+        reconstruction: str = "attention_reconstruction",
+    ) -> None:
+        super().__init__(input_size, width)
+        feedforward = 2 * width if feedforward is None else feedforward
+        require_positive(layers=layers, heads=heads, feedforward=feedforward)
+        if width % heads:
+            raise ValueError(f"heads must divide width, got heads = {heads} and width = {width}")
+        self.tiers: list[Tiers] = tiers_by_layer(memory, layers)
+        self.reconstruction = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
+        self.embed = nn.Linear(input_size, width)
+        self.layers = nn.ModuleList(MemoryLayer(width, heads, feedforward, reach(tiers)) for tiers in self.tiers)
+        self.compressors = nn.ModuleList(
+            nn.ModuleList(make_compressor(tier.compressor, width, tier.rate) for tier in tiers[1:])
+            for tiers in self.tiers
+        )
+        self.norm = nn.LayerNorm(width)
+        self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
+        _initialise(self)
+
+    def initial_state(self, batch_size: int) -> CompressiveState:
+        """Return the empty memory: clock 0, all slots 0."""
+        require_positive(batch_size=batch_size)
+        clock = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+        slots = torch.zeros(batch_size, sum(self._sizes), self.output_size, device=self.device, dtype=self.dtype)
+        return CompressiveState(clock, slots)
+
+    def reset_state(self, state: CompressiveState, reset: Tensor) -> CompressiveState:
+        """Set the clock to 0 where `reset` [B] is true: every slot is empty at clock 0, whatever it holds."""
+        return state._replace(clock=torch.where(reset, 0, state.clock))
+
+    def compression_parameters(self) -> list[nn.Parameter]:
+        """Return the compressors' parameters."""
+        return list(self.compressors.parameters())
+
+    def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
+        reset = torch.zeros(len(inputs), 1, dtype=torch.bool, device=inputs.device)
+        outputs, state, _ = self._run_window(inputs[:, None], state, reset)
+        return outputs[:, 0], state
+
+    def _unroll(self, inputs: Tensor, state: CompressiveState, reset: Tensor, diagnose: bool) -> Unrolled:
+        outputs, state, passes = self._run_window(inputs, state, reset)
+        losses = self._reconstruction_losses(passes)
+        total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
+        diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
+        if diagnose:
+            diagnostics.update(_attention_statistics(passes))
+        return Unrolled(outputs, state, total, diagnostics)
+
+    def _run_window(
+        self, inputs: Tensor, state: CompressiveState, reset: Tensor
+    ) -> tuple[Tensor, CompressiveState, list[_LayerPass]]:
+        plans = {tiers: plan_window(tiers, state.clock, reset) for tiers in set(self.tiers)}
+        rings = iter(state.slots.detach().split(self._sizes, dim=1))
+        hidden = self.embed(inputs)  # [B, T, D]
+        passes: list[_LayerPass] = []
+        kept: list[Tensor] = []
+        for number, tiers in enumerate(self.tiers):
+            plan = plans[tiers]
+            memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], plan.tiers)
+            kept += [memory.write_back(tier) for memory, tier in zip(memories, plan.tiers, strict=True)]
+            layer = self.layers[number]
+            hidden, attended = layer(hidden, _attendable(hidden, memories), _bias_index(layer, plan.tiers))
+            passes.append(_LayerPass(plan, memories, attended))
+        clock = next(iter(plans.values())).clock
+        return self.norm(hidden), CompressiveState(clock, torch.cat(kept, dim=1)), passes
+
+    def _recall(self, number: int, hidden: Tensor, rings: list[Tensor], plans: list[TierPlan]) -> list[_Memory]:
+        """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
+        memories: list[_Memory] = []
+        for position, (ring, plan) in enumerate(zip(rings, plans, strict=True)):
+            stored = torch.where(plan.stored[:, :, None], ring, 0)
+            if position == 0:
+                memories.append(_Memory(stored, hidden, None))
+                continue
+            blocks = _take(memories[-1].slots(), plan.formed.source)  # [B, E, m, D]
+            blocks = torch.where(plan.formed.exists[:, :, None, None], blocks, 0)
+            formed = self.compressors[number][position - 1](blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
+            memories.append(_Memory(stored, formed, blocks))
+        return memories
+
+    def _reconstruction_losses(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        for number, (plan, memories, attended) in enumerate(passes):
+            attention = self.layers[number].attention
+            for position, (memory, tier) in enumerate(zip(memories, plan.tiers, strict=True)):
+                if memory.blocks is not None:
+                    losses[f"layer{number}/tier{position}"] = self.reconstruction(
+                        attention, attended.queries, memory.blocks, memory.formed, tier.formed, plan.episode
+                    )
+        return losses
+
+
+class _Memory(NamedTuple):
+    """One tier's slots during a window."""
+
+    stored: Tensor  # [B, n, D] from the state, in ring order; 0 where empty
+    formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
+    blocks: Tensor | None  # [B, E, m, D] what each was compressed from; None for tier 0
+
+    def slots(self) -> Tensor:
+        """[B, n + E, D], without a graph."""
+        return torch.cat([self.stored, self.formed.detach()], dim=1)
+
+    def write_back(self, plan: TierPlan) -> Tensor:
+        """Return the tier's ring [B, n, D] after the window."""
+        return torch.where(plan.kept[:, :, None], _take(self.slots(), plan.ring), 0)
+
+
+class _LayerPass(NamedTuple):
+    """What happened in one layer during a window."""
+
+    plan: WindowPlan
+    memories: list[_Memory]
+    attended: Attended
+
+
+def _attendable(hidden: Tensor, memories: list[_Memory]) -> Tensor:
+    """Join all slots [B, S, D]; only the window's own steps carry a graph."""
+    raw, *compressed = memories
+    return torch.cat([raw.stored, hidden, *(memory.slots() for memory in compressed)], dim=1)
+
+
+def _bias_index(layer: MemoryLayer, plans: list[TierPlan]) -> Tensor:
+    ages = torch.cat([plan.age for plan in plans], dim=2)
+    visible = torch.cat([plan.visible for plan in plans], dim=2)
+    return layer.attention.age_bias.index(ages, visible)
+
+
+def _attention_statistics(passes: list[_LayerPass]) -> dict[str, Tensor]:
+    """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
+    statistics: dict[str, Tensor] = {}
+    for number, (plan, memories, attended) in enumerate(passes):
+        weights = attended.weights.detach().mean(dim=1)  # [B, T, S]
+        sizes = [memory.stored.shape[1] + memory.formed.shape[1] for memory in memories]
+        for position, share in enumerate(weights.split(sizes, dim=2)):
+            statistics[f"attention_mass/layer{number}/tier{position}"] = share.sum(dim=2).mean()
+        ages = torch.cat([tier.age for tier in plan.tiers], dim=2)
+        visible = torch.cat([tier.visible for tier in plan.tiers], dim=2)
+        statistics[f"attended_age/layer{number}"] = (weights * torch.where(visible, ages, 0)).sum(dim=2).mean()
+    return statistics
+
+
+def _take(slots: Tensor, index: Tensor) -> Tensor:
+    """Pick slots per env: [B, S, D] at [B, ...] -> [B, ..., D]."""
+    batch, size, width = slots.shape
+    offset = torch.arange(batch, device=slots.device).view(-1, *[1] * (index.dim() - 1)) * size
+    return slots.reshape(batch * size, width)[index + offset]
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier weights and zero biases for every linear map (the torch default shrinks deep residual-free paths)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def transformer_xl(input_size: int, *, slots: int = 64, **options: Any) -> CompressiveCore:
+    """Build a Transformer-XL: the compressive core with raw memory only.
+
+    :param slots: how many steps each layer looks back
+    :param options: as `CompressiveCore`, except `memory`
+    """
+    return CompressiveCore(input_size, memory=[Tier(slots)], **options)

@@ -1,0 +1,249 @@
+"""The compressive core against a slow reference in plain Python lists, and what is particular to it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ctrl
+from ctrl.compressive import CompressiveCore
+from ctrl.memory import Tier, spans
+
+
+class SlowReference:
+    """One env of a compressive core: every tier of every layer a Python list, one step at a time.
+
+    Written from the text of DESIGN 3 to 5. It shares the core's weights, and of its code only what acts on a single
+    vector (norms, linear maps, gates).
+    """
+
+    def __init__(self, core: CompressiveCore) -> None:
+        self.core = core
+        self.restart()
+
+    def restart(self) -> None:
+        self.time = 0
+        self.memory: list[list[list[tuple[int, Tensor]]]] = [[[] for _ in tiers] for tiers in self.core.tiers]
+
+    def step(self, inputs: Tensor, reset: bool) -> Tensor:
+        if reset:
+            self.restart()
+        hidden = self.core.embed(inputs)
+        for number, layer in enumerate(self.core.layers):
+            self._insert(number, 0, (self.time, hidden.detach()))
+            attended = self._attend(number, hidden)
+            hidden = layer.attention_gate(hidden, torch.relu(layer.attention.output(attended)))
+            hidden = layer.feedforward_gate(hidden, layer.feedforward(hidden))
+        self.time += 1
+        return self.core.norm(hidden)
+
+    def _insert(self, number: int, level: int, slot: tuple[int, Tensor]) -> None:
+        tiers, lists = self.core.tiers[number], self.memory[number]
+        lists[level].append(slot)
+        if len(lists[level]) <= tiers[level].slots:
+            return
+        if level + 1 == len(tiers):
+            lists[level].pop(0)
+            return
+        block = [lists[level].pop(0) for _ in range(tiers[level + 1].rate)]
+        values = torch.stack([value for _, value in block])
+        compressed = self.core.compressors[number][level](values[None])[0].detach()
+        self._insert(number, level + 1, (block[0][0], compressed))
+
+    def _attend(self, number: int, hidden: Tensor) -> Tensor:
+        attention = self.core.layers[number].attention
+        width, heads = self.core.output_size, attention.heads
+        size = width // heads
+        query = attention.query(attention.norm(hidden))
+        result = torch.empty(width)
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            scores, values = [], []
+            for slots, span in zip(self.memory[number], spans(self.core.tiers[number]), strict=True):
+                for first, slot in slots:
+                    key, value = attention.key_value(attention.norm(slot)).chunk(2)
+                    age = self.time - first - span // 2
+                    bucket = age if age < 32 else 32 + math.floor(4 * math.log2(age / 32))
+                    bias = attention.age_bias.weight[bucket, head]
+                    scores.append(query[part] @ key[part] / math.sqrt(size) + bias)
+                    values.append(value[part])
+            weights = torch.stack(scores).softmax(dim=0)
+            result[part] = weights @ torch.stack(values)
+        return result
+
+
+@st.composite
+def cores(draw: st.DrawFn) -> CompressiveCore:
+    def tiers() -> list[Tier]:
+        result = [Tier(draw(st.integers(1, 5)))]
+        for _ in range(draw(st.integers(0, 2))):
+            rate = draw(st.integers(1, min(3, result[-1].slots)))
+            result.append(Tier(draw(st.integers(1, 4)), rate, draw(st.sampled_from(ctrl.compressor_names()))))
+        return result
+
+    layers = draw(st.integers(1, 3))
+    memory = [tiers() for _ in range(layers)] if draw(st.booleans()) else tiers()
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    core = CompressiveCore(input_size=3, layers=layers, width=6, heads=2, memory=memory, feedforward=5)
+    scramble(core)
+    return core
+
+
+def scramble(core: CompressiveCore) -> None:
+    """Move every parameter away from its neutral start, so that nothing can be forgotten unseen."""
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+@settings(max_examples=60, deadline=None)
+@given(core=cores(), data=st.data(), length=st.integers(1, 24))
+def test_unroll_equals_the_slow_reference(core: CompressiveCore, data: st.DataObject, length: int) -> None:
+    batch = 2
+    reset = torch.tensor(
+        [data.draw(st.lists(st.sampled_from([False] * 7 + [True]), min_size=length, max_size=length)) for _ in range(2)]
+    )
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    inputs = torch.randn(batch, length, core.input_size)
+    unrolled = core.unroll(inputs, core.initial_state(batch), reset)
+    for env in range(batch):
+        reference = SlowReference(core)
+        expected = torch.stack([reference.step(inputs[env, t], bool(reset[env, t])) for t in range(length)])
+        torch.testing.assert_close(unrolled.outputs[env], expected, rtol=1e-4, atol=1e-5)
+
+
+def make_core(**options: object) -> CompressiveCore:
+    torch.manual_seed(0)
+    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2)], **options)  # type: ignore[arg-type]
+    scramble(core)
+    return core
+
+
+def no_reset(batch: int, length: int) -> Tensor:
+    return torch.zeros(batch, length, dtype=torch.bool)
+
+
+def test_reconstruction_loss_by_hand() -> None:
+    """One head, one layer: the mean square of the difference of two softmax reads, over every step of the window."""
+    torch.manual_seed(3)
+    core = CompressiveCore(2, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, rate=2)])
+    scramble(core)
+    inputs = torch.randn(1, 6, 2)
+    loss = core.unroll(inputs, core.initial_state(1), no_reset(1, 6)).reconstruction_loss
+
+    attention = core.layers[0].attention
+    slots = core.embed(inputs[0])
+    query = attention.query(attention.norm(slots))
+    # Tier 0 holds two steps, so within six steps (0, 1) and (2, 3) are evicted.
+    old = slots[:4]
+    new = core.compressors[0][0](slots[:4].reshape(2, 2, 4))
+
+    def read(memory: Tensor) -> Tensor:
+        key, value = attention.key_value(attention.norm(memory)).chunk(2, dim=-1)
+        return (query @ key.T / math.sqrt(4)).softmax(dim=-1) @ value
+
+    torch.testing.assert_close(loss, (read(old) - read(new)).square().mean())
+
+
+def test_reconstruction_loss_counts_only_what_the_own_episode_evicts() -> None:
+    core = make_core(layers=1)
+    inputs, reset = torch.randn(2, 9, 3), no_reset(2, 9)
+    alone = core.unroll(inputs[:1], core.initial_state(1), reset[:1]).reconstruction_loss
+    reset[1] = True  # the other env never lives long enough to evict anything
+    both = core.unroll(inputs, core.initial_state(2), reset).reconstruction_loss
+    torch.testing.assert_close(both, alone)
+
+
+def test_a_window_that_evicts_nothing_has_no_loss() -> None:
+    core = make_core()
+    unrolled = core.unroll(torch.randn(2, 3, 3), core.initial_state(2), no_reset(2, 3))
+    assert unrolled.reconstruction_loss.item() == 0.0
+    unrolled.reconstruction_loss.backward()
+
+
+def test_conv_starts_as_the_mean() -> None:
+    blocks = torch.randn(5, 3, 4)
+    conv = ctrl.compressors.make_compressor("conv", width=4, rate=3)
+    torch.testing.assert_close(conv(blocks), blocks.mean(dim=1))
+
+
+def test_learning_the_reconstruction_lowers_it() -> None:
+    core = make_core()
+    inputs, reset = torch.randn(4, 40, 3), no_reset(4, 40)
+    optimizer = torch.optim.Adam(core.compression_parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        unrolled = core.unroll(inputs, core.initial_state(4), reset)
+        losses.append(unrolled.reconstruction_loss.item())
+        optimizer.zero_grad()
+        unrolled.reconstruction_loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_diagnostics_name_every_layer_and_tier() -> None:
+    core = make_core(layers=2)
+    unrolled = core.unroll(torch.randn(2, 20, 3), core.initial_state(2), no_reset(2, 20), diagnose=True)
+    for layer in range(2):
+        shares = [unrolled.diagnostics[f"attention_mass/layer{layer}/tier{tier}"] for tier in range(2)]
+        assert sum(share.item() for share in shares) == pytest.approx(1.0, abs=1e-5)
+        assert 0 < unrolled.diagnostics[f"attended_age/layer{layer}"].item() < 4 + 3 * 2
+        assert unrolled.diagnostics[f"reconstruction_loss/layer{layer}/tier1"] > 0
+
+
+def test_gradients_flow_through_the_windows_own_short_term_slots_only() -> None:
+    core = make_core(layers=1)
+    inputs = torch.randn(1, 12, 3, requires_grad=True)
+    outputs = core.unroll(inputs, core.initial_state(1), no_reset(1, 12)).outputs
+    (gradient,) = torch.autograd.grad(outputs[0, 11].sum(), inputs)
+    reached = gradient[0].abs().sum(dim=1) > 0
+    # After step 11 tier 0 has slots 8 to 11; what was compressed carries no gradient.
+    assert reached.tolist() == [False] * 8 + [True] * 4
+
+
+def test_compressed_slots_are_read() -> None:
+    """A change of a step that only a compressed slot still holds changes the output."""
+    core = make_core(layers=1)
+    inputs = torch.randn(1, 14, 3)
+    changed = inputs.clone()
+    changed[0, 3] += 1.0
+    before, after = (core.unroll(x, core.initial_state(1), no_reset(1, 14)).outputs for x in (inputs, changed))
+    assert not torch.equal(before[0, 8], after[0, 8])  # slots 0 to 2 of tier 1 hold steps 0 to 5 at step 8
+    assert torch.equal(before[0, 13], after[0, 13])  # by then slots 0 and 1, steps 0 to 3, are dropped
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"heads": 3}, "heads must divide width, got heads = 3 and width = 64"),
+        ({"layers": 0}, "layers"),
+        ({"reconstruction": "l2"}, "unknown reconstruction 'l2'.*attention_reconstruction"),
+        ({"memory": [Tier(4), Tier(4, rate=2, compressor="zip")]}, "unknown compressor 'zip'.*conv.*max.*mean"),
+        ({"memory": [Tier(2), Tier(4, rate=4)]}, "rate = 4"),
+        ({"widht": 3}, "widht"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ctrl.make_core("compressive", 3, **options)
+
+
+def test_a_registered_compressor_can_be_used_by_name() -> None:
+    class First(torch.nn.Module):
+        def forward(self, blocks: Tensor) -> Tensor:
+            return blocks[:, 0]
+
+    if "first" not in ctrl.compressor_names():
+        ctrl.register_compressor("first", lambda width, rate: First())
+    with pytest.raises(ValueError, match="already"):
+        ctrl.register_compressor("first", lambda width, rate: First())
+    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2, compressor="first")])
+    state = core.initial_state(1)
+    inputs = torch.randn(1, 7, 3)
+    state = core.unroll(inputs, state, no_reset(1, 7)).state
+    torch.testing.assert_close(state.slots[0, 4:6], core.embed(inputs[0, [0, 2]]))

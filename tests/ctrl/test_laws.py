@@ -1,0 +1,315 @@
+"""The five laws of a memory core (DESIGN 2), for every core, with distinct sizes and staggered episodes."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ctrl
+from ctrl import MemoryCore, Tier
+
+BATCH, LENGTH, INPUTS = 3, 23, 5
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "compressive": ("compressive", {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, rate=3)]}),
+    "compressive, three tiers, layers differ": (
+        "compressive",
+        {
+            "width": 6,
+            "heads": 3,
+            "layers": 3,
+            "memory": [[Tier(3), Tier(2, 2, "max"), Tier(2, 2, "conv")], [Tier(5)], [Tier(2), Tier(4, 1, "mean")]],
+        },
+    ),
+    "transformer_xl": ("transformer_xl", {"width": 8, "heads": 4, "slots": 6}),
+    "lstm": ("lstm", {"width": 7}),
+    "lstm, two layers": ("lstm", {"width": 4, "layers": 2, "chrono_horizon": None}),
+    "gru": ("gru", {"width": 7, "layers": 2}),
+    "feedforward": ("feedforward", {"width": 7}),
+}
+Core = MemoryCore[Any]
+
+
+def build(name: str) -> Core:
+    torch.manual_seed(0)
+    kind, options = OPTIONS[name]
+    core = ctrl.make_core(kind, INPUTS, **options)
+    with torch.no_grad():
+        for parameter in core.parameters():  # away from zeros and identities that would hide a mistake
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return core
+
+
+@pytest.fixture(params=OPTIONS)
+def core(request: pytest.FixtureRequest) -> Core:
+    return build(request.param)
+
+
+@pytest.fixture
+def window() -> tuple[Tensor, Tensor]:
+    """Inputs [B, T, I] and resets [B, T] at different times in every env, none at step 0 of env 1."""
+    torch.manual_seed(1)
+    reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    reset[0, [0, 4, 5]] = True
+    reset[1, [11]] = True
+    reset[2, [0, 19]] = True
+    return torch.randn(BATCH, LENGTH, INPUTS), reset
+
+
+def lived_in_state(core: Core, steps: int = 17) -> Any:
+    """A state in the middle of episodes of different ages."""
+    torch.manual_seed(2)
+    reset = torch.zeros(BATCH, steps, dtype=torch.bool)
+    reset[:, 0] = True
+    reset[1, 9] = True
+    reset[2, 15] = True
+    return core.unroll(torch.randn(BATCH, steps, INPUTS), core.initial_state(BATCH), reset).state
+
+
+def fold(core: Core, inputs: Tensor, state: Any, reset: Tensor) -> tuple[Tensor, Any]:
+    outputs = []
+    for t in range(inputs.shape[1]):
+        output, state = core.step(inputs[:, t], state, reset[:, t])
+        outputs.append(output)
+    return torch.stack(outputs, dim=1), state
+
+
+def assert_same_state(actual: Any, expected: Any) -> None:
+    for name, left, right in zip(actual._fields, actual, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# Law 1: one meaning
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), length=st.integers(1, 30))
+def test_unroll_equals_folded_steps_for_any_split_and_resets(name: str, data: st.DataObject, length: int) -> None:
+    core = build(name)
+    rows = st.lists(st.sampled_from([False] * 6 + [True]), min_size=length, max_size=length)
+    reset = torch.tensor([data.draw(rows) for _ in range(BATCH)])
+    inputs = torch.randn(BATCH, length, INPUTS)
+    start = lived_in_state(core)
+    stepped, final = fold(core, inputs, start, reset)
+
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=3))) if length > 1 else []
+    state, parts = start, []
+    for first, last in zip([0, *cuts], [*cuts, length], strict=True):
+        unrolled = core.unroll(inputs[:, first:last], state, reset[:, first:last])
+        parts.append(unrolled.outputs)
+        state = unrolled.state
+    torch.testing.assert_close(torch.cat(parts, dim=1), stepped, rtol=1e-4, atol=1e-5)
+    assert_same_state(state, final)
+
+
+def test_each_env_is_as_if_alone(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    start = lived_in_state(core)
+    together = core.unroll(inputs, start, reset).outputs
+    for env in range(BATCH):
+        own = type(start)(*(leaf[env : env + 1] for leaf in start))
+        alone = core.unroll(inputs[env : env + 1], own, reset[env : env + 1]).outputs
+        torch.testing.assert_close(together[env : env + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+# Law 2: reset first
+
+
+@pytest.mark.parametrize("size", [1.0, 1e9, 1e30])
+def test_nothing_before_a_reset_reaches_anything_after_it(
+    core: Core, window: tuple[Tensor, Tensor], size: float
+) -> None:
+    inputs, reset = window
+    start = lived_in_state(core)
+    outputs = core.unroll(inputs, start, reset).outputs
+    other = inputs.clone()
+    last = [int(row.nonzero().max()) for row in reset]
+    for env, first in enumerate(last):
+        other[env, :first] = size * torch.randn(first, INPUTS)
+    replaced = core.unroll(other, core.initial_state(BATCH), reset).outputs
+    for env, first in enumerate(last):
+        assert torch.equal(outputs[env, first:], replaced[env, first:])
+
+
+def test_a_state_full_of_nan_is_harmless_at_a_reset(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    reset[:, 0] = True
+    clean = core.initial_state(BATCH)
+    poisoned = type(clean)(*(torch.full_like(leaf, torch.nan) if leaf.is_floating_point() else leaf for leaf in clean))
+    expected = core.unroll(inputs, clean, reset).outputs
+    assert torch.equal(core.unroll(inputs, poisoned, reset).outputs, expected)
+    stepped, _ = core.step(inputs[:, 0], poisoned, reset[:, 0])
+    assert torch.equal(stepped, core.step(inputs[:, 0], clean, reset[:, 0])[0])
+    loss = core.unroll(inputs, poisoned, reset)
+    (loss.outputs.sum() + loss.reconstruction_loss).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in core.parameters() if p.grad is not None)
+
+
+# Law 3: no leaks
+
+
+def test_no_output_sees_the_future(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    start = lived_in_state(core)
+    outputs = core.unroll(inputs, start, reset).outputs
+    for cut in (1, 8, 20):
+        later = inputs.clone()
+        later[:, cut:] = 1e9
+        assert torch.equal(core.unroll(later, start, reset).outputs[:, :cut], outputs[:, :cut])
+
+
+def test_no_output_sees_another_env(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    start = lived_in_state(core)
+    outputs = core.unroll(inputs, start, reset).outputs
+    other = inputs.clone()
+    other[1] = 1e9
+    changed = core.unroll(other, start, reset).outputs
+    assert torch.equal(changed[[0, 2]], outputs[[0, 2]])
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 1e9])
+def test_no_output_sees_an_empty_or_stale_slot(window: tuple[Tensor, Tensor], poison: float) -> None:
+    """A fresh clock in a ring that holds anything at all."""
+    inputs, reset = window
+    for name in ("compressive", "compressive, three tiers, layers differ", "transformer_xl"):
+        core = build(name)
+        clean = core.initial_state(BATCH)
+        lived = lived_in_state(core)
+        filled = lived._replace(slots=torch.where(lived.slots == 0, poison, lived.slots))
+        assert bool((lived.slots == 0).all(dim=2).any()), "some slots must be empty for this test to mean anything"
+        assert torch.equal(core.unroll(inputs, filled, reset).outputs, core.unroll(inputs, lived, reset).outputs)
+        empty = clean._replace(slots=torch.full_like(clean.slots, poison))
+        assert torch.equal(core.unroll(inputs, empty, reset).outputs, core.unroll(inputs, clean, reset).outputs)
+
+
+# Law 4: state is data
+
+
+def test_state_is_plain_data_of_a_fixed_shape(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    first = core.initial_state(BATCH)
+    unrolled = core.unroll(inputs, first, reset)
+    stepped = core.step(inputs[:, 0], first, reset[:, 0])[1]
+    for state in (first, unrolled.state, stepped):
+        assert isinstance(state, tuple) and hasattr(state, "_fields")
+        assert [(leaf.shape, leaf.dtype) for leaf in state] == [(leaf.shape, leaf.dtype) for leaf in first]
+        assert all(leaf.shape[0] == BATCH and not leaf.requires_grad for leaf in state)
+    again = pickle.loads(pickle.dumps(unrolled.state))
+    assert_same_state(again, unrolled.state)
+    assert core.state_bytes == sum(leaf.nbytes for leaf in first) // BATCH
+
+
+def test_nothing_is_hidden_in_the_module(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    start = lived_in_state(core)
+    expected = core.unroll(inputs, start, reset).outputs
+    core.unroll(inputs.flip(1), core.initial_state(BATCH), reset)  # another stream in between
+    core.eval()
+    core.step(inputs[:, 0], core.initial_state(BATCH), reset[:, 0])
+    assert torch.equal(core.unroll(inputs, start, reset).outputs, expected)
+
+
+def test_state_does_not_grow_by_step_one_million(window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    reset[:] = False
+    for name in ("compressive", "compressive, three tiers, layers differ", "transformer_xl"):
+        core = build(name)
+        young = lived_in_state(core)
+        old = young._replace(clock=torch.tensor([1_000_000, 999_993, 1_000_017]), slots=torch.randn_like(young.slots))
+        unrolled = core.unroll(inputs, old, reset)
+        stepped, state = fold(core, inputs, old, reset)
+        torch.testing.assert_close(unrolled.outputs, stepped, rtol=1e-4, atol=1e-5)
+        assert [leaf.shape for leaf in state] == [leaf.shape for leaf in young]
+
+
+# Law 5: gradients go where they should
+
+
+def gradients(core: Core, loss: Tensor) -> dict[str, bool]:
+    core.zero_grad()
+    loss.backward()
+    return {name: p.grad is not None and bool((p.grad != 0).any()) for name, p in core.named_parameters()}
+
+
+def names_of(core: Core, parameters: list[torch.nn.Parameter]) -> set[str]:
+    wanted = {id(parameter) for parameter in parameters}
+    return {name for name, parameter in core.named_parameters() if id(parameter) in wanted}
+
+
+def test_parameter_groups_are_disjoint_and_complete(core: Core) -> None:
+    compression, main = names_of(core, core.compression_parameters()), names_of(core, core.main_parameters())
+    assert not compression & main
+    assert compression | main == {name for name, _ in core.named_parameters()}
+    assert len(core.compression_parameters()) == len(compression) and len(core.main_parameters()) == len(main)
+
+
+def test_each_loss_reaches_its_own_parameters(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    compression, main = names_of(core, core.compression_parameters()), names_of(core, core.main_parameters())
+    reset[1] = False  # long enough for the coarsest tier
+    unrolled = core.unroll(inputs, lived_in_state(core), reset)
+    projection = torch.randn_like(unrolled.outputs)
+    if compression:
+        reached = gradients(core, unrolled.reconstruction_loss)
+        assert {name for name, hit in reached.items() if hit} == compression
+    unrolled = core.unroll(inputs, lived_in_state(core), reset)
+    reached = gradients(core, (unrolled.outputs * projection).sum())
+    # Torch's LSTM and GRU add two bias vectors; all else must be reached.
+    assert {name for name, hit in reached.items() if hit} >= main - {name for name in main if "age_bias" in name}
+    assert not {name for name, hit in reached.items() if hit} & compression
+    assert all(reached[name] for name in main if "age_bias" in name)
+
+
+def test_training_leaves_requires_grad_as_it_was(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    before = {name: parameter.requires_grad for name, parameter in core.named_parameters()}
+    assert all(before.values())
+    optimizer = torch.optim.SGD(core.parameters(), lr=1e-3)
+    weights = {name: parameter.detach().clone() for name, parameter in core.named_parameters()}
+    state = core.initial_state(BATCH)
+    for _ in range(4):
+        unrolled = core.unroll(inputs, state, reset)
+        optimizer.zero_grad()
+        (unrolled.outputs.square().mean() + unrolled.reconstruction_loss).backward()
+        optimizer.step()
+        state = unrolled.state
+    assert {name: parameter.requires_grad for name, parameter in core.named_parameters()} == before
+    assert all(not torch.equal(weights[name], parameter) for name, parameter in core.named_parameters())
+
+
+# Bad input
+
+
+def test_arguments_that_do_not_fit_are_refused_by_name(core: Core) -> None:
+    state, reset = core.initial_state(BATCH), torch.zeros(BATCH, dtype=torch.bool)
+    inputs = torch.randn(BATCH, INPUTS)
+    with pytest.raises(ValueError, match=r"inputs must be .*5.*got \(3, 4\)"):
+        core.step(inputs[:, :4], state, reset)
+    with pytest.raises(ValueError, match="inputs must be torch.float32.*float64"):
+        core.step(inputs.double(), state, reset)
+    with pytest.raises(ValueError, match=r"reset must be bool of shape \(3,\).*float32"):
+        core.step(inputs, state, reset.float())
+    with pytest.raises(ValueError, match=r"reset must be bool of shape \(3, 2\).*\(3,\)"):
+        core.unroll(torch.randn(BATCH, 2, INPUTS), state, reset)
+    with pytest.raises(ValueError, match=r"state\..*\(3.*\(4"):
+        core.step(inputs, core.initial_state(BATCH + 1), reset)
+    with pytest.raises(ValueError, match="state must be the .*State.*tuple"):
+        core.step(inputs, tuple(state), reset)
+    with pytest.raises(ValueError, match="no empty axis"):
+        core.unroll(torch.randn(BATCH, 0, INPUTS), state, torch.zeros(BATCH, 0, dtype=torch.bool))
+    with pytest.raises(ValueError, match="cpu.*meta"):
+        core.step(inputs.to("meta"), state, reset)
+
+
+def test_unknown_cores_are_answered_with_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match="unknown core 'ltsm'.*'compressive'.*'lstm'"):
+        ctrl.make_core("ltsm", 3)
+    with pytest.raises(ValueError, match="input_size.*0"):
+        ctrl.make_core("gru", 0)
