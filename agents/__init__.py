@@ -1,0 +1,22 @@
+"""Agents that remember, in the manner of stable-baselines3.
+
+from ctrl.agents import MemoryPPO
+
+model = MemoryPPO("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "compressive"})
+model.learn(100_000)
+"""
+
+from ctrl.agents.finite import NonFiniteError
+from ctrl.agents.policies import CnnMemoryPolicy, MemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from ctrl.agents.ppo import MemoryPPO
+from ctrl.agents.vector_env import GymnasiumVecEnv
+
+__all__ = [
+    "CnnMemoryPolicy",
+    "GymnasiumVecEnv",
+    "MemoryPPO",
+    "MemoryPolicy",
+    "MlpMemoryPolicy",
+    "MultiInputMemoryPolicy",
+    "NonFiniteError",
+]

@@ -1,0 +1,38 @@
+"""Stop before a NaN spoils the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteError(ValueError):
+    """A NaN or an infinity where training would carry it on; no weight has been changed by it."""
+
+
+def check_finite(value: np.ndarray | Tensor | dict[str, Any] | tuple[Any, ...], name: str, step: int) -> None:
+    """Raise a `NonFiniteError` with the tensor's name and the training step unless all of `value` is finite."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            check_finite(part, f"{name}[{key!r}]", step)
+    elif isinstance(value, Tensor):
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(f"{name} is not finite at step {step}")
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+        where = np.argwhere(~np.isfinite(value))[0].tolist()
+        raise NonFiniteError(f"{name} is not finite at step {step}: env {where[0]}, index {where[1:]}")
+
+
+def check_gradients(norm: Tensor, module: nn.Module, step: int) -> None:
+    """Raise a `NonFiniteError` that names the first parameter with a bad gradient if `norm` is not finite."""
+    if bool(torch.isfinite(norm)):
+        return
+    bad = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    raise NonFiniteError(f"gradient of {', '.join(bad[:3]) or 'all parameters together'} is not finite at step {step}")

@@ -1,0 +1,394 @@
+"""Actor-critic policies around a memory core.
+
+What a step passes through: the features extractor of stable-baselines3, joined by the previous action (and reward),
+the encoder, the core, and the heads. Acting takes one step at a time (`act`), learning whole windows
+(`evaluate_windows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+    NatureCNN,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+import ctrl
+from ctrl.agents.spaces import action_features, encode_action
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+class PolicyState(NamedTuple):
+    """What a policy carries from step to step."""
+
+    core: Any
+    """The core's state."""
+    previous_action: Tensor
+    """[B, A] the last action as `encode_action` gives it; [B, 0] where the policy does not use it."""
+    previous_reward: Tensor
+    """[B, 1] the last reward; [B, 0] where the policy does not use it."""
+
+
+class Acted(NamedTuple):
+    """What `MemoryPolicy.act` returns; B envs."""
+
+    actions: Tensor
+    """[B, ...] as sampled; Box actions are not clipped yet."""
+    values: Tensor
+    """[B]"""
+    log_prob: Tensor
+    """[B]"""
+    state: PolicyState
+    """The state after the step, with these actions as previous ones."""
+
+
+class Windows(NamedTuple):
+    """Sequences to learn from: N windows of T steps."""
+
+    observations: PyTorchObs
+    """[N, T, ...]"""
+    actions: Tensor
+    """[N, T, ...]"""
+    previous_action: Tensor
+    """[N, T, A]"""
+    previous_reward: Tensor
+    """[N, T, 1]"""
+    reset: Tensor
+    """[N, T] bool, true where a step is the first of an episode."""
+    core_state: Any
+    """The core's state before each window."""
+
+
+class Evaluated(NamedTuple):
+    """What `MemoryPolicy.evaluate_windows` returns; N windows of T steps."""
+
+    values: Tensor
+    """[N, T]"""
+    log_prob: Tensor
+    """[N, T] of the windows' actions under the policy as it is now."""
+    entropy: Tensor | None
+    """[N, T], or None where the distribution has no closed form."""
+    unrolled: ctrl.Unrolled
+
+
+class MemoryPolicy(ActorCriticPolicy):
+    """Actor and critic on one memory core; use it by name, `MlpMemoryPolicy` and its siblings.
+
+    :param observation_space: the env's
+    :param action_space: the env's
+    :param lr_schedule: learning rate of `optimizer` over the remaining progress, 1 to 0
+    :param core: a name for `ctrl.make_core`: "compressive", "transformer_xl", "lstm", "gru", "feedforward"
+    :param core_kwargs: the core's own options
+    :param encoder_arch: widths of the layers between features and core
+    :param previous_action: whether the last action joins the features
+    :param previous_reward: whether the last reward does. `predict` then needs `reward=`, which stable-baselines3's
+        `evaluate_policy` and `EvalCallback` never pass, so it is off unless asked for
+    :param net_arch: widths of the layers of policy and value heads, as in stable-baselines3
+    :param activation_fn: of encoder and heads
+    :param memory_lr: initial learning rate of `memory_optimizer`; the algorithm updates it
+    :param kwargs: `ortho_init`, `log_std_init`, `features_extractor_class`, `features_extractor_kwargs`,
+        `normalize_images`, `optimizer_class`, `optimizer_kwargs`, as in stable-baselines3
+    """
+
+    memory_optimizer: torch.optim.Optimizer | None
+    """Trains the core's compressors; None where the core has none that learn."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        core: str = "compressive",
+        core_kwargs: dict[str, Any] | None = None,
+        encoder_arch: Sequence[int] = (64,),
+        previous_action: bool = True,
+        previous_reward: bool = False,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        memory_lr: float = 1e-3,
+        use_sde: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if use_sde:
+            raise ValueError("use_sde=True is not supported by memory policies")
+        self._core_options = {"name": core, **(core_kwargs or {})}
+        self._encoder_arch = list(encoder_arch)
+        self._previous_sizes = (
+            action_features(action_space) if previous_action else 0,
+            1 if previous_reward else 0,
+        )
+        self._memory_lr = memory_lr
+        net_arch = {"pi": [64], "vf": [64]} if net_arch is None else net_arch
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch=net_arch, activation_fn=activation_fn, **kwargs
+        )
+
+    def _build_mlp_extractor(self) -> None:
+        joined = self.features_dim + sum(self._previous_sizes)
+        layers = create_mlp(joined, -1, self._encoder_arch, self.activation_fn)
+        self.encoder = nn.Sequential(*layers)
+        width = self._encoder_arch[-1] if self._encoder_arch else joined
+        self.core: ctrl.MemoryCore[Any] = ctrl.make_core(input_size=width, **self._core_options)
+        self.mlp_extractor = MlpExtractor(
+            self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        if self.ortho_init:
+            for module in self.encoder:
+                self.init_weights(module, gain=float(np.sqrt(2)))
+        compression = self.core.compression_parameters()
+        of_compression = {id(parameter) for parameter in compression}
+        main = [parameter for parameter in self.parameters() if id(parameter) not in of_compression]
+        make = self.optimizer_class
+        self.optimizer = make(main, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.memory_optimizer = (
+            make(compression, lr=self._memory_lr, **self.optimizer_kwargs)  # type: ignore[call-arg]
+            if compression
+            else None
+        )
+
+    def initial_state(self, batch_size: int) -> PolicyState:
+        """Return the state before the first step of an episode, for `batch_size` envs."""
+        action, reward = (torch.zeros(batch_size, size, device=self.device) for size in self._previous_sizes)
+        return PolicyState(self.core.initial_state(batch_size), action, reward)
+
+    def step(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> tuple[Tensor, PolicyState]:
+        """Consume one observation per env.
+
+        :param obs: [B, ...]
+        :param state: the state after the step before
+        :param reset: [B] bool, true where `obs` is the first of an episode
+        :return: the core's output [B, O] and the state after the step, whose previous action and reward the caller
+            sets once they are known
+        """
+        started = reset[:, None]
+        action = torch.where(started, 0, state.previous_action)
+        reward = torch.where(started, 0, state.previous_reward)
+        latent, core_state = self.core.step(self._embed(obs, action, reward), state.core, reset)
+        return latent, PolicyState(core_state, action, reward)
+
+    def act(self, obs: PyTorchObs, state: PolicyState, reset: Tensor, deterministic: bool = False) -> Acted:
+        """Choose actions; arguments as `step`. The new state still lacks the reward that they bring."""
+        latent, state = self.step(obs, state, reset)
+        latent_pi, latent_vf = self.mlp_extractor(latent)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        actions = distribution.get_actions(deterministic=deterministic)
+        state = state._replace(previous_action=self.encode_action(actions))
+        return Acted(actions, self.value_net(latent_vf)[:, 0], distribution.log_prob(actions), state)
+
+    def values_after(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> Tensor:
+        """Return the values [B] of observations that follow `state`, without keeping what they do to it."""
+        latent, _ = self.step(obs, state, reset)
+        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
+        return values[:, 0]
+
+    def evaluate_windows(self, windows: Windows, *, diagnose: bool = False) -> Evaluated:
+        """Unroll the core over whole windows and judge their actions.
+
+        :param windows: what was seen and done
+        :param diagnose: also report the core's attention statistics
+        """
+        shape = windows.reset.shape
+        obs = _flatten_steps(windows.observations)
+        inputs = self._embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
+        unrolled = self.core.unroll(inputs.unflatten(0, shape), windows.core_state, windows.reset, diagnose=diagnose)
+        latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        log_prob = distribution.log_prob(windows.actions.flatten(0, 1))
+        entropy = distribution.entropy()
+        return Evaluated(
+            self.value_net(latent_vf).view(shape),
+            log_prob.view(shape),
+            None if entropy is None else entropy.view(shape),
+            unrolled,
+        )
+
+    def encode_action(self, actions: Tensor) -> Tensor:
+        """[N, ...] -> [N, A], or [N, 0] where the policy does not use the previous action."""
+        if not self._previous_sizes[0]:
+            return actions.new_zeros(len(actions), 0, dtype=torch.float32)
+        return encode_action(self.action_space, actions)
+
+    def encode_reward(self, rewards: np.ndarray | Tensor) -> Tensor:
+        """[N] -> [N, 1], or [N, 0] where the policy does not use the previous reward."""
+        reward = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
+        return reward.reshape(-1, 1)[:, : self._previous_sizes[1]]
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: Observation,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        reward: np.ndarray | float | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose actions from observations and the state that the last call returned.
+
+        :param observation: of one env, or of several with a leading axis
+        :param state: what the last call returned; None at the start of all episodes
+        :param episode_start: [B] true where `observation` is the first of an episode; none are if None
+        :param deterministic: take the most likely action
+        :param reward: [B] the rewards of the last actions; only for policies with `previous_reward=True`
+        :return: actions, and the state for the next call: a tuple of numpy arrays, batch first
+        :raises ValueError: where the state does not fit the observation, or a needed reward is missing
+        """
+        self.set_training_mode(False)
+        obs, vectorized = self.obs_to_tensor(observation)
+        batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        reset = self._reset_of(episode_start, batch)
+        before = self.initial_state(batch) if state is None else self._state_from_numpy(state, batch)
+        if self._previous_sizes[1] and state is not None:
+            before = before._replace(previous_reward=self._known_reward(reward, reset))
+        with torch.no_grad():
+            acted = self.act(obs, before, reset, deterministic)
+        actions = self.env_actions(acted.actions)
+        return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in _leaves(acted.state))
+
+    def _embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:
+        features: Any = self.extract_features(obs)
+        embedded: Tensor = self.encoder(torch.cat([features, action, reward], dim=1))
+        return embedded
+
+    def env_actions(self, actions: Tensor) -> np.ndarray:
+        result = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc]
+        if isinstance(self.action_space, spaces.Box):
+            result = np.clip(result, self.action_space.low, self.action_space.high)
+        return result
+
+    def _reset_of(self, episode_start: np.ndarray | None, batch: int) -> Tensor:
+        if episode_start is None:
+            return torch.zeros(batch, dtype=torch.bool, device=self.device)
+        starts = np.asarray(episode_start, dtype=bool).reshape(-1)
+        if len(starts) != batch:
+            raise ValueError(f"episode_start has {len(starts)} entries, but observation has {batch} envs")
+        return torch.as_tensor(starts, device=self.device)
+
+    def _state_from_numpy(self, state: tuple[np.ndarray, ...], batch: int) -> PolicyState:
+        names = [*self.initial_state(1).core._fields, *PolicyState._fields[1:]]
+        if len(state) != len(names):
+            raise ValueError(f"state must have {len(names)} arrays ({', '.join(names)}), got {len(state)}")
+        leaves = [torch.as_tensor(leaf, device=self.device) for leaf in state]
+        for name, leaf in zip(names, leaves, strict=True):
+            if len(leaf) != batch:
+                raise ValueError(f"state ({name}) is of {len(leaf)} envs, but observation has {batch}")
+        return PolicyState(self.core.make_state(leaves[:-2]), *leaves[-2:])
+
+    def _known_reward(self, reward: np.ndarray | float | None, reset: Tensor) -> Tensor:
+        if reward is None:
+            if bool(reset.all()):
+                return torch.zeros(len(reset), 1, device=self.device)
+            raise ValueError("this policy was built with previous_reward=True, so predict() needs reward=, got None")
+        return self.encode_reward(np.broadcast_to(np.asarray(reward, dtype=np.float32), (len(reset),)))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a memory policy has no meaning without a state."""
+        raise NotImplementedError("a memory policy needs its state: use act(), evaluate_windows() or predict()")
+
+    def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse, as `forward`."""
+        return self.forward()
+
+    def get_distribution(self, *args: Any, **kwargs: Any) -> Distribution:
+        """Refuse, as `forward`."""
+        result: Distribution = self.forward()
+        return result
+
+    def predict_values(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Refuse, as `forward`."""
+        result: Tensor = self.forward()
+        return result
+
+
+class MlpMemoryPolicy(MemoryPolicy):
+    """`MemoryPolicy` for vectors: observations are flattened."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"observation_space is a Dict: use MultiInputMemoryPolicy; got {observation_space}")
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+class CnnMemoryPolicy(MemoryPolicy):
+    """`MemoryPolicy` for images, through the convolutional network of stable-baselines3."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        normalize_images: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if features_extractor_class is NatureCNN and not is_image_space(
+            observation_space, normalized_image=not normalize_images
+        ):
+            raise ValueError(f"CnnMemoryPolicy needs images (uint8, 0 to 255, 3 axes); got {observation_space}")
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=features_extractor_class,
+            normalize_images=normalize_images,
+            **kwargs,
+        )
+
+
+class MultiInputMemoryPolicy(MemoryPolicy):
+    """`MemoryPolicy` for Dict observations: images through a CNN, the rest flattened, then joined."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f"MultiInputMemoryPolicy needs a Dict observation_space, use MlpMemoryPolicy; got {observation_space}"
+            )
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+def _leaves(state: PolicyState) -> tuple[Tensor, ...]:
+    return (*state.core, state.previous_action, state.previous_reward)
+
+
+def _flatten_steps(observations: PyTorchObs) -> PyTorchObs:
+    if isinstance(observations, dict):
+        return {key: part.flatten(0, 1) for key, part in observations.items()}
+    return observations.flatten(0, 1)

@@ -1,0 +1,452 @@
+"""PPO (Schulman et al. 2017, arXiv 1707.06347) for policies with a memory core, in the manner of stable-baselines3."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import (
+    FloatSchedule,
+    explained_variance,
+    obs_as_tensor,
+    update_learning_rate,
+)
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from ctrl.agents.buffers import WindowBatch, WindowBuffer
+from ctrl.agents.finite import check_finite, check_gradients
+from ctrl.agents.policies import (
+    CnnMemoryPolicy,
+    MemoryPolicy,
+    MlpMemoryPolicy,
+    MultiInputMemoryPolicy,
+    PolicyState,
+)
+from ctrl.agents.spaces import check_spaces
+from ctrl.agents.vector_env import GymnasiumVecEnv
+
+Self = TypeVar("Self", bound="MemoryPPO")
+
+
+class MemoryPPO(OnPolicyAlgorithm):
+    """PPO whose policy remembers.
+
+        model = MemoryPPO("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "compressive"})
+        model.learn(100_000)
+
+    Rollouts are cut into windows; a window is unrolled from one stored state, and minibatches are whole windows. The
+    compressors learn from the core's reconstruction loss, on an optimizer of their own.
+
+    :param policy: "MlpMemoryPolicy", "CnnMemoryPolicy", "MultiInputMemoryPolicy", or a class
+    :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, or a gymnasium `VectorEnv`
+    :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0)
+    :param memory_learning_rate: of the compressors; likewise
+    :param n_steps: steps per env and rollout
+    :param window: T, steps that one unroll trains on; divides `n_steps`; None for `n_steps`
+    :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout
+    :param n_epochs: passes over each rollout
+    :param gamma: discount factor
+    :param gae_lambda: trade-off between bias and variance of the advantages
+    :param clip_range: of the probability ratio; a number or a function of the progress left
+    :param clip_range_vf: of the value's change, or None for no clipping; depends on the reward's scale
+    :param normalize_advantage: whether advantages are normalised per minibatch
+    :param ent_coef: weight of the entropy in the loss
+    :param vf_coef: weight of the value loss in the loss
+    :param max_grad_norm: gradient clip of everything but the compressors
+    :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
+    :param target_kl: stop an update where the approximate KL divergence exceeds 1.5 times this; None for no limit
+    :param stats_window_size: episodes that the reported means are over
+    :param tensorboard_log: folder for TensorBoard, or None
+    :param policy_kwargs: see `MemoryPolicy`, above all `core` and `core_kwargs`
+    :param verbose: 0 silent, 1 info, 2 debug
+    :param seed: of everything random
+    :param device: where the policy lives
+    :raises ValueError: where an argument or a space does not fit
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpMemoryPolicy": MlpMemoryPolicy,
+        "CnnMemoryPolicy": CnnMemoryPolicy,
+        "MultiInputMemoryPolicy": MultiInputMemoryPolicy,
+    }
+    policy: MemoryPolicy
+    rollout_buffer: WindowBuffer
+
+    def __init__(
+        self,
+        policy: str | type[MemoryPolicy],
+        env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        memory_learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 128,
+        window: int | None = None,
+        batch_size: int | None = None,
+        n_epochs: int = 4,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        memory_max_grad_norm: float = 0.1,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.memory_learning_rate = memory_learning_rate
+        self.window = window
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.memory_max_grad_norm = memory_max_grad_norm
+        self.target_kl = target_kl
+        self._last_state: PolicyState | None = None
+        if _init_setup_model:
+            self._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, gym.vector.VectorEnv):
+            env = GymnasiumVecEnv(env)
+        check_spaces(env.observation_space, env.action_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self._memory_lr_schedule = FloatSchedule(self.memory_learning_rate)
+        self._clip_schedule = FloatSchedule(self.clip_range)
+        self._clip_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
+        self.set_random_seed(self.seed)
+        window = self.n_steps if self.window is None else self.window
+        self._batch_windows = batch_windows(self.n_steps, window, self.n_envs, self.batch_size)
+        self.rollout_buffer = WindowBuffer(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gae_lambda=self.gae_lambda,
+            gamma=self.gamma,
+            n_envs=self.n_envs,
+            window=window,
+        )
+        policy_class: Any = self.policy_class
+        if not issubclass(policy_class, MemoryPolicy):
+            raise ValueError(f"policy must be one of {', '.join(self.policy_aliases)} or a MemoryPolicy class")
+        memory_lr = self._memory_lr_schedule(1)
+        policy = policy_class(
+            self.observation_space, self.action_space, self.lr_schedule, memory_lr=memory_lr, **self.policy_kwargs
+        )
+        self.policy = policy.to(self.device)
+        self._last_state = None
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Act for `n_rollout_steps` steps in each env and fill the buffer; False if a callback stopped it."""
+        assert self._last_obs is not None and self._last_episode_starts is not None
+        buffer = self.rollout_buffer
+        self.policy.set_training_mode(False)
+        buffer.reset()
+        callback.on_rollout_start()
+        state = self._state_to_act_from(env.num_envs)
+        dones = self._last_episode_starts
+        for _ in range(n_rollout_steps):
+            check_finite(self._last_obs, "observation", self.num_timesteps)
+            with torch.no_grad():
+                acted = self.policy.act(self._obs_tensor(self._last_obs), state, self._tensor(dones))
+            actions = self.policy.env_actions(acted.actions)
+            new_obs, rewards, new_dones, infos = env.step(actions)
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, new_dones)
+            check_finite(rewards, "reward", self.num_timesteps)
+            after = acted.state._replace(previous_reward=self.policy.encode_reward(rewards))
+            buffer.add_step(self._last_obs, acted, state, rewards, dones)
+            self._settle_episode_ends(infos, new_dones, after)
+            state, dones = after, new_dones
+            self._last_obs, self._last_episode_starts, self._last_state = new_obs, new_dones, state
+
+        check_finite(self._last_obs, "observation", self.num_timesteps)
+        with torch.no_grad():
+            last_values = self.policy.values_after(self._obs_tensor(self._last_obs), state, self._tensor(dones))
+        buffer.compute_returns_and_advantage(last_values, dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _state_to_act_from(self, n_envs: int) -> PolicyState:
+        """Return the state after the last step; without one every env starts afresh, as at an episode's start."""
+        if self._last_state is None:
+            self._last_state = self.policy.initial_state(n_envs)
+            self._last_episode_starts = np.ones(n_envs, dtype=bool)
+        return self._last_state
+
+    def _settle_episode_ends(self, infos: list[dict[str, Any]], dones: np.ndarray, after: PolicyState) -> None:
+        """Bootstrap what a time limit cut, and leave steps whose action the env ignored out of the losses.
+
+        A cut episode's return goes on with the value of its terminal observation, seen from the state after the
+        last step.
+        """
+        buffer = self.rollout_buffer
+        ended = np.flatnonzero(dones)
+        cut = [env for env in ended if infos[env].get("TimeLimit.truncated", False)]
+        values = dict(zip(cut, self._terminal_values(cut, infos, after), strict=True)) if cut else {}
+        for env in ended:
+            value = values.get(env, 0.0)
+            if infos[env].get("reset_step", False):
+                buffer.ignore_step(env, value)
+            elif env in values:
+                buffer.rewards[buffer.pos - 1, env] += self.gamma * value
+
+    def _terminal_values(self, envs: list[int], infos: list[dict[str, Any]], after: PolicyState) -> list[float]:
+        observations = [self.policy.obs_to_tensor(infos[env]["terminal_observation"])[0] for env in envs]
+        index = torch.as_tensor(np.asarray(envs), device=self.device)
+        state = PolicyState(
+            self.policy.core.make_state([leaf[index] for leaf in after.core]),
+            after.previous_action[index],
+            after.previous_reward[index],
+        )
+        going_on = torch.zeros(len(envs), dtype=torch.bool, device=self.device)
+        with torch.no_grad():
+            values: list[float] = self.policy.values_after(_concatenate(observations), state, going_on).tolist()
+        return values
+
+    def train(self) -> None:
+        """Learn from the rollout in the buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        clip_range = self._clip_schedule(self._current_progress_remaining)
+        statistics = _Statistics()
+        go_on = True
+        for _ in range(self.n_epochs):
+            for batch in self.rollout_buffer.window_batches(self.policy, self._batch_windows):
+                first = not statistics.values
+                kl = self._loss_and_gradients(batch, clip_range, statistics, first=first)
+                if self.target_kl is not None and kl > 1.5 * self.target_kl:
+                    go_on = False
+                    break
+                self._optimize(statistics)
+            self._n_updates += 1
+            if not go_on:
+                break
+        self._log_training(statistics, clip_range)
+
+    def _loss_and_gradients(
+        self, batch: WindowBatch, clip_range: float, statistics: _Statistics, *, first: bool
+    ) -> float:
+        """Compute all losses of a minibatch and their gradients; return the approximate KL divergence."""
+        counts = batch.loss_mask
+        evaluated = self.policy.evaluate_windows(batch.windows, diagnose=first)
+        log_ratio = (evaluated.log_prob - batch.old_log_prob)[counts]
+        ratio = log_ratio.exp()
+        if first:
+            statistics.add("train/first_ratio_deviation", (ratio - 1).abs().max())
+        advantages = batch.advantages[counts]
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
+        value_loss = F.mse_loss(self._clipped_values(evaluated.values, batch)[counts], batch.returns[counts])
+        entropy = -evaluated.log_prob if evaluated.entropy is None else evaluated.entropy
+        entropy_loss = -entropy[counts].mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        reconstruction_loss = evaluated.unrolled.reconstruction_loss
+        check_finite(loss, "loss", self.num_timesteps)
+        check_finite(reconstruction_loss, "reconstruction_loss", self.num_timesteps)
+
+        self.policy.zero_grad()
+        # The two losses share no parameter, so one backward pass serves both.
+        (loss + reconstruction_loss).backward()
+
+        with torch.no_grad():
+            kl = ((log_ratio.exp() - 1) - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html
+            statistics.add("train/policy_gradient_loss", policy_loss)
+            statistics.add("train/value_loss", value_loss)
+            statistics.add("train/entropy_loss", entropy_loss)
+            statistics.add("train/loss", loss)
+            statistics.add("train/approx_kl", kl)
+            statistics.add("train/clip_fraction", ((ratio - 1).abs() > clip_range).float().mean())
+            for name, value in evaluated.unrolled.diagnostics.items():
+                statistics.add(f"memory/{name}", value)
+        return float(kl)
+
+    def _clipped_values(self, values: Tensor, batch: WindowBatch) -> Tensor:
+        if self._clip_vf_schedule is None:
+            return values
+        clip_range = self._clip_vf_schedule(self._current_progress_remaining)
+        return batch.old_values + (values - batch.old_values).clamp(-clip_range, clip_range)
+
+    def _optimize(self, statistics: _Statistics) -> None:
+        """Clip and step the two optimizers apart, so that neither's gradients scale the other's."""
+        groups = [("train/grad_norm", self.policy.optimizer, self.max_grad_norm)]
+        if self.policy.memory_optimizer is not None:
+            groups.append(("memory/grad_norm", self.policy.memory_optimizer, self.memory_max_grad_norm))
+        for name, optimizer, limit in groups:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            check_gradients(norm, self.policy, self.num_timesteps)
+            statistics.add(name, norm)
+        for _, optimizer, _ in groups:
+            optimizer.step()
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate(self.policy.optimizer)
+        if self.policy.memory_optimizer is not None:
+            rate = self._memory_lr_schedule(self._current_progress_remaining)
+            update_learning_rate(self.policy.memory_optimizer, rate)
+            self.logger.record("memory/learning_rate", rate)
+
+    def _log_training(self, statistics: _Statistics, clip_range: float) -> None:
+        buffer = self.rollout_buffer
+        for name, value in statistics.means().items():
+            self.logger.record(name, value)
+        explained = explained_variance(buffer.values[buffer.loss_mask], buffer.returns[buffer.loss_mask])
+        self.logger.record("train/explained_variance", explained)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if self._clip_vf_schedule is not None:
+            self.logger.record("train/clip_range_vf", self._clip_vf_schedule(self._current_progress_remaining))
+        self.logger.record("memory/state_bytes", self.policy.core.state_bytes)
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MemoryPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for at least `total_timesteps` steps, summed over the envs; arguments as in stable-baselines3."""
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        total, callback = super()._setup_learn(*args, **kwargs)
+        self._log_hparams()
+        return total, callback
+
+    def _log_hparams(self) -> None:
+        names = ("n_steps", "window", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef")
+        names += ("max_grad_norm", "memory_max_grad_norm", "seed", "n_envs")
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        values["learning_rate"] = self.lr_schedule(1)
+        values["memory_learning_rate"] = self._memory_lr_schedule(1)
+        values["core"] = self.policy_kwargs.get("core", "compressive")
+        values.update({f"core/{key}": str(value) for key, value in self.policy_kwargs.get("core_kwargs", {}).items()})
+        values["parameters"] = sum(parameter.numel() for parameter in self.policy.parameters())
+        hparams = {key: "default" if value is None else value for key, value in values.items()}
+        metrics = {"rollout/ep_rew_mean": 0.0, "rollout/success_rate": 0.0, "train/value_loss": 0.0}
+        self.logger.record("hparams", HParam(hparams, metrics), exclude=("stdout", "log", "json", "csv"))
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        reward: np.ndarray | float | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose actions; see `MemoryPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, reward)
+
+    def _obs_tensor(self, obs: Any) -> Any:
+        return obs_as_tensor(obs, self.device)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.bool, device=self.device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_state"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = ["policy", "policy.optimizer"]
+        if self.policy.memory_optimizer is not None:
+            names.append("policy.memory_optimizer")
+        return names, []
+
+
+class _Statistics:
+    """Means over the minibatches of an update."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.values.setdefault(name, []).append(value.detach())
+
+    def means(self) -> dict[str, float]:
+        return {name: torch.stack(values).mean().item() for name, values in self.values.items()}
+
+
+def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None) -> int:
+    """Return how many windows make a minibatch of `batch_size` steps; a quarter of the rollout if that is None.
+
+    :raises ValueError: where `window` does not divide `n_steps` or `batch_size`
+    """
+    if n_steps < 1 or window < 1 or n_steps % window:
+        raise ValueError(f"window must divide n_steps, got window = {window} and n_steps = {n_steps}")
+    if batch_size is None:
+        return max(1, n_steps // window * n_envs // 4)
+    if batch_size < 1 or batch_size % window:
+        raise ValueError(
+            f"batch_size counts steps and minibatches are whole windows, so it must be a multiple of window = {window}; "
+            f"got batch_size = {batch_size}"
+        )
+    return batch_size // window
+
+
+def _concatenate(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: torch.cat([part[key] for part in observations]) for key in observations[0]}
+    return torch.cat(observations)

@@ -1,0 +1,67 @@
+"""Which spaces the agents take, and how an action looks as an input of the next step."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor
+
+FLAT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Refuse spaces that the agents can't handle.
+
+    :raises ValueError: naming the space and what is supported
+    """
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    for key, part in parts.items():
+        if not isinstance(part, FLAT_SPACES):
+            where = f"observation_space[{key!r}]" if key else "observation_space"
+            raise ValueError(f"{where} must be {_names()} or a flat Dict of these, got {part}")
+    if not isinstance(action_space, FLAT_SPACES):
+        raise ValueError(f"action_space must be {_names()}, got {action_space}")
+    if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
+        raise ValueError(f"action_space must have finite bounds, got {action_space}")
+    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim != 1:
+        raise ValueError(f"action_space must be one-dimensional, flatten it; got {action_space}")
+    if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) != 1:
+        raise ValueError(f"action_space must be one-dimensional, flatten it; got {action_space}")
+
+
+def action_features(action_space: gym.Space) -> int:
+    """Return A, how many features `encode_action` gives."""
+    if isinstance(action_space, spaces.Discrete):
+        return int(action_space.n)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return int(action_space.nvec.sum())
+    return int(np.prod(cast("tuple[int, ...]", action_space.shape)))
+
+
+def encode_action(action_space: gym.Space, action: Tensor) -> Tensor:
+    """Turn actions into features in [-1, 1].
+
+    One-hot for (Multi)Discrete, as they are for MultiBinary, clipped to the bounds and rescaled for Box.
+
+    :param action: [N, ...] as the policy sampled it
+    :return: [N, A] float32
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return F.one_hot(action.long().reshape(-1), int(action_space.n)).float()
+    if isinstance(action_space, spaces.MultiDiscrete):
+        columns = action.long().unbind(dim=1)
+        return torch.cat([F.one_hot(c, int(n)) for c, n in zip(columns, action_space.nvec, strict=True)], dim=1).float()
+    if isinstance(action_space, spaces.Box):
+        low = torch.as_tensor(action_space.low, dtype=torch.float32, device=action.device)
+        high = torch.as_tensor(action_space.high, dtype=torch.float32, device=action.device)
+        action = 2 * (action.float().clamp(low, high) - low) / (high - low).clamp_min(1e-8) - 1
+    return action.float().flatten(start_dim=1)
+
+
+def _names() -> str:
+    return ", ".join(space.__name__ for space in FLAT_SPACES)
