@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ctrl.band import Band, make_band
 from ctrl.compressors import make_compressor
 from ctrl.core import MemoryCore, Unrolled, choose, require_positive
 from ctrl.layer import Attended, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
-from ctrl.reconstruction import RECONSTRUCTION_LOSSES
+from ctrl.reconstruction import RECONSTRUCTION_LOSSES, Compression
 from ctrl.timeline import TierPlan, WindowPlan, plan_window
 
 
@@ -102,56 +103,58 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def _run_window(
         self, inputs: Tensor, state: CompressiveState, reset: Tensor
     ) -> tuple[Tensor, CompressiveState, list[_LayerPass]]:
-        plans = {tiers: plan_window(tiers, state.clock, reset) for tiers in set(self.tiers)}
+        plans = {tiers: _planned(tiers, state.clock, reset) for tiers in set(self.tiers)}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
         passes: list[_LayerPass] = []
         kept: list[Tensor] = []
         for number, tiers in enumerate(self.tiers):
-            plan = plans[tiers]
+            plan, band = plans[tiers]
             memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], plan.tiers)
             kept += [memory.write_back(tier) for memory, tier in zip(memories, plan.tiers, strict=True)]
-            layer = self.layers[number]
-            hidden, attended = layer(hidden, _attendable(hidden, memories), _bias_index(layer, plan.tiers))
-            passes.append(_LayerPass(plan, memories, attended))
-        clock = next(iter(plans.values())).clock
+            hidden, attended = self.layers[number](hidden, _attendable(hidden, memories), band)
+            passes.append(_LayerPass(plan, band, memories, attended))
+        clock = passes[0].plan.clock
         return self.norm(hidden), CompressiveState(clock, torch.cat(kept, dim=1)), passes
 
     def _recall(self, number: int, hidden: Tensor, rings: list[Tensor], plans: list[TierPlan]) -> list[_Memory]:
         """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
         memories: list[_Memory] = []
         for position, (ring, plan) in enumerate(zip(rings, plans, strict=True)):
-            stored = torch.where(plan.stored[:, :, None], ring, 0)
+            exists = plan.columns.exists
+            stored = torch.where(exists[:, : ring.shape[1], None], _take(ring, plan.stored), 0)
             if position == 0:
-                memories.append(_Memory(stored, hidden, None))
+                memories.append(_Memory(stored, hidden))
                 continue
-            blocks = _take(memories[-1].slots(), plan.formed.source)  # [B, E, m, D]
-            blocks = torch.where(plan.formed.exists[:, :, None, None], blocks, 0)
+            blocks = _take(memories[-1].slots(), plan.source)  # [B, E, m, D]
+            blocks = torch.where(exists[:, ring.shape[1] :, None, None], blocks, 0)
             formed = self.compressors[number][position - 1](blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
-            memories.append(_Memory(stored, formed, blocks))
+            memories.append(_Memory(stored, formed))
         return memories
 
     def _reconstruction_losses(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        for number, (plan, memories, attended) in enumerate(passes):
-            attention = self.layers[number].attention
-            for position, (memory, tier) in enumerate(zip(memories, plan.tiers, strict=True)):
-                if memory.blocks is not None:
-                    losses[f"layer{number}/tier{position}"] = self.reconstruction(
-                        attention, attended.queries, memory.blocks, memory.formed, tier.formed, plan.episode
-                    )
+        for number, (plan, _, memories, attended) in enumerate(passes):
+            columns = attended.keys_values.detach().split([memory.count() for memory in memories], dim=1)
+            for position in range(1, len(memories)):
+                tier, below = plan.tiers[position], columns[position - 1]
+                compression = Compression(plan, tier, attended, _take(below, tier.source), memories[position].formed)
+                loss = self.reconstruction(self.layers[number].attention, compression)
+                losses[f"layer{number}/tier{position}"] = loss
         return losses
 
 
 class _Memory(NamedTuple):
-    """One tier's slots during a window."""
+    """One tier's slots during a window, C = n + E columns."""
 
-    stored: Tensor  # [B, n, D] from the state, in ring order; 0 where empty
+    stored: Tensor  # [B, n, D] from the state, oldest first; 0 where there is none
     formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
-    blocks: Tensor | None  # [B, E, m, D] what each was compressed from; None for tier 0
+
+    def count(self) -> int:
+        return self.stored.shape[1] + self.formed.shape[1]
 
     def slots(self) -> Tensor:
-        """[B, n + E, D], without a graph."""
+        """[B, C, D], without a graph."""
         return torch.cat([self.stored, self.formed.detach()], dim=1)
 
     def write_back(self, plan: TierPlan) -> Tensor:
@@ -163,41 +166,42 @@ class _LayerPass(NamedTuple):
     """What happened in one layer during a window."""
 
     plan: WindowPlan
+    band: Band
     memories: list[_Memory]
     attended: Attended
 
 
+def _planned(tiers: Tiers, clock: Tensor, reset: Tensor) -> tuple[WindowPlan, Band]:
+    plan = plan_window(tiers, clock, reset)
+    return plan, make_band(plan)
+
+
 def _attendable(hidden: Tensor, memories: list[_Memory]) -> Tensor:
-    """Join all slots [B, S, D]; only the window's own steps carry a graph."""
+    """Join all columns [B, C, D]; only the window's own steps carry a graph."""
     raw, *compressed = memories
     return torch.cat([raw.stored, hidden, *(memory.slots() for memory in compressed)], dim=1)
-
-
-def _bias_index(layer: MemoryLayer, plans: list[TierPlan]) -> Tensor:
-    ages = torch.cat([plan.age for plan in plans], dim=2)
-    visible = torch.cat([plan.visible for plan in plans], dim=2)
-    return layer.attention.age_bias.index(ages, visible)
 
 
 def _attention_statistics(passes: list[_LayerPass]) -> dict[str, Tensor]:
     """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
     statistics: dict[str, Tensor] = {}
-    for number, (plan, memories, attended) in enumerate(passes):
-        weights = attended.weights.detach().mean(dim=1)  # [B, T, S]
-        sizes = [memory.stored.shape[1] + memory.formed.shape[1] for memory in memories]
-        for position, share in enumerate(weights.split(sizes, dim=2)):
+    for number, (plan, band, _, attended) in enumerate(passes):
+        length = plan.episode.shape[1]
+        weights = band.join(attended.weights.detach().mean(dim=2), length)  # [B, T, W]
+        for position, share in enumerate(weights.split(band.widths, dim=2)):
             statistics[f"attention_mass/layer{number}/tier{position}"] = share.sum(dim=2).mean()
-        ages = torch.cat([tier.age for tier in plan.tiers], dim=2)
-        visible = torch.cat([tier.visible for tier in plan.tiers], dim=2)
-        statistics[f"attended_age/layer{number}"] = (weights * torch.where(visible, ages, 0)).sum(dim=2).mean()
+        raw_age = band.raw_age.expand(*band.visible.shape[:2], -1, -1)
+        ages = band.join(torch.cat([raw_age, band.compressed_age], dim=3), length)
+        statistics[f"attended_age/layer{number}"] = (weights * ages).sum(dim=2).mean()
     return statistics
 
 
 def _take(slots: Tensor, index: Tensor) -> Tensor:
-    """Pick slots per env: [B, S, D] at [B, ...] -> [B, ..., D]."""
-    batch, size, width = slots.shape
+    """Pick slots per env: [B, S, F] at [B, ...] -> [B, ..., F]."""
+    batch, size, features = slots.shape
     offset = torch.arange(batch, device=slots.device).view(-1, *[1] * (index.dim() - 1)) * size
-    return slots.reshape(batch * size, width)[index + offset]
+    picked = slots.reshape(batch * size, features).index_select(0, (index + offset).flatten())
+    return picked.unflatten(0, index.shape)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -96,7 +96,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
 
     def make_state(self, leaves: Any) -> StateT:
         """Build this core's state from its leaves, such as tensors that were stored apart."""
-        return cast(StateT, type(self.initial_state(1))(*leaves))
+        return cast(StateT, self._state_layout[0](*leaves))
 
     def compression_parameters(self) -> list[nn.Parameter]:
         """Return what only the reconstruction loss trains; empty for cores that compress nothing."""
@@ -123,10 +123,11 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     @cached_property
-    def _state_layout(self) -> tuple[type, list[tuple[str, torch.Size]]]:
-        """The state's class, and each leaf's name and shape without the batch."""
+    def _state_layout(self) -> tuple[type, list[tuple[str, torch.Size, bool]]]:
+        """The state's class, and each leaf's name, shape without the batch, and whether it has the core's dtype."""
         state: Any = self.initial_state(1)
-        return type(state), [(name, leaf.shape[1:]) for name, leaf in zip(state._fields, state, strict=True)]
+        leaves = zip(state._fields, state, strict=True)
+        return type(state), [(name, leaf.shape[1:], leaf.is_floating_point()) for name, leaf in leaves]
 
     def _check(self, inputs: Tensor, state: StateT, reset: Tensor, leading: tuple[int, ...]) -> None:
         expected = (*leading, self.input_size)
@@ -150,9 +151,12 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
             raise ValueError(
                 f"state must be the {state_class.__name__} of {type(self).__name__}, got {type(state).__name__}"
             )
-        for (name, shape), leaf in zip(layout, state, strict=True):
+        for (name, shape, floating), leaf in zip(layout, state, strict=True):
             if tuple(leaf.shape) != (batch_size, *shape):
                 raise ValueError(f"state.{name} must be {(batch_size, *shape)}, got {tuple(leaf.shape)}")
+            dtype = self.dtype if floating else torch.int64
+            if leaf.dtype != dtype:
+                raise ValueError(f"state.{name} must be {dtype}, got {leaf.dtype}")
             if leaf.device != self.device:
                 raise ValueError(f"state.{name} must be on {self.device} as the core's parameters, got {leaf.device}")
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctrl.band import Band
+
 
 class AgeBias(nn.Module):
     """A learned bias per head on the age of a slot: one entry per step up to 32 steps, then 4 per doubling.
@@ -38,20 +40,10 @@ class AgeBias(nn.Module):
         octaves = torch.log2(age.double().clamp_min(1) / cls.EXACT)
         return torch.where(age < cls.EXACT, age, cls.EXACT + (cls.PER_OCTAVE * octaves).floor().long())
 
-    def index(self, age: Tensor, visible: Tensor) -> Tensor:
-        """Return which entry each age reads; a last entry, past the learned ones, stands for «not visible».
-
-        :param age: any shape, int64; meaningless where not visible
-        :param visible: the same shape, bool
-        """
+    def forward(self, age: Tensor) -> Tensor:
+        """[..., Q, W] -> [..., H, Q, W]; ages out of reach, which are never visible, read the nearest entry."""
         buckets = self.get_buffer("bucket_of_age")
-        return torch.where(visible, buckets[age.clamp(0, len(buckets) - 1)], len(self.weight))
-
-    def forward(self, index: Tensor) -> Tensor:
-        """[B, T, S] -> [B, H, T, S], where `index` comes from `index()`."""
-        # Finite, so that a row without any visible slot stays finite; exp() of it is exactly 0 beside any real score.
-        hidden = self.weight.new_full((1, self.weight.shape[1]), torch.finfo(self.weight.dtype).min / 2)
-        return F.embedding(index, torch.cat([self.weight, hidden])).permute(0, 3, 1, 2)
+        return F.embedding(buckets[age.clamp(0, len(buckets) - 1)], self.weight).movedim(-1, -3)
 
 
 class Attended(NamedTuple):
@@ -60,9 +52,11 @@ class Attended(NamedTuple):
     output: Tensor
     """[B, T, D]"""
     queries: Tensor
-    """[B, H, T, d], before scaling; the reconstruction loss asks the same questions."""
+    """[B, T, D]"""
+    keys_values: Tensor
+    """[B, C, 2 D] of all columns."""
     weights: Tensor
-    """[B, H, T, S]"""
+    """[B, N, H, Q, W]"""
 
 
 class MemoryAttention(nn.Module):
@@ -77,42 +71,57 @@ class MemoryAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
         self.age_bias = AgeBias(heads, reach)
 
-    def forward(self, inputs: Tensor, slots: Tensor, bias_index: Tensor) -> Attended:
+    def forward(self, inputs: Tensor, slots: Tensor, band: Band) -> Attended:
         """Attend.
 
         :param inputs: [B, T, D] the layer's inputs
-        :param slots: [B, S, D] what can be attended, as layer inputs
-        :param bias_index: [B, T, S] from `AgeBias.index`
+        :param slots: [B, C, D] all columns, as layer inputs
+        :param band: which step sees which of them, and at what age
         """
-        queries = split_heads(self.query(self.norm(inputs)), self.heads)  # [B, H, T, d]
-        keys, values = self._keys_values(slots, self.norm.weight, self.norm.bias, self.key_value.weight)
-        scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[-1])  # [B, H, T, S]
-        weights = (scores + self.age_bias(bias_index)).softmax(dim=-1)
-        return Attended(self.output(merge_heads(weights @ values)), queries, weights)
+        queries = self.query(self.norm(inputs))
+        keys_values = self._project(slots, self.norm.weight, self.norm.bias, self.key_value.weight)
+        bias = self.age_bias(band.raw_age).expand(*band.visible.shape[:2], -1, -1, -1)  # [B, N, H, Q, W_0]
+        if band.compressed_age.shape[-1]:
+            bias = torch.cat([bias, self.age_bias(band.compressed_age)], dim=-1)
+        read, weights = self._read(band.split(queries), band.gather(keys_values), band.visible, bias)
+        return Attended(self.output(band.join(read, inputs.shape[1])), queries, keys_values, weights)
 
-    def content_attention(self, queries: Tensor, slots: Tensor, visible: Tensor) -> Tensor:
-        """Attend by content alone, with this layer's weights held fixed (algorithm 2 of the paper).
+    def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
+        """Attend by content alone, without age and output projection.
 
-        Fixed by functional use of detached weights: a gradient reaches `slots` only.
-
-        :param queries: [B, H, T, d]
-        :param slots: [B, S, D]
-        :param visible: [B, T, S] bool; a row without any gives a meaningless, finite result
-        :return: [B, T, D], without the output projection
+        :param queries: [B, Q, D]
+        :param keys_values: [B, W, 2 D]
+        :param visible: [B, Q, W] bool; a row without any gives a meaningless, finite result
+        :return: [B, Q, D]
         """
-        keys, values = self._keys_values(
-            slots, self.norm.weight.detach(), self.norm.bias.detach(), self.key_value.weight.detach()
-        )
-        scores = queries.detach() @ keys.transpose(2, 3) / math.sqrt(queries.shape[-1])
-        scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min / 2)
-        return merge_heads(scores.softmax(dim=-1) @ values)
+        return self._read(queries, keys_values, visible, None)[0]
 
-    def _keys_values(self, slots: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def fixed_keys_values(self, slots: Tensor) -> Tensor:
+        """[.., D] -> [.., 2 D] with this layer's weights held fixed, so that a gradient reaches `slots` only.
+
+        Fixed by functional use of detached weights: the parameters themselves stay as they are.
+        """
+        norm = self.norm
+        return self._project(slots, norm.weight.detach(), norm.bias.detach(), self.key_value.weight.detach())
+
+    def _project(self, slots: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
         normed = F.layer_norm(slots, self.norm.normalized_shape, scale, shift, self.norm.eps)
         # What another episode left in the window may overflow here. It gets no weight, but 0 * NaN is NaN.
-        normed = normed.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        keys, values = F.linear(normed, weight).chunk(2, dim=-1)
-        return split_heads(keys, self.heads), split_heads(values, self.heads)
+        return F.linear(normed.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), weight)
+
+    def _read(
+        self, queries: Tensor, keys_values: Tensor, visible: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the queries [.., Q, D] read [.., Q, D] and the weights [.., H, Q, W]."""
+        keys, values = keys_values.chunk(2, dim=-1)
+        query = _split_heads(queries / math.sqrt(queries.shape[-1] // self.heads), self.heads)
+        scores = query @ _split_heads(keys, self.heads).transpose(-1, -2)
+        if bias is not None:
+            scores = scores + bias
+        # Finite, so that a row without any visible slot stays finite; exp() of it is exactly 0 beside a real score.
+        scores = scores.masked_fill(~visible.unsqueeze(-3), torch.finfo(scores.dtype).min / 2)
+        weights = scores.softmax(dim=-1)
+        return (weights @ _split_heads(values, self.heads)).transpose(-2, -3).flatten(start_dim=-2), weights
 
 
 class Gate(nn.Module):
@@ -147,18 +156,13 @@ class MemoryLayer(nn.Module):
         )
         self.feedforward_gate = Gate(width)
 
-    def forward(self, inputs: Tensor, slots: Tensor, bias_index: Tensor) -> tuple[Tensor, Attended]:
+    def forward(self, inputs: Tensor, slots: Tensor, band: Band) -> tuple[Tensor, Attended]:
         """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
-        attended = self.attention(inputs, slots, bias_index)
+        attended = self.attention(inputs, slots, band)
         hidden = self.attention_gate(inputs, attended.output.relu())
         return self.feedforward_gate(hidden, self.feedforward(hidden)), attended
 
 
-def split_heads(features: Tensor, heads: int) -> Tensor:
-    """[B, N, D] -> [B, H, N, d]."""
-    return features.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(features: Tensor) -> Tensor:
-    """[B, H, N, d] -> [B, N, D]."""
-    return features.transpose(1, 2).flatten(start_dim=2)
+def _split_heads(features: Tensor, heads: int) -> Tensor:
+    """[.., N, D] -> [.., H, N, d]."""
+    return features.unflatten(-1, (heads, -1)).transpose(-2, -3)

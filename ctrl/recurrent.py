@@ -97,8 +97,8 @@ class RecurrentCore(MemoryCore[StateT]):
     def _initialise_chrono(self, horizon: int) -> None:
         """Set the gates' biases for memories of up to `horizon` steps.
 
-        A unit that keeps σ(b) of its memory per step has a time constant of 1 + exp(b) steps, so b = log u, u uniform in
-        [1, horizon − 1]. Torch adds two biases per gate; ours goes into `bias_ih`, and `bias_hh` starts at 0.
+        A unit that keeps σ(b) of its memory per step has a time constant of 1 + exp(b) steps, so b = log u,
+        u uniform in [1, horizon − 1]. Torch has two biases per gate: `bias_ih` takes ours, `bias_hh` starts at 0.
         """
         if type(horizon) is not int or horizon < 2:
             raise ValueError(f"chrono_horizon must be None or a whole number of at least 2, got {horizon!r}")

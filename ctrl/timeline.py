@@ -12,7 +12,13 @@ with n_i slots and rates m_i. Unfolded, slot k of tier i is formed at exactly
 
 A step sees slot k exactly when evicted_i <= k < created_i. The slot stands for the steps
 [k * rho_i, (k + 1) * rho_i) and is kept at position k mod n_i of the tier's ring. Nothing here depends on what the
-slots hold, so a whole window's masks, ages and moves are known before its first layer runs (`plan_window`).
+slots hold, so all of a window is known before its first layer runs (`plan_window`).
+
+For a window of T steps a tier's slots are laid out in columns by the time at which they were formed: column c holds
+the slot that was formed within the steps [(c - n) * rho, (c - n + 1) * rho) of the window, where steps below 0 are
+those before it. There is at most one, since a tier forms slots at least rho steps apart, across resets too. So the
+first n columns are the stored slots, the E = ceil(T / rho) others are formed in the window, no column depends on
+what happened before a reset, and a step sees only the n + 1 columns up to its own: attention is banded.
 """
 
 from __future__ import annotations
@@ -36,39 +42,61 @@ class Counts(NamedTuple):
     """Slots that have left the tier."""
 
 
-class Formed(NamedTuple):
-    """The slots that a tier forms in a window of T steps.
-
-    They are at least rho steps apart, across resets too. So column c of E = ceil(T / rho) is the one that is formed
-    within the steps [c * rho, (c + 1) * rho), if any, and its place does not depend on what happened before.
-    """
+class Columns(NamedTuple):
+    """A tier's slots during a window, C = n + E columns; meaningless where none exists."""
 
     exists: Tensor
-    """[B, E] bool"""
+    """[B, C] bool"""
     step: Tensor
-    """[B, E] the step of the window at which the slot is formed."""
+    """[B, C] the step of the window at which the slot was formed; negative if before it."""
     index: Tensor
-    """[B, E] its number k within its episode."""
+    """[B, C] the slot's number k within its episode."""
     episode: Tensor
-    """[B, E] its episode's number within the window."""
-    source: Tensor
-    """[B, E, m] what it is compressed from: indices into the tier below, as in `TierPlan`. Tier 0: the step itself."""
+    """[B, C] its episode's number within the window."""
+
+
+class Rhythm(NamedTuple):
+    """When one tier forms slots."""
+
+    slots: int
+    """n"""
+    rate: int
+    """m"""
+    span: int
+    """rho, the steps that a slot stands for and the steps from one slot to the next."""
+    first: int
+    """a, the time at which slot 0 is formed."""
+
+    def created(self, time: Tensor) -> Tensor:
+        """Count the slots formed by `time`."""
+        return (torch.div(time - self.first, self.span, rounding_mode="floor") + 1).clamp_min(0)
+
+    def column(self, index: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
+        """Find the columns of slots `index`, already formed at a `step` of the window, which is `time` in the episode."""
+        formed = step - (time - self.first - index * self.span)
+        return self.slots + torch.div(formed, self.span, rounding_mode="floor")
+
+    def newest_in_ring(self, created: Tensor) -> Tensor:
+        """Return [B, n]: the newest slot k < created with k mod n equal to the position; negative where none is."""
+        newest = created[:, None] - 1
+        return newest - (newest - torch.arange(self.slots, device=created.device)).remainder(self.slots)
 
 
 class TierPlan(NamedTuple):
-    """One tier's part of a window. S = n + E: the stored slots in ring order, then those formed in the window."""
+    """One tier's part of a window."""
 
+    rhythm: Rhythm
+    columns: Columns
+    evicted: Tensor
+    """[B, T] slots that have left the tier by each step."""
     stored: Tensor
-    """[B, n] bool, the stored slots that hold something real before the window."""
-    formed: Formed
-    visible: Tensor
-    """[B, T, S] bool, true where step t may attend to slot s."""
-    age: Tensor
-    """[B, T, S] int64, steps from the slot's centre (rounded down) to step t; meaningless where not visible."""
+    """[B, n] ring positions of the first n columns."""
+    source: Tensor
+    """[B, E, m] the columns of the tier below that each of the last E columns merges."""
     ring: Tensor
-    """[B, n] indices into S: what each ring position holds after the window."""
+    """[B, n] the column that each ring position holds after the window."""
     kept: Tensor
-    """[B, n] bool, the ring positions that hold something real after the window."""
+    """[B, n] bool, the ring positions that hold something after the window."""
 
 
 class WindowPlan(NamedTuple):
@@ -81,24 +109,13 @@ class WindowPlan(NamedTuple):
     tiers: list[TierPlan]
 
 
-class _Rhythm(NamedTuple):
-    """When one tier forms slots."""
-
-    slots: int  # n
-    span: int  # rho
-    first: int  # a, the time at which slot 0 is formed
-    rate: int  # m
-
-    def time_formed(self, index: Tensor) -> Tensor:
-        return self.first + index * self.span
-
-    def created(self, time: Tensor) -> Tensor:
-        return (torch.div(time - self.first, self.span, rounding_mode="floor") + 1).clamp_min(0)
-
-    def newest_in_ring(self, created: Tensor) -> Tensor:
-        """Return [B, n]: the newest slot k < created with k mod n equal to the position; negative where none is."""
-        newest = created[:, None] - 1
-        return newest - (newest - torch.arange(self.slots, device=created.device)).remainder(self.slots)
+def rhythms(tiers: Sequence[Tier]) -> list[Rhythm]:
+    """Return when each tier of a layer forms its slots."""
+    result, first = [], 0
+    for tier, span in zip(tiers, spans(tiers), strict=True):
+        result.append(Rhythm(tier.slots, tier.rate, span, first))
+        first += tier.slots * span
+    return result
 
 
 def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
@@ -107,11 +124,11 @@ def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
     :param tiers: a layer's tiers
     :param clock: any shape, int64; 0 before the episode's first step
     """
-    rhythms = _rhythms(tiers)
-    created = [rhythm.created(clock - 1) for rhythm in rhythms]
-    merged = [above * rhythm.rate for above, rhythm in zip(created[1:], rhythms[1:], strict=True)]
-    merged.append((created[-1] - rhythms[-1].slots).clamp_min(0))
-    return [Counts(*counts) for counts in zip(created, merged, strict=True)]
+    all_rhythms = rhythms(tiers)
+    created = [rhythm.created(clock - 1) for rhythm in all_rhythms]
+    evicted = [above * rhythm.rate for above, rhythm in zip(created[1:], all_rhythms[1:], strict=True)]
+    evicted.append((created[-1] - tiers[-1].slots).clamp_min(0))
+    return [Counts(*counts) for counts in zip(created, evicted, strict=True)]
 
 
 def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPlan:
@@ -125,62 +142,51 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     begun = torch.where(reset, steps, -1).cummax(dim=1).values  # [B, T] where the episode began; -1: before the window
     time = torch.where(begun < 0, clock[:, None] + steps, steps - begun)
     episode = reset.cumsum(dim=1)
-    rhythms = _rhythms(tiers)
+    all_rhythms = rhythms(tiers)
     before, after = count_slots(tiers, clock), count_slots(tiers, time + 1)
     plans = []
-    for position, rhythm in enumerate(rhythms):
-        below = rhythms[max(position - 1, 0)]
-        formed = _plan_formed(rhythm, below, time, episode)
-        plans.append(_plan_tier(rhythm, before[position], after[position], formed, time, episode))
+    for position, rhythm in enumerate(all_rhythms):
+        below = all_rhythms[max(position - 1, 0)]
+        plans.append(_plan_tier(rhythm, below, clock, before[position], after[position], time, episode))
     return WindowPlan(time[:, -1] + 1, episode, plans)
 
 
-def _rhythms(tiers: Sequence[Tier]) -> list[_Rhythm]:
-    rhythms, first = [], 0
-    for tier, span in zip(tiers, spans(tiers), strict=True):
-        rhythms.append(_Rhythm(tier.slots, span, first, tier.rate))
-        first += tier.slots * span
-    return rhythms
+def _plan_tier(
+    rhythm: Rhythm, below: Rhythm, clock: Tensor, before: Counts, after: Counts, time: Tensor, episode: Tensor
+) -> TierPlan:
+    old = _stored_columns(rhythm, clock, before)
+    new = _formed_columns(rhythm, time, episode)
+    merged = new.index[:, :, None] * rhythm.rate + torch.arange(rhythm.rate, device=time.device)  # [B, E, m]
+    source = below.column(merged, new.step[:, :, None], time.gather(1, new.step)[:, :, None])
+    in_ring = rhythm.newest_in_ring(after.created[:, -1])
+    kept = (in_ring >= after.evicted[:, -1:]) & (in_ring >= 0)
+    ring = rhythm.column(in_ring, time.shape[1] - 1, time[:, -1:])
+    return TierPlan(
+        rhythm,
+        Columns(*(torch.cat(parts, dim=1) for parts in zip(old, new, strict=True))),
+        after.evicted,
+        stored=old.index.remainder(rhythm.slots),
+        source=torch.where(new.exists[:, :, None], source, 0),
+        ring=torch.where(kept, ring, 0),
+        kept=kept,
+    )
 
 
-def _plan_formed(rhythm: _Rhythm, below: _Rhythm, time: Tensor, episode: Tensor) -> Formed:
+def _stored_columns(rhythm: Rhythm, clock: Tensor, before: Counts) -> Columns:
+    """Lay out what the state holds: as if the first episode had no beginning, less what does not exist."""
+    starts = torch.arange(-rhythm.slots, 0, device=clock.device) * rhythm.span
+    step = starts + (rhythm.first - clock).remainder(rhythm.span)[:, None]  # [B, n]
+    index = torch.div(clock[:, None] + step - rhythm.first, rhythm.span, rounding_mode="floor")
+    exists = (index >= before.evicted[:, None]) & (index >= 0)
+    return Columns(exists, step, index, torch.zeros_like(index))
+
+
+def _formed_columns(rhythm: Rhythm, time: Tensor, episode: Tensor) -> Columns:
+    """Lay out what the window forms."""
     since_first = time - rhythm.first  # [B, T]
     forms = (since_first >= 0) & (since_first.remainder(rhythm.span) == 0)
-    columns = F.pad(forms, (0, -forms.shape[1] % rhythm.span)).unflatten(1, (-1, rhythm.span))  # [B, E, rho]
-    starts = torch.arange(columns.shape[1], device=time.device) * rhythm.span
-    step = starts + columns.to(torch.uint8).argmax(dim=2)
-    exists = columns.any(dim=2)
+    by_column = F.pad(forms, (0, -forms.shape[1] % rhythm.span)).unflatten(1, (-1, rhythm.span))  # [B, E, rho]
+    starts = torch.arange(by_column.shape[1], device=time.device) * rhythm.span
+    step = starts + by_column.to(torch.uint8).argmax(dim=2)
     index = torch.div(since_first.gather(1, step), rhythm.span, rounding_mode="floor")
-    merged = index[:, :, None] * rhythm.rate + torch.arange(rhythm.rate, device=time.device)  # [B, E, m]
-    source = _place(below, merged, step[:, :, None], time.gather(1, step)[:, :, None])
-    return Formed(exists, step, index, episode.gather(1, step), torch.where(exists[:, :, None], source, 0))
-
-
-def _plan_tier(
-    rhythm: _Rhythm, before: Counts, after: Counts, formed: Formed, time: Tensor, episode: Tensor
-) -> TierPlan:
-    ring_before = rhythm.newest_in_ring(before.created)
-    stored = (ring_before >= before.evicted[:, None]) & (ring_before >= 0)
-    index = torch.cat([ring_before, formed.index], dim=1)[:, None, :]  # [B, 1, S]
-    of_episode = torch.cat([torch.zeros_like(ring_before), formed.episode], dim=1)[:, None, :]
-    exists = torch.cat([stored, formed.exists], dim=1)[:, None, :]
-    visible = exists & (of_episode == episode[:, :, None])
-    visible &= (after.evicted[:, :, None] <= index) & (index < after.created[:, :, None])
-    age = time[:, :, None] - index * rhythm.span - rhythm.span // 2
-
-    ring_after = rhythm.newest_in_ring(after.created[:, -1])
-    kept = (ring_after >= after.evicted[:, -1:]) & (ring_after >= 0)
-    ring = _place(rhythm, ring_after, time.shape[1] - 1, time[:, -1:])
-    return TierPlan(stored, formed, visible, age, torch.where(kept, ring, 0), kept)
-
-
-def _place(rhythm: _Rhythm, index: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
-    """Find slots among the S of a window: formed in it, or stored before it.
-
-    :param index: the slots' numbers k, already formed at `step`
-    :param step: a step of the window; broadcasts with `index`
-    :param time: the episode's time at that step
-    """
-    formed_at = step - (time - rhythm.time_formed(index))
-    column = torch.div(formed_at, rhythm.span, rounding_mode="floor")
-    return torch.where(formed_at >= 0, rhythm.slots + column, index.remainder(rhythm.slots))
+    return Columns(by_column.any(dim=2), step, index, episode.gather(1, step))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctrl.band import Band, make_band
 from ctrl.memory import Tier, reach, spans, tiers_by_layer
 from ctrl.timeline import count_slots, plan_window
 
@@ -56,13 +57,14 @@ def test_counts_equal_lists(tiers: tuple[Tier, ...], length: int) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), tiers=tier_lists(), length=st.integers(1, 40))
+@given(data=st.data(), tiers=tier_lists(), length=st.integers(1, 80))
 def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers: tuple[Tier, ...], length: int) -> None:
     """Every step sees exactly the spans that the lists hold then, at their ages, whatever the clocks and resets."""
     batch = 3
     clocks = data.draw(st.lists(st.integers(0, 90), min_size=batch, max_size=batch))
     resets = [data.draw(st.lists(st.booleans(), min_size=length, max_size=length)) for _ in range(batch)]
     plan = plan_window(tiers, torch.tensor(clocks), torch.tensor(resets))
+    band = make_band(plan)
     for env in range(batch):
         simulation, time = ListTimeline(tiers), 0
         for time in range(clocks[env]):
@@ -72,14 +74,22 @@ def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers:
             if resets[env][step]:
                 simulation, time = ListTimeline(tiers), 0
             simulation.step(time)
-            for level, (tier, span) in enumerate(zip(plan.tiers, spans(tiers), strict=True)):
-                seen = tier.age[env, step][tier.visible[env, step]].tolist()
+            for level, span in enumerate(spans(tiers)):
                 expected = [time - first - span // 2 for first, _ in simulation.lists[level]]
-                assert sorted(seen, reverse=True) == expected
+                assert sorted(seen_ages(band, env, step, level), reverse=True) == expected
             time += 1
         assert int(plan.clock[env]) == time
         for tier, slots in zip(plan.tiers, simulation.lists, strict=True):
             assert int(tier.kept[env].sum()) == len(slots)
+
+
+def seen_ages(band: Band, env: int, step: int, level: int) -> list[int]:
+    """The ages at which one step sees the slots of one tier."""
+    raw = band.raw_age.expand(*band.visible.shape[:2], -1, -1)
+    ages = torch.cat([raw, band.compressed_age], dim=3)
+    block, row = divmod(step, band.visible.shape[2])
+    age, visible = (part[env, block, row].split(band.widths)[level] for part in (ages, band.visible))
+    return age[visible].tolist()
 
 
 def test_counts_at_a_million_steps() -> None:
@@ -91,8 +101,8 @@ def test_counts_at_a_million_steps() -> None:
 
 def test_a_rate_below_the_slot_count_keeps_the_step_itself_visible() -> None:
     plan = plan_window((Tier(1), Tier(2, rate=1)), torch.tensor([5]), torch.zeros(1, 4, dtype=torch.bool))
-    ages = plan.tiers[0].age[plan.tiers[0].visible]
-    assert ages.tolist() == [0, 0, 0, 0]
+    band = make_band(plan)
+    assert [seen_ages(band, 0, step, 0) for step in range(4)] == [[0], [0], [0], [0]]
 
 
 def test_reach_and_spans() -> None:
