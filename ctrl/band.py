@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctrl.timeline import TierPlan, WindowPlan
+from ctrl.timeline import StepPlan, TierPlan, WindowPlan
 
 BLOCK = 32
 """Steps in a block: enough for good matrix products, and not many columns that are masked for most of its steps."""
@@ -70,6 +70,18 @@ def make_band(plan: WindowPlan) -> Band:
         torch.cat(visible, dim=3),
         steps[:size, None] - torch.arange(columns[0].shape[1], device=steps.device) + plan.tiers[0].rhythm.slots,
         torch.cat(ages[1:], dim=3) if len(ages) > 1 else ages[0][..., :0],
+    )
+
+
+def step_band(plan: StepPlan) -> Band:
+    """Look at a layer's rings from a single step: one block of one step, every position a column."""
+    size = plan.kept.shape[1]
+    return Band(
+        torch.arange(size, device=plan.kept.device)[None],
+        [0, size],
+        plan.kept[:, None, None],
+        plan.age[:1, :0],
+        plan.age[:, None, None],
     )
 
 

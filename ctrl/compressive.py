@@ -1,7 +1,8 @@
 """The Compressive Transformer as a memory core (Rae et al. 2020, arXiv 1911.05507).
 
 The story of a window: plan the timeline, then layer by layer recall the stored slots, compress what is evicted,
-attend to stored, new and compressed slots together, and write the slots back. A single step is a window of one.
+attend to stored, new and compressed slots together, and write the slots back. A single step does the same on the
+rings themselves.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ctrl.band import Band, make_band
+from ctrl.band import Band, make_band, step_band
 from ctrl.compressors import make_compressor
 from ctrl.core import MemoryCore, Unrolled, choose, require_positive
 from ctrl.layer import Attended, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
 from ctrl.reconstruction import RECONSTRUCTION_LOSSES, Compression
-from ctrl.timeline import TierPlan, WindowPlan, plan_window
+from ctrl.timeline import StepPlan, TierPlan, WindowPlan, plan_step, plan_window
 
 
 class CompressiveState(NamedTuple):
@@ -87,9 +88,26 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return list(self.compressors.parameters())
 
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
-        reset = torch.zeros(len(inputs), 1, dtype=torch.bool, device=inputs.device)
-        outputs, state, _ = self._run_window(inputs[:, None], state, reset)
-        return outputs[:, 0], state
+        plans = {tiers: plan_step(tiers, state.clock) for tiers in set(self.tiers)}
+        bands = {tiers: step_band(plan) for tiers, plan in plans.items()}
+        rings = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in self.tiers], dim=1)
+        hidden = self.embed(inputs)
+        after: list[Tensor] = []
+        for number, (tiers, ring) in enumerate(zip(self.tiers, rings, strict=True)):
+            slots = self._write_step(number, hidden, ring, plans[tiers])
+            after.append(slots.detach())
+            hidden = self.layers[number](hidden[:, None], slots, bands[tiers])[0][:, 0]
+        return self.norm(hidden), CompressiveState(state.clock + 1, torch.cat(after, dim=1))
+
+    def _write_step(self, number: int, hidden: Tensor, ring: Tensor, plan: StepPlan) -> Tensor:
+        """Compress what is due in a layer, drop what is evicted, and write the step itself: [B, S, D]."""
+        slots = torch.where(plan.kept[:, :, None], ring, 0)
+        for position, merge in enumerate(plan.merges):
+            if len(merge.envs):
+                blocks = ring[merge.envs[:, None], merge.source]  # [K, m, D]
+                slots[merge.envs, merge.target] = self.compressors[number][position](blocks).detach()
+        slots[torch.arange(len(slots), device=slots.device), plan.target] = hidden
+        return slots
 
     def _unroll(self, inputs: Tensor, state: CompressiveState, reset: Tensor, diagnose: bool) -> Unrolled:
         outputs, state, passes = self._run_window(inputs, state, reset)

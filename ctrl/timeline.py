@@ -109,6 +109,30 @@ class WindowPlan(NamedTuple):
     tiers: list[TierPlan]
 
 
+class Merge(NamedTuple):
+    """What one tier forms in a single step: K of the envs are due."""
+
+    envs: Tensor
+    """[K]"""
+    source: Tensor
+    """[K, m] the layer's ring positions that are merged."""
+    target: Tensor
+    """[K] the layer's ring position that takes the new slot."""
+
+
+class StepPlan(NamedTuple):
+    """A single step; ring positions are numbered through all tiers of a layer, S in all."""
+
+    kept: Tensor
+    """[B, S] bool, the positions that hold something after the step."""
+    age: Tensor
+    """[B, S] steps from the slot's centre, rounded down; meaningless where nothing is kept."""
+    target: Tensor
+    """[B] the position that takes the step itself."""
+    merges: list[Merge]
+    """By tier, from tier 1 on. No slot that is formed in a step is merged in it, so their order does not matter."""
+
+
 def rhythms(tiers: Sequence[Tier]) -> list[Rhythm]:
     """Return when each tier of a layer forms its slots."""
     result, first = [], 0
@@ -129,6 +153,29 @@ def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
     evicted = [above * rhythm.rate for above, rhythm in zip(created[1:], all_rhythms[1:], strict=True)]
     evicted.append((created[-1] - tiers[-1].slots).clamp_min(0))
     return [Counts(*counts) for counts in zip(created, evicted, strict=True)]
+
+
+def plan_step(tiers: Sequence[Tier], clock: Tensor) -> StepPlan:
+    """Plan a single step.
+
+    :param tiers: a layer's tiers
+    :param clock: [B] int64, steps of the current episode consumed before the step: its time
+    """
+    kept, ages, targets, merges = [], [], [], []
+    offset, below = 0, 0
+    for rhythm, counts in zip(rhythms(tiers), count_slots(tiers, clock + 1), strict=True):
+        in_ring = rhythm.newest_in_ring(counts.created)
+        kept.append((in_ring >= counts.evicted[:, None]) & (in_ring >= 0))
+        ages.append(clock[:, None] - in_ring * rhythm.span - rhythm.span // 2)
+        newest = counts.created - 1
+        targets.append(offset + newest.remainder(rhythm.slots))
+        if offset:
+            since_first = clock - rhythm.first
+            envs = ((since_first >= 0) & (since_first.remainder(rhythm.span) == 0)).nonzero()[:, 0]
+            merged = newest[envs, None] * rhythm.rate + torch.arange(rhythm.rate, device=clock.device)
+            merges.append(Merge(envs, below + merged.remainder(offset - below), targets[-1][envs]))
+        offset, below = offset + rhythm.slots, offset
+    return StepPlan(torch.cat(kept, dim=1), torch.cat(ages, dim=1), targets[0], merges)
 
 
 def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPlan:

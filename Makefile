@@ -1,0 +1,59 @@
+# `make demo` and `make test` need only Python >= 3.10 and make: what they use is installed into .venv first, pinned.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:  # two pips in one environment get in each other's way
+.PHONY: demo test test-slow lint format types wheel clean help
+.PRECIOUS: $(VENV)/.installed-%
+
+# What each kind of target installs, and which kinds are then satisfied as well.
+extras_test := [test,bench]
+extras_dev := [dev]
+satisfied_demo := demo
+satisfied_test := test demo
+satisfied_dev := dev test demo
+
+demo: $(VENV)/.installed-demo  ## train compressive memory and an LSTM on Recall; compare them in results/demo
+	$(BIN)/ctrl demo
+
+# One thread per process, also in those that tests start: two workers already fill two cores.
+test: $(VENV)/.installed-test  ## run the tests, without the slow ones; PYTEST="-k name" adds options
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(PYTEST)
+
+test-slow: $(VENV)/.installed-test  ## run only the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow $(PYTEST)
+
+lint: $(VENV)/.installed-dev  ## check format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.installed-dev  ## format, and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.installed-dev  ## mypy --strict over the four folders and tools/
+	$(BIN)/python tools/check_types.py
+	$(BIN)/mypy tools
+
+wheel: $(VENV)/.installed-dev  ## build dist/*.whl, install it elsewhere, import every module
+	$(BIN)/python tools/check_wheel.py dist
+
+clean:  ## remove what the other targets made, except results/
+	rm -rf $(VENV) .typing dist build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find ctrl envs agents experiments tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '%-10s %s\n' "$$target" "$$text"; done
+
+# setuptools comes first and pinned, since an isolated build would fetch the newest one. An interrupted install leaves
+# no stamp and is done again.
+$(VENV)/.installed-%: pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("ctrl needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "installing what is missing in $(VENV); the first time takes minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.$(extras_$*)'
+	@touch $(addprefix $(VENV)/.installed-,$(satisfied_$*))

@@ -1,0 +1,91 @@
+"""What is installed: the wheel in an environment of its own, the declared dependencies, and their pins."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import ctrl
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = ("", "test", "bench", "dev")
+
+
+def pins() -> dict[str, str]:
+    """Return the pinned version by name, for the Python that runs."""
+    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    requirements = [Requirement(line) for line in lines if line]
+    applicable = [r for r in requirements if r.marker is None or r.marker.evaluate()]
+    return {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in applicable}
+
+
+def requirements(name: str, extras: tuple[str, ...] = ("",)) -> list[Requirement]:
+    """Return what the installed distribution `name` requires here, with `extras`."""
+    found = map(Requirement, importlib.metadata.requires(name) or [])
+    return [r for r in found if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
+
+
+def is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def all_requirements() -> set[str]:
+    """Return the names of all distributions that we need here, direct and transitive, and that are installed."""
+    pending = requirements("ctrl-memory", EXTRAS)
+    names: set[str] = set()
+    while pending:
+        requirement = pending.pop()
+        name = canonicalize_name(requirement.name)
+        if name not in names | {"ctrl-memory"} and is_installed(name):
+            names.add(name)
+            pending += requirements(name, ("", *requirement.extras))
+    return names
+
+
+def test_wheel_works_elsewhere(tmp_path: Path) -> None:
+    """`tools/check_wheel.py` says in its own words what is wrong."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tools/check_wheel.py")], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_everything_needed_is_pinned() -> None:
+    """Only torch's GPU libraries are left to torch, which pins them itself."""
+    gpu = re.compile(r"nvidia-|cuda-|triton$")
+    assert {name for name in all_requirements() - set(pins()) if not gpu.match(name)} == set()
+
+
+@pytest.mark.parametrize("requirement", requirements("ctrl-memory", EXTRAS), ids=lambda requirement: requirement.name)
+def test_bounds(requirement: Requirement) -> None:
+    """Each dependency has a lower and an upper bound, and the pinned version lies between them."""
+    if requirement.name == "ctrl-memory":
+        return
+    assert {specifier.operator for specifier in requirement.specifier} == {">=", "<"}
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_one_version() -> None:
+    assert ctrl.__version__ == importlib.metadata.version("ctrl-memory")
+
+
+def test_no_machine_of_ours_is_named() -> None:
+    """Where pip finds packages is the user's business."""
+    texts = {
+        path.name: path.read_text() for path in map(ROOT.joinpath, ("constraints.txt", "pyproject.toml", "Makefile"))
+    }
+    found = {
+        name: re.findall(r"--?(?:extra-)?index-url|--find-links|\w+://\S+|\+cpu", text) for name, text in texts.items()
+    }
+    assert not {name: places for name, places in found.items() if places}
