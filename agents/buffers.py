@@ -110,9 +110,9 @@ class WindowBuffer(RolloutBuffer):
         :param batch_windows: N, windows in a minibatch
         """
         everything = self.all_windows(policy)
-        order = np.random.permutation(len(everything.returns))
+        order = torch.randperm(len(everything.returns)).to(self.device)
         for start in range(0, len(order), batch_windows):
-            yield _select(everything, torch.as_tensor(order[start : start + batch_windows], device=self.device))
+            yield _select(everything, order[start : start + batch_windows])
 
     def all_windows(self, policy: MemoryPolicy) -> WindowBatch:
         """Return the whole rollout as one batch, window by window, env by env."""

@@ -13,7 +13,7 @@ class NonFiniteError(ValueError):
     """A NaN or an infinity where training would carry it on; no weight has been changed by it."""
 
 
-def check_finite(value: np.ndarray | Tensor | dict[str, Any] | tuple[Any, ...], name: str, step: int) -> None:
+def check_finite(value: np.ndarray | Tensor | dict[str, Any] | None, name: str, step: int) -> None:
     """Raise a `NonFiniteError` with the tensor's name and the training step unless all of `value` is finite."""
     if isinstance(value, dict):
         for key, part in value.items():

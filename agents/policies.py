@@ -8,7 +8,7 @@ the encoder, the core, and the heads. Acting takes one step at a time (`act`), l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -232,7 +232,7 @@ class MemoryPolicy(ActorCriticPolicy):
         reward = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
         return reward.reshape(-1, 1)[:, : self._previous_sizes[1]]
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: Observation,
         state: tuple[np.ndarray, ...] | None = None,
@@ -268,7 +268,7 @@ class MemoryPolicy(ActorCriticPolicy):
         return embedded
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
-        result = actions.cpu().numpy().reshape((-1, *self.action_space.shape))  # type: ignore[misc]
+        result = actions.cpu().numpy().reshape((-1, *cast("tuple[int, ...]", self.action_space.shape)))
         if isinstance(self.action_space, spaces.Box):
             result = np.clip(result, self.action_space.low, self.action_space.high)
         return result

@@ -183,37 +183,40 @@ class MemoryPPO(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Act for `n_rollout_steps` steps in each env and fill the buffer; False if a callback stopped it."""
-        assert self._last_obs is not None and self._last_episode_starts is not None
-        buffer = self.rollout_buffer
         self.policy.set_training_mode(False)
-        buffer.reset()
+        self.rollout_buffer.reset()
         callback.on_rollout_start()
-        state = self._state_to_act_from(env.num_envs)
-        dones = self._last_episode_starts
         for _ in range(n_rollout_steps):
-            check_finite(self._last_obs, "observation", self.num_timesteps)
-            with torch.no_grad():
-                acted = self.policy.act(self._obs_tensor(self._last_obs), state, self._tensor(dones))
-            actions = self.policy.env_actions(acted.actions)
-            new_obs, rewards, new_dones, infos = env.step(actions)
-            self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
-            if not callback.on_step():
+            if not self._collect_step(env, callback):
                 return False
-            self._update_info_buffer(infos, new_dones)
-            check_finite(rewards, "reward", self.num_timesteps)
-            after = acted.state._replace(previous_reward=self.policy.encode_reward(rewards))
-            buffer.add_step(self._last_obs, acted, state, rewards, dones)
-            self._settle_episode_ends(infos, new_dones, after)
-            state, dones = after, new_dones
-            self._last_obs, self._last_episode_starts, self._last_state = new_obs, new_dones, state
-
         check_finite(self._last_obs, "observation", self.num_timesteps)
+        state = self._state_to_act_from(env.num_envs)
         with torch.no_grad():
-            last_values = self.policy.values_after(self._obs_tensor(self._last_obs), state, self._tensor(dones))
-        buffer.compute_returns_and_advantage(last_values, dones)
+            last_values = self.policy.values_after(self._last_obs_tensor(), state, self._last_reset())
+        self.rollout_buffer.compute_returns_and_advantage(last_values, np.asarray(self._last_episode_starts))
         callback.update_locals(locals())
         callback.on_rollout_end()
+        return True
+
+    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> bool:
+        """Act once in every env and store what came of it; False if a callback says stop."""
+        obs: Any = self._last_obs
+        check_finite(obs, "observation", self.num_timesteps)
+        state = self._state_to_act_from(env.num_envs)
+        with torch.no_grad():
+            acted = self.policy.act(self._last_obs_tensor(), state, self._last_reset())
+        actions = self.policy.env_actions(acted.actions)
+        new_obs, rewards, dones, infos = env.step(actions)
+        self.num_timesteps += env.num_envs
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+        self._update_info_buffer(infos, dones)
+        check_finite(rewards, "reward", self.num_timesteps)
+        after = acted.state._replace(previous_reward=self.policy.encode_reward(rewards))
+        self.rollout_buffer.add_step(obs, acted, state, rewards, np.asarray(self._last_episode_starts))
+        self._settle_episode_ends(infos, dones, after)
+        self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, after  # type: ignore[assignment]
         return True
 
     def _state_to_act_from(self, n_envs: int) -> PolicyState:
@@ -230,7 +233,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         last step.
         """
         buffer = self.rollout_buffer
-        ended = np.flatnonzero(dones)
+        ended: list[int] = np.flatnonzero(dones).tolist()
         cut = [env for env in ended if infos[env].get("TimeLimit.truncated", False)]
         values = dict(zip(cut, self._terminal_values(cut, infos, after), strict=True)) if cut else {}
         for env in ended:
@@ -378,8 +381,8 @@ class MemoryPPO(OnPolicyAlgorithm):
 
     def _log_hparams(self) -> None:
         names = ("n_steps", "window", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef")
-        names += ("max_grad_norm", "memory_max_grad_norm", "seed", "n_envs")
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        more = ("max_grad_norm", "memory_max_grad_norm", "seed", "n_envs")
+        values: dict[str, Any] = {name: getattr(self, name) for name in names + more}
         values["learning_rate"] = self.lr_schedule(1)
         values["memory_learning_rate"] = self._memory_lr_schedule(1)
         values["core"] = self.policy_kwargs.get("core", "compressive")
@@ -389,7 +392,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         metrics = {"rollout/ep_rew_mean": 0.0, "rollout/success_rate": 0.0, "train/value_loss": 0.0}
         self.logger.record("hparams", HParam(hparams, metrics), exclude=("stdout", "log", "json", "csv"))
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
@@ -400,11 +403,11 @@ class MemoryPPO(OnPolicyAlgorithm):
         """Choose actions; see `MemoryPolicy.predict`."""
         return self.policy.predict(observation, state, episode_start, deterministic, reward)
 
-    def _obs_tensor(self, obs: Any) -> Any:
-        return obs_as_tensor(obs, self.device)
+    def _last_obs_tensor(self) -> Any:
+        return obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.bool, device=self.device)
+    def _last_reset(self) -> Tensor:
+        return torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_state"]
@@ -440,7 +443,7 @@ def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None
         return max(1, n_steps // window * n_envs // 4)
     if batch_size < 1 or batch_size % window:
         raise ValueError(
-            f"batch_size counts steps and minibatches are whole windows, so it must be a multiple of window = {window}; "
+            f"batch_size counts steps of whole windows, so it must be a multiple of window = {window}, "
             f"got batch_size = {batch_size}"
         )
     return batch_size // window

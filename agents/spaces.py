@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 FLAT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]) -> None:
     """Refuse spaces that the agents can't handle.
 
     :raises ValueError: naming the space and what is supported
@@ -34,7 +34,7 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         raise ValueError(f"action_space must be one-dimensional, flatten it; got {action_space}")
 
 
-def action_features(action_space: gym.Space) -> int:
+def action_features(action_space: gym.Space[Any]) -> int:
     """Return A, how many features `encode_action` gives."""
     if isinstance(action_space, spaces.Discrete):
         return int(action_space.n)
@@ -43,7 +43,7 @@ def action_features(action_space: gym.Space) -> int:
     return int(np.prod(cast("tuple[int, ...]", action_space.shape)))
 
 
-def encode_action(action_space: gym.Space, action: Tensor) -> Tensor:
+def encode_action(action_space: gym.Space[Any], action: Tensor) -> Tensor:
     """Turn actions into features in [-1, 1].
 
     One-hot for (Multi)Discrete, as they are for MultiBinary, clipped to the bounds and rescaled for Box.

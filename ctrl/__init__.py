@@ -1,6 +1,8 @@
 """Memory cores for reinforcement learning: Compressive Transformers in place of an LSTM.
 
     core = ctrl.make_core("compressive", input_size=24)
+
+See `ctrl.core` for what a core is.
 """
 
 from __future__ import annotations

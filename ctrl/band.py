@@ -43,7 +43,8 @@ class Band(NamedTuple):
         """[B, C, F] of all tiers' columns -> [B, N, W, F]."""
         if len(self.columns) == 1:
             return slots[:, None]
-        return slots.index_select(1, self.columns.flatten()).unflatten(1, self.columns.shape)
+        picked: Tensor = slots.index_select(1, self.columns.flatten()).unflatten(1, self.columns.shape)
+        return picked
 
 
 def make_band(plan: WindowPlan) -> Band:
@@ -55,7 +56,7 @@ def make_band(plan: WindowPlan) -> Band:
     columns, in_range, visible, ages = [], [], [], []
     offset = 0
     for tier in plan.tiers:
-        count = tier.columns.index.shape[1]
+        count = tier.columns.number.shape[1]
         wanted = _columns_of_blocks(tier, blocks, size, count)
         picked = wanted.clamp_max(count - 1)
         columns.append(picked + offset)
@@ -99,9 +100,9 @@ def _look(
     tier: TierPlan, picked: Tensor, steps: Tensor, plan: WindowPlan, shape: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return which of the picked columns each step sees, and their ages: [B, N, Q, W_i]."""
-    exists, step, index, episode = (part[:, picked][:, :, None, :] for part in tier.columns)  # [B, N, 1, W_i]
+    exists, step, number, episode = (part[:, picked][:, :, None, :] for part in tier.columns)  # [B, N, 1, W_i]
     visible = exists & (episode == _split(plan.episode, *shape)[..., None])
-    visible &= (_split(tier.evicted, *shape)[..., None] <= index) & (step <= steps[..., None])
+    visible &= (_split(tier.evicted, *shape)[..., None] <= number) & (step <= steps[..., None])
     age = steps[..., None] - step + (tier.rhythm.first - tier.rhythm.span // 2)
     return visible, age
 
@@ -110,4 +111,5 @@ def _split(steps: Tensor, blocks: int, size: int) -> Tensor:
     missing = blocks * size - steps.shape[1]
     if missing:
         steps = torch.cat([steps, steps.new_zeros(len(steps), missing, *steps.shape[2:])], dim=1)
-    return steps.unflatten(1, (blocks, size))
+    split: Tensor = steps.unflatten(1, (blocks, size))
+    return split

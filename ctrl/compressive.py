@@ -7,7 +7,7 @@ rings themselves.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +105,13 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         for position, merge in enumerate(plan.merges):
             if len(merge.envs):
                 blocks = ring[merge.envs[:, None], merge.source]  # [K, m, D]
-                slots[merge.envs, merge.target] = self.compressors[number][position](blocks).detach()
+                slots[merge.envs, merge.target] = self._compressor(number, position + 1)(blocks).detach()
         slots[torch.arange(len(slots), device=slots.device), plan.target] = hidden
         return slots
+
+    def _compressor(self, number: int, position: int) -> nn.Module:
+        """Return what forms the slots of a layer's tier."""
+        return cast(nn.ModuleList, self.compressors[number])[position - 1]
 
     def _unroll(self, inputs: Tensor, state: CompressiveState, reset: Tensor, diagnose: bool) -> Unrolled:
         outputs, state, passes = self._run_window(inputs, state, reset)
@@ -146,14 +150,14 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 continue
             blocks = _take(memories[-1].slots(), plan.source)  # [B, E, m, D]
             blocks = torch.where(exists[:, ring.shape[1] :, None, None], blocks, 0)
-            formed = self.compressors[number][position - 1](blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
+            formed = self._compressor(number, position)(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
             memories.append(_Memory(stored, formed))
         return memories
 
     def _reconstruction_losses(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for number, (plan, _, memories, attended) in enumerate(passes):
-            columns = attended.keys_values.detach().split([memory.count() for memory in memories], dim=1)
+            columns = attended.keys_values.detach().split([memory.columns() for memory in memories], dim=1)
             for position in range(1, len(memories)):
                 tier, below = plan.tiers[position], columns[position - 1]
                 compression = Compression(plan, tier, attended, _take(below, tier.source), memories[position].formed)
@@ -168,7 +172,7 @@ class _Memory(NamedTuple):
     stored: Tensor  # [B, n, D] from the state, oldest first; 0 where there is none
     formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
 
-    def count(self) -> int:
+    def columns(self) -> int:
         return self.stored.shape[1] + self.formed.shape[1]
 
     def slots(self) -> Tensor:
@@ -219,7 +223,8 @@ def _take(slots: Tensor, index: Tensor) -> Tensor:
     batch, size, features = slots.shape
     offset = torch.arange(batch, device=slots.device).view(-1, *[1] * (index.dim() - 1)) * size
     picked = slots.reshape(batch * size, features).index_select(0, (index + offset).flatten())
-    return picked.unflatten(0, index.shape)
+    taken: Tensor = picked.unflatten(0, index.shape)
+    return taken
 
 
 def _initialise(module: nn.Module) -> None:

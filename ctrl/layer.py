@@ -165,4 +165,5 @@ class MemoryLayer(nn.Module):
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:
     """[.., N, D] -> [.., H, N, d]."""
-    return features.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    split: Tensor = features.unflatten(-1, (heads, -1))
+    return split.transpose(-2, -3)

@@ -49,7 +49,7 @@ class Columns(NamedTuple):
     """[B, C] bool"""
     step: Tensor
     """[B, C] the step of the window at which the slot was formed; negative if before it."""
-    index: Tensor
+    number: Tensor
     """[B, C] the slot's number k within its episode."""
     episode: Tensor
     """[B, C] its episode's number within the window."""
@@ -71,9 +71,9 @@ class Rhythm(NamedTuple):
         """Count the slots formed by `time`."""
         return (torch.div(time - self.first, self.span, rounding_mode="floor") + 1).clamp_min(0)
 
-    def column(self, index: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
-        """Find the columns of slots `index`, already formed at a `step` of the window, which is `time` in the episode."""
-        formed = step - (time - self.first - index * self.span)
+    def column(self, number: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
+        """Find the columns of slots `number`, all formed by a `step` of the window, which is `time` in the episode."""
+        formed = step - (time - self.first - number * self.span)
         return self.slots + torch.div(formed, self.span, rounding_mode="floor")
 
     def newest_in_ring(self, created: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _plan_tier(
 ) -> TierPlan:
     old = _stored_columns(rhythm, clock, before)
     new = _formed_columns(rhythm, time, episode)
-    merged = new.index[:, :, None] * rhythm.rate + torch.arange(rhythm.rate, device=time.device)  # [B, E, m]
+    merged = new.number[:, :, None] * rhythm.rate + torch.arange(rhythm.rate, device=time.device)  # [B, E, m]
     source = below.column(merged, new.step[:, :, None], time.gather(1, new.step)[:, :, None])
     in_ring = rhythm.newest_in_ring(after.created[:, -1])
     kept = (in_ring >= after.evicted[:, -1:]) & (in_ring >= 0)
@@ -212,7 +212,7 @@ def _plan_tier(
         rhythm,
         Columns(*(torch.cat(parts, dim=1) for parts in zip(old, new, strict=True))),
         after.evicted,
-        stored=old.index.remainder(rhythm.slots),
+        stored=old.number.remainder(rhythm.slots),
         source=torch.where(new.exists[:, :, None], source, 0),
         ring=torch.where(kept, ring, 0),
         kept=kept,
