@@ -1,0 +1,1 @@
+"""The `ctrl` command line: training, comparisons, evaluation and benchmarks of agents with memory."""

@@ -1,0 +1,110 @@
+"""The command line: what was typed becomes one of the classes in `config`, and is handed to the module that does it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Protocol, cast
+
+import tyro
+from rich.console import Console
+
+from ctrl.experiments.config import (
+    BenchConfig,
+    CompareConfig,
+    DemoConfig,
+    EnvsConfig,
+    EvaluateConfig,
+    TrainConfig,
+)
+from ctrl.experiments.errors import UserError
+
+Command = (
+    Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[EnvsConfig, tyro.conf.subcommand("envs")]
+    | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
+)
+AnyConfig = TrainConfig | CompareConfig | EvaluateConfig | EnvsConfig | DemoConfig | BenchConfig
+
+DESCRIPTION = "Compressive memory for reinforcement learning: train, compare and evaluate agents with memory."
+
+# Imported on use: `ctrl --help` needs no gymnasium, no SB3 and no matplotlib.
+MODULES: dict[type, str] = {
+    TrainConfig: "training",
+    CompareConfig: "compare",
+    EvaluateConfig: "evaluate",
+    EnvsConfig: "listing",
+    DemoConfig: "demo",
+    BenchConfig: "bench",
+}
+
+EXAMPLES = {
+    None: ["ctrl demo", "ctrl train --help"],
+    "train": [
+        "ctrl train --env ctrl/Recall-v0 --env-kwargs length=48 --core compressive --memory 16,16x4 --steps 300000",
+        "ctrl train --env CartPole-v1 --core lstm --width 64 --out runs/cartpole",
+    ],
+    "compare": [
+        "ctrl compare --env ctrl/Recall-v0 --env-kwargs length=48 --cores compressive lstm --seeds 3 \\",
+        "    --steps 300000 --jobs 2 --match-parameters --learning-rates compressive=1e-3 lstm=3e-3",
+    ],
+    "evaluate": [
+        "ctrl evaluate runs/recall-v0-compressive-1 --episodes 100",
+        "ctrl evaluate model.zip --env ctrl/Recall-v0 --env-kwargs length=96 --json",
+    ],
+    "envs": ["ctrl envs"],
+    "demo": ["ctrl demo --out results/demo"],
+    "bench": ["ctrl bench train --repeats 3 --threads 1 --out results/bench_train.json"],
+}
+
+
+class CommandModule(Protocol):
+    """What every module of a subcommand has."""
+
+    def run_command(self, config: AnyConfig, console: Console) -> int:
+        """Carry the subcommand out and return the exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `ctrl` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    try:
+        config = parse(sys.argv[1:] if arguments is None else arguments)
+        module = importlib.import_module(f"ctrl.experiments.{MODULES[type(config)]}")
+        return cast(CommandModule, module).run_command(config, console)
+    except UserError as error:
+        errors.print(f"error: {error}", style="bold red", soft_wrap=True, markup=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("stopped before there was anything to save, or after all of it was saved")
+        return 130
+
+
+def parse(arguments: Sequence[str]) -> AnyConfig:
+    """Turn the command line into a config; `--help` prints the examples below the options and exits."""
+    try:
+        config: AnyConfig = tyro.cli(
+            Command,
+            prog="ctrl",
+            description=DESCRIPTION,
+            args=list(arguments) or ["--help"],
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+        return config
+    except SystemExit as stop:
+        if stop.code == 0:
+            print_examples(arguments)
+        raise
+
+
+def print_examples(arguments: Sequence[str]) -> None:
+    """Print the examples of the subcommand that `arguments` names."""
+    name = next((argument for argument in arguments if argument in EXAMPLES), None)
+    lines = EXAMPLES[name]
+    print("examples:" if len(lines) > 1 and not lines[0].endswith("\\") else "example:")
+    for line in lines:
+        print(f"  {line}")

@@ -1,0 +1,365 @@
+"""What can be asked for on the command line, as frozen dataclasses that check themselves.
+
+The text under a field is its `--help`. `tyro` builds the command line from these classes, and each run keeps its
+own as `config.json`, so a run can be read, compared and repeated without the shell's history.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ctrl.experiments.errors import UserError, require
+
+ATTENTION_CORES = ("compressive", "transformer_xl")
+RECURRENT_CORES = ("lstm", "gru")
+KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
+
+
+def _open(default: str, metavar: str = "INT") -> object:
+    """Say in `--help` what happens where an option is left open, instead of `None`."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def parse_pairs(pairs: tuple[str, ...], argument: str) -> dict[str, Any]:
+    """Turn `("length=64", "name=abc")` into `{"length": 64, "name": "abc"}`; values are Python literals or text."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        require(bool(separator) and key.isidentifier(), f"{argument} takes key=value pairs, got {pair!r}")
+        require(key not in parsed, f"{argument} names {key!r} twice")
+        try:
+            parsed[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed[key] = text
+    return parsed
+
+
+def parse_memory(text: str) -> list[tuple[int, int]]:
+    """Turn `"32,32x4"` into `[(32, 1), (32, 4)]`: slots and rate of each tier, the raw memory first."""
+    tiers = []
+    for position, part in enumerate(text.split(",")):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:x\s*(\d+)\s*)?", part)
+        if match is None:
+            raise UserError(f"--memory is SLOTS[,SLOTSxRATE ...] such as 32,32x4, got {text!r} (at {part!r})")
+        slots, rate = int(match[1]), int(match[2] or 1)
+        require(slots >= 1 and rate >= 1, f"--memory: slots and rates must be at least 1, got {part.strip()!r}")
+        require(position > 0 or rate == 1, f"--memory: the first tier is raw, it takes no rate, got {part.strip()!r}")
+        tiers.append((slots, rate))
+    for (slots, _), (_, rate) in itertools.pairwise(tiers):
+        require(slots >= rate, f"--memory: a tier of {slots} slots is too small to be merged {rate} at a time")
+    return tiers
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The task and how many copies of it run side by side."""
+
+    env: Annotated[str, tyro.conf.arg(metavar="ID")] = "ctrl/Recall-v0"
+    """Gymnasium id of the task; `ctrl envs` lists ours. `my_package:My-v0` imports my_package first."""
+    env_kwargs: KeyValues = ()
+    """Arguments of the task, such as `length=64 num_cues=4`."""
+    num_envs: int = 16
+    """Copies of the task that are stepped together."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.env), "--env must not be empty")
+        require(self.num_envs >= 1, f"--num-envs must be at least 1, got {self.num_envs}")
+        _ = self.env_arguments
+
+    @property
+    def env_arguments(self) -> dict[str, Any]:
+        """The task's keyword arguments."""
+        return parse_pairs(self.env_kwargs, "--env-kwargs")
+
+
+_MEMORY_HELP = (
+    "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
+    "32 + 32·4 = 160 steps of reach. More tiers may follow, as in 32,32x4,32x4. "
+    "A core without compression (transformer_xl) gets the same number of slots, all raw."
+)
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """The size and shape of the memory. An option that a core does not have is ignored by it."""
+
+    width: Annotated[int | None, _open("64 with attention, 128 otherwise")] = None
+    """Features of a layer."""
+    layers: Annotated[int | None, _open("2 with attention, 1 otherwise")] = None
+    """Layers of the core."""
+    heads: int = 4
+    """Attention heads of a layer; must divide the width."""
+    memory: Annotated[str, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP)] = "32,32x4"
+    compressor: str = "conv"
+    """How slots are merged: conv (learned), mean or max."""
+    chrono_horizon: Annotated[int | None, _open("128")] = None
+    """Steps that an LSTM or GRU is initialised to remember."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "chrono_horizon"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        _ = self.tiers
+
+    @property
+    def tiers(self) -> list[tuple[int, int]]:
+        """Slots and rate of each tier, the raw memory first."""
+        return parse_memory(self.memory)
+
+
+@dataclass(frozen=True)
+class PPOOptions:
+    """PPO, with the names and meanings of stable-baselines3."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size for all but the compressors."""
+    memory_learning_rate: Annotated[float | None, _open("0.001", "FLOAT")] = None
+    """Adam's step size for the compressors."""
+    n_steps: int = 128
+    """Steps of each env between two updates."""
+    window: Annotated[int | None, _open("all of --n-steps")] = None
+    """Steps that gradients flow through at once; must divide --n-steps."""
+    batch_size: Annotated[int | None, _open("a quarter of the update's steps")] = None
+    """Steps of a minibatch, a multiple of the window."""
+    n_epochs: int = 4
+    """Passes over the data of each update."""
+    gamma: float = 0.99
+    """Discount of a reward one step later."""
+    gae_lambda: float = 0.95
+    """Weight of long returns against the value estimate, from 0 to 1."""
+    clip_range: float = 0.2
+    """How far the probability of an action may move in one update, as a fraction."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Clip of the gradient's norm, all but the compressors."""
+    memory_max_grad_norm: float = 0.1
+    """Clip of the gradient's norm, the compressors."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "n_steps", "n_epochs", "max_grad_norm", "memory_max_grad_norm", "clip_range"):
+            value = getattr(self, name)
+            require(value > 0, f"--{name.replace('_', '-')} must be above 0, got {value}")
+        for name in ("gamma", "gae_lambda"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"--{name.replace('_', '-')} must be between 0 and 1, got {value}")
+        window = self.n_steps if self.window is None else self.window
+        require(
+            window >= 1 and self.n_steps % window == 0,
+            f"--window must divide --n-steps, got {window} and {self.n_steps}",
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `MemoryPPO`; what was left open is left to it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How long to train, how to evaluate, and on what."""
+
+    steps: int = 300_000
+    """Env steps to train for, all copies together; rounded up to whole updates."""
+    eval_episodes: int = 100
+    """Episodes of the evaluation after training, on seeds that training never sees; 0 skips it."""
+    checkpoint_every: Annotated[int | None, _open("a tenth of --steps")] = None
+    """Env steps between two checkpoints."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    threads: Annotated[int | None, _open("train: torch's own, compare: 1 a process")] = None
+    """CPU threads that torch may use."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
+        require(self.eval_episodes >= 0, f"--eval-episodes must not be negative, got {self.eval_episodes}")
+        for name in ("checkpoint_every", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Env steps between two checkpoints."""
+        return self.checkpoint_every or max(1, self.steps // 10)
+
+
+Out = Annotated[Path | None, _open("a new numbered folder in runs/", "DIR")]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one agent and keep the model, its checkpoints, its curves and what they cost."""
+
+    core: Annotated[str, tyro.conf.arg(metavar="NAME")] = "compressive"
+    """Memory of the agent: compressive, transformer_xl, lstm, gru or feedforward (none)."""
+    seed: int = 0
+    """Seed of weights, actions and task."""
+    out: Out = None
+    """Folder for the results."""
+    overwrite: bool = False
+    """Replace the results that --out holds already."""
+    task: TaskOptions = field(default_factory=TaskOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    ppo: PPOOptions = field(default_factory=PPOOptions)
+
+    def __post_init__(self) -> None:
+        require_core(self.core)
+        require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
+        if self.core in ATTENTION_CORES and self.memory.width is not None:
+            require(
+                self.memory.width % self.memory.heads == 0,
+                f"--heads must divide --width, got {self.memory.heads} and {self.memory.width}",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config as plain data."""
+        return asdict(self) | {"out": None if self.out is None else str(self.out)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrainConfig:
+        """Rebuild a config from `to_json`."""
+        task = data["task"] | {"env_kwargs": tuple(data["task"]["env_kwargs"])}
+        return cls(
+            core=data["core"],
+            seed=data["seed"],
+            out=None if data["out"] is None else Path(data["out"]),
+            overwrite=data["overwrite"],
+            task=TaskOptions(**task),
+            run=RunOptions(**data["run"]),
+            memory=MemoryOptions(**data["memory"]),
+            ppo=PPOOptions(**data["ppo"]),
+        )
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Train several cores on one task with several seeds; table, learning curves and TensorBoard side by side."""
+
+    cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("compressive", "lstm")
+    """Memories to compare: compressive, transformer_xl, lstm, gru, feedforward."""
+    seeds: int = 3
+    """Runs of each core, with seeds 0, 1, 2 …"""
+    jobs: Annotated[int | None, _open("one for each CPU core")] = None
+    """Runs at the same time, each a process of its own."""
+    learning_rates: KeyValues = ()
+    """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""
+    match_parameters: bool = False
+    """Choose the width of the other cores so that their parameters are within 10 % of the first core's."""
+    out: Out = None
+    """Folder for the results."""
+    overwrite: bool = False
+    """Replace the results that --out holds already."""
+    task: TaskOptions = field(default_factory=TaskOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    ppo: PPOOptions = field(default_factory=PPOOptions)
+
+    def __post_init__(self) -> None:
+        require(bool(self.cores), "--cores must name at least one core")
+        require(len(set(self.cores)) == len(self.cores), f"--cores names one twice: {' '.join(self.cores)}")
+        require(self.seeds >= 1, f"--seeds must be at least 1, got {self.seeds}")
+        require(self.jobs is None or self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+        for core, rate in self.rates.items():
+            require(core in self.cores, f"--learning-rates names {core!r}, which is not among --cores")
+            require(
+                isinstance(rate, int | float) and rate > 0, f"--learning-rates: {core} must be above 0, got {rate!r}"
+            )
+        for core in self.cores:
+            require_core(core)
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """Learning rate by core, where it differs."""
+        return parse_pairs(self.learning_rates, "--learning-rates")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Play episodes with a trained agent and report return, success and length."""
+
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of a run, or a model.zip."""
+    env: Annotated[str | None, _open("the run's", "ID")] = None
+    """Gymnasium id of the task."""
+    env_kwargs: Annotated[tuple[str, ...], _open("the run's, unless --env is given", "[KEY=VALUE ...]")] = ()
+    """Arguments of the task."""
+    episodes: int = 100
+    """Episodes to play."""
+    seed: int = 0
+    """Seed of the task; evaluation seeds never overlap with training's."""
+    num_envs: int = 16
+    """Copies of the task that are stepped together."""
+    stochastic: bool = False
+    """Sample actions as in training; by default the likeliest one is taken."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        require(self.episodes >= 1, f"--episodes must be at least 1, got {self.episodes}")
+        require(self.num_envs >= 1, f"--num-envs must be at least 1, got {self.num_envs}")
+        require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
+        _ = parse_pairs(self.env_kwargs, "--env-kwargs")
+
+
+@dataclass(frozen=True)
+class EnvsConfig:
+    """List the memory tasks of `ctrl`: what is seen and done, how long to remember, and scores to compare with."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Compressed memory against an LSTM in under five minutes, on a task that outlasts the raw memory."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/demo")
+    """Folder for the results; those of an earlier demo are replaced, nothing else is."""
+    jobs: int = 2
+    """Runs at the same time."""
+
+    def __post_init__(self) -> None:
+        require(self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure training speed beside stable-baselines3's PPO and sb3-contrib's RecurrentPPO (LSTM)."""
+
+    what: tyro.conf.Positional[Literal["train"]] = "train"
+    """What to measure: train (acting and learning)."""
+    repeats: int = 3
+    """Turns of each agent; median and range are reported."""
+    updates: int = 4
+    """Timed updates of a turn, after one that is not timed."""
+    threads: Annotated[int | None, _open("torch's own")] = None
+    """CPU threads that torch may use."""
+    out: Annotated[Path | None, _open("printed only", "FILE")] = None
+    """JSON file for the results."""
+    overwrite: bool = False
+    """Replace the file that --out names."""
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "updates"):
+            require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}")
+        require(self.threads is None or self.threads >= 1, f"--threads must be at least 1, got {self.threads}")
+
+
+def require_core(name: str) -> None:
+    """Raise a `UserError` that lists the cores unless `name` is one."""
+    import ctrl
+    from ctrl.experiments.errors import unknown
+
+    if name not in ctrl.core_names():
+        raise unknown("core", name, ctrl.core_names())

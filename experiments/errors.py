@@ -1,0 +1,29 @@
+"""Mistakes of the user, told in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What was asked for cannot be done; the message says why and what would work.
+
+    Not a ValueError: the command line parser would catch that and draw a box of its own around some of them.
+    """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a `UserError` with `message` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def unknown(kind: str, name: str, choices: Iterable[str], *, show: int = 12) -> UserError:
+    """Build the error for a name that is not among `choices`: the closest ones first, at most `show` of them."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    listed = close + [other for other in names if other not in close]
+    more = f" and {len(listed) - show} more" if len(listed) > show else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return UserError(f"unknown {kind} {name!r}{hint} Valid are {', '.join(listed[:show])}{more}.")

@@ -1,0 +1,143 @@
+"""Playing episodes with a trained agent, on seeds that training never sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.table import Table
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from ctrl.agents import MemoryPPO
+from ctrl.experiments.config import EvaluateConfig, TaskOptions, TrainConfig
+from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, read_json
+from ctrl.experiments.summary import Evaluation, titled
+from ctrl.experiments.tasks import evaluation_seed, make_task
+
+MOST_ENVS = 16
+"""Copies of the task in the evaluation after training."""
+
+
+def evaluate(model: Any, env: VecEnv, *, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:
+    """Play `episodes` with the agent.
+
+    :param model: an agent with stable-baselines3's `predict`
+    :param env: the task, wrapped so that it reports whole episodes
+    :param episodes: how many to play, divided evenly among the copies so that short ones are not preferred
+    :param seed: task seed of the first copy
+    :param deterministic: take the likeliest action instead of sampling
+    """
+    successes: list[float] = []
+
+    def collect(local: dict[str, Any], _: dict[str, Any]) -> None:
+        if local["done"] and "is_success" in local["info"]:
+            successes.append(float(local["info"]["is_success"]))
+
+    env.seed(seed)
+    returns, lengths = evaluate_policy(
+        model, env, episodes, deterministic=deterministic, callback=collect, return_episode_rewards=True, warn=False
+    )
+    return Evaluation(
+        episodes=len(returns),  # type: ignore[arg-type]
+        return_mean=float(np.mean(returns)),
+        return_std=float(np.std(returns)),
+        length_mean=float(np.mean(lengths)),
+        success=float(np.mean(successes)) if successes else None,
+        seed=seed,
+        deterministic=deterministic,
+    )
+
+
+def evaluate_run(model: MemoryPPO, config: TrainConfig) -> Evaluation:
+    """Evaluate the agent of a training run on its own task."""
+    task = replace(config.task, num_envs=min(MOST_ENVS, config.run.eval_episodes))
+    seed = evaluation_seed(config.seed)
+    env = make_task(task, seed=seed, training=False)
+    try:
+        return evaluate(model, env, episodes=config.run.eval_episodes, seed=seed)
+    finally:
+        env.close()
+
+
+def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluation]:
+    """Load a model and evaluate it as `ctrl evaluate` was asked to.
+
+    :return: the model's file, the task and what the evaluation brought
+    """
+    path = find_model(config.path)
+    task = find_task(config, path)
+    seed = evaluation_seed(config.seed)
+    env = make_task(task, seed=seed, training=False)
+    try:
+        model = _load(path, env, config.device)
+        brought = evaluate(model, env, episodes=config.episodes, seed=seed, deterministic=not config.stochastic)
+    finally:
+        env.close()
+    return path, task, brought
+
+
+def find_model(path: Path) -> Path:
+    """Find the model that `path` names: a zip, or a run's folder; a `UserError` tells what is there instead."""
+    if path.is_dir():
+        if (path / MODEL).is_file():
+            return path / MODEL
+        runs = sorted(str(model.parent) for model in path.glob(f"runs/*/*/{MODEL}"))
+        require(not runs, f"{path} holds several runs; name one of them: {', '.join(runs)}")
+        raise UserError(f"{path} holds no {MODEL}; name the folder of a finished run, or a checkpoint's zip")
+    if path.is_file():
+        return path
+    zipped = path.with_name(f"{path.name}.zip")
+    require(zipped.is_file(), f"{path} does not exist")
+    return zipped
+
+
+def find_task(config: EvaluateConfig, model: Path) -> TaskOptions:
+    """Return the task to evaluate on: the one that was asked for, or the one of the run that `model` belongs to."""
+    num_envs = min(config.num_envs, config.episodes)
+    if config.env is not None:
+        return TaskOptions(env=config.env, env_kwargs=config.env_kwargs, num_envs=num_envs)
+    for folder in (model.parent, model.parent.parent):  # a checkpoint lies one folder deeper
+        if (folder / MARKER).is_file() and (folder / SUMMARY).parent == folder:
+            task = TrainConfig.from_json(read_json(folder / MARKER)["options"]).task
+            return replace(task, num_envs=num_envs, env_kwargs=config.env_kwargs or task.env_kwargs)
+    raise UserError(f"{model} lies in no run's folder, so its task is unknown; name it with --env")
+
+
+def _load(path: Path, env: VecEnv, device: str) -> MemoryPPO:
+    try:
+        return MemoryPPO.load(path, env=env, device=device)
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be loaded for this task: {error}") from error
+
+
+def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> RenderableType:
+    """Build the table that `ctrl evaluate` prints."""
+    table = Table(show_header=False)
+    table.add_column("what", style="bold")
+    table.add_column("value", justify="right")
+    table.add_row("episodes", f"{brought.episodes}")
+    table.add_row("return", f"{brought.return_mean:.3f} ± {brought.return_std:.3f}")
+    if brought.success is not None:
+        table.add_row("success", f"{brought.success:.3f}")
+    table.add_row("length", f"{brought.length_mean:.1f} steps")
+    table.add_row("actions", "the likeliest" if brought.deterministic else "sampled")
+    arguments = f" ({', '.join(task.env_kwargs)})" if task.env_kwargs else ""
+    return titled(f"{path} on {task.env}{arguments}", table)
+
+
+def run_command(config: EvaluateConfig, console: Console) -> int:
+    """Carry out `ctrl evaluate`."""
+    from dataclasses import asdict
+
+    path, task, brought = evaluate_saved(config)
+    if config.json:
+        data = {"model": str(path), "env": task.env, "env_kwargs": task.env_arguments, **asdict(brought)}
+        console.print_json(data=data)
+    else:
+        console.print(evaluation_table(path, task, brought))
+    return 0

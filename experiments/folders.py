@@ -1,0 +1,73 @@
+"""Where results go: a new folder each time, and never over what is there unless that was asked for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ctrl.experiments.errors import UserError, require
+
+MARKER = "config.json"
+MODEL = "model.zip"
+SUMMARY = "summary.json"
+CURVE = "curve.csv"
+CHECKPOINTS = "checkpoints"
+
+
+def open_folder(out: Path | None, *, overwrite: bool, name: str, root: Path = Path("runs")) -> Path:
+    """Create the folder for results and return it.
+
+    :param out: the folder that the user named; None chooses the first free `root/name-N`
+    :param overwrite: whether results in `out` may be replaced
+    :param name: what the folder is named after if the user named none
+    :param root: where folders that the user did not name are created
+    :raises UserError: where `out` holds something already that may not be replaced
+    """
+    if out is None:
+        return _next_numbered(root, name)
+    require(not out.exists() or out.is_dir(), f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()):
+        require(overwrite, f"--out {out} holds results already; name another folder, or add --overwrite")
+        # Whoever types --out ~ --overwrite does not mean it.
+        require((out / MARKER).is_file(), f"--out {out} is not a results folder (no {MARKER}), so it is not replaced")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _next_numbered(root: Path, name: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = root / f"{name}-{number}"
+        try:
+            folder.mkdir()  # fails if another process was faster
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def slug(env_id: str) -> str:
+    """Return an env id as part of a folder's name: `ctrl/Recall-v0` becomes `recall-v0`."""
+    return env_id.rsplit(":", 1)[-1].rsplit("/", 1)[-1].lower()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` so that a reader, or a crash, never meets half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a `UserError` says which one is broken or missing."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None

@@ -1,0 +1,99 @@
+"""From options to a `MemoryPPO`, and to cores of equal size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from ctrl import Tier
+from ctrl.agents import MemoryPPO
+from ctrl.experiments.config import ATTENTION_CORES, RECURRENT_CORES, MemoryOptions, TrainConfig
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.tasks import policy_name
+
+TOLERANCE = 0.1
+"""How far matched parameter counts may be apart, as a share of the first."""
+WIDEST = 4096
+
+
+def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
+    """Return the options of `core` that `memory` asks for; what was left open is left to the core."""
+    options: dict[str, Any] = {"width": memory.width, "layers": memory.layers}
+    if core in ATTENTION_CORES:
+        options["heads"] = memory.heads
+    if core == "compressive":
+        options["memory"] = [Tier(slots, rate, memory.compressor) for slots, rate in memory.tiers]
+    if core == "transformer_xl":
+        options["slots"] = sum(slots for slots, _ in memory.tiers)
+    if core in RECURRENT_CORES:
+        options["chrono_horizon"] = memory.chrono_horizon
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def build_model(config: TrainConfig, env: VecEnv) -> MemoryPPO:
+    """Build the agent that `config` asks for; a `UserError` says what does not fit."""
+    try:
+        return MemoryPPO(
+            policy_name(env.observation_space),
+            env,
+            policy_kwargs={"core": config.core, "core_kwargs": core_kwargs(config.core, config.memory)},
+            seed=config.seed,
+            device=config.run.device,
+            **config.ppo.arguments(),
+        )
+    except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
+        raise UserError(f"the agent cannot be built: {error}") from error
+
+
+def parameter_count(model: Any) -> int:
+    """Return how many numbers training changes, all networks of the agent together."""
+    return sum(parameter.numel() for parameter in model.policy.parameters())
+
+
+@dataclass(frozen=True)
+class Match:
+    """The width that brings a core's agent close to a number of parameters."""
+
+    width: int
+    parameters: int
+    target: int
+
+    @property
+    def difference(self) -> float:
+        """Signed distance from the target, as a share of it."""
+        return self.parameters / self.target - 1
+
+
+def match_width(config: TrainConfig, env: VecEnv, target: int) -> Match:
+    """Find the width at which the agent of `config` has closest to `target` parameters.
+
+    :raises UserError: where no width comes within 10 %
+    """
+    unit = config.memory.heads if config.core in ATTENTION_CORES else 1
+
+    def count(units: int) -> int:
+        memory = replace(config.memory, width=units * unit)
+        return parameter_count(build_model(replace(config, memory=memory), env))
+
+    units, parameters = closest(count, target, highest=WIDEST // unit)
+    match = Match(units * unit, parameters, target)
+    if abs(match.difference) > TOLERANCE:
+        raise UserError(
+            f"no width of {config.core} comes within {TOLERANCE:.0%} of {target:,} parameters; "
+            f"the closest is {match.width} with {parameters:,}"
+        )
+    return match
+
+
+def closest(count: Any, target: int, *, highest: int) -> tuple[int, int]:
+    """Find the size in 1 … `highest` whose `count(size)`, which grows with it, is closest to `target`.
+
+    :return: the size and its count
+    """
+    low, high = 1, highest
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) <= target else (low, middle)
+    return min(((size, count(size)) for size in (low, high)), key=lambda pair: abs(pair[1] - target))

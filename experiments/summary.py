@@ -1,0 +1,276 @@
+"""Results as data: what a run brought, the same over seeds, and the table that shows them. No training here."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+SCHEMA = 1
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes that a trained agent played without learning."""
+
+    episodes: int
+    return_mean: float
+    return_std: float
+    """Population standard deviation over the episodes."""
+    length_mean: float
+    """Steps an episode."""
+    success: float | None
+    """Share of episodes that ended in success; None where the task does not report `is_success`."""
+    seed: int
+    """Seed of the first copy of the task."""
+    deterministic: bool
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One agent's training: what it was, what it reached and what it cost."""
+
+    core: str
+    seed: int
+    env: str
+    env_kwargs: dict[str, Any]
+    status: str
+    """`finished`, `interrupted` (Ctrl-C) or `failed`."""
+    steps: int
+    """Env steps trained, all copies together."""
+    parameters: int
+    """Numbers that training changes, all networks of the agent together."""
+    state_bytes: int
+    """Memory of one env between two steps."""
+    steps_per_second: float
+    """Env steps over the wall time of acting and learning."""
+    wall_seconds: float
+    training_return: float | None = None
+    """Mean return of the episodes that ended in the last update's data."""
+    training_success: float | None = None
+    evaluation: Evaluation | None = None
+    message: str = ""
+    """Why the run ended early."""
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain data."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunSummary:
+        """Rebuild a summary from `to_json`."""
+        known = {key: value for key, value in data.items() if key != "schema"}
+        if known.get("evaluation") is not None:
+            known["evaluation"] = Evaluation(**known["evaluation"])
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that brought no summary."""
+
+    core: str
+    seed: int
+    message: str
+
+
+@dataclass(frozen=True)
+class CoreSummary:
+    """The runs of one core, over its seeds."""
+
+    core: str
+    seeds: list[int]
+    success: list[float]
+    """Held-out success of each seed; empty where the task reports none."""
+    returns: list[float]
+    """Held-out return of each seed."""
+    parameters: int
+    state_bytes: int
+    steps: int
+    """Fewest env steps of a run."""
+    steps_per_second: float
+    """Mean over the runs."""
+    wall_seconds: float
+    """Mean over the runs."""
+
+
+class Point(NamedTuple):
+    """One row of a run's `curve.csv`: what was seen in one update's data."""
+
+    steps: int
+    """Env steps so far, all copies together."""
+    return_: float
+    """Mean return of the episodes that ended; NaN if none did."""
+    success: float
+    """Share of them that succeeded; NaN if none ended or the task does not say."""
+    episodes: int
+    """Episodes that ended."""
+    steps_per_second: float
+    """Since the start of training."""
+
+
+CURVE_COLUMNS = ("steps", "return", "success", "episodes", "steps_per_second")
+
+
+def read_curve(path: Path) -> list[Point]:
+    """Read a run's `curve.csv`; a last line that is still being written is left out."""
+    points: list[Point] = []
+    if not path.exists():
+        return points
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                number = [float(row[column]) for column in CURVE_COLUMNS]
+            except (TypeError, ValueError):
+                break
+            points.append(Point(int(number[0]), number[1], number[2], int(number[3]), number[4]))
+    return points
+
+
+def aggregate(runs: Iterable[RunSummary]) -> list[CoreSummary]:
+    """Summarise runs by core, in the order in which the cores appear."""
+    by_core: dict[str, list[RunSummary]] = {}
+    for run in runs:
+        by_core.setdefault(run.core, []).append(run)
+    return [_aggregate_core(core, sorted(group, key=lambda run: run.seed)) for core, group in by_core.items()]
+
+
+def _aggregate_core(core: str, runs: Sequence[RunSummary]) -> CoreSummary:
+    evaluations = [run.evaluation for run in runs if run.evaluation is not None]
+    return CoreSummary(
+        core=core,
+        seeds=[run.seed for run in runs],
+        success=[evaluation.success for evaluation in evaluations if evaluation.success is not None],
+        returns=[evaluation.return_mean for evaluation in evaluations],
+        parameters=runs[0].parameters,
+        state_bytes=runs[0].state_bytes,
+        steps=min(run.steps for run in runs),
+        steps_per_second=fmean(run.steps_per_second for run in runs),
+        wall_seconds=fmean(run.wall_seconds for run in runs),
+    )
+
+
+def comparison_table(
+    cores: Sequence[CoreSummary], title: str, baselines: dict[str, float] | None = None, caption: str | None = None
+) -> RenderableType:
+    """Build the table of a comparison; it fits a terminal of 80 columns.
+
+    :param cores: what `aggregate` returned
+    :param title: the line above
+    :param baselines: scores to compare with by name, such as `no memory`, on the scale of the first number shown
+    :param caption: the line below
+    """
+    show_success = any(core.success for core in cores)
+    # Many tasks pay 1 for a success and nothing else; there the return would be the same number again.
+    show_return = show_success and any(core.success != core.returns for core in cores)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("core", style="bold", no_wrap=True)
+    table.add_column("success" if show_success else "return", justify="right")
+    table.add_column("by seed")
+    if show_return:
+        table.add_column("return", justify="right")
+    for name in ("params", "state", "steps/s", "time"):
+        table.add_column(name, justify="right")
+    for core in cores:
+        table.add_row(*_core_cells(core, show_success, show_return))
+    for name, score in (baselines or {}).items():
+        table.add_row(name, f"{score:.2f}", style="dim")
+    return titled(title, table, caption)
+
+
+def _core_cells(core: CoreSummary, show_success: bool, show_return: bool) -> list[str]:
+    shown = core.success if show_success else core.returns
+    return [
+        core.core,
+        mean_text(shown),
+        " ".join(f"{value:.2f}" for value in shown),
+        *([mean_text(core.returns)] if show_return else []),
+        f"{core.parameters:,}",
+        bytes_text(core.state_bytes),
+        f"{core.steps_per_second:,.0f}",
+        duration_text(core.wall_seconds),
+    ]
+
+
+def titled(title: str, table: Table, caption: str | None = None) -> RenderableType:
+    """Put a line above a table, and one below; rich would fold them to the table's width."""
+    below = [Text(caption, style="dim")] if caption else []
+    return Group(Text(title, style="bold"), table, *below)
+
+
+def run_table(run: RunSummary) -> RenderableType:
+    """Build the table that `ctrl train` prints."""
+    table = Table(show_header=False)
+    table.add_column("what", style="bold")
+    table.add_column("value")
+    for name, value in _run_rows(run):
+        table.add_row(name, value)
+    return titled(f"{run.core} on {run.env}, seed {run.seed}", table)
+
+
+def _run_rows(run: RunSummary) -> list[tuple[str, str]]:
+    rows = [
+        ("status", run.status),
+        ("steps", f"{run.steps:,} in {duration_text(run.wall_seconds)} ({run.steps_per_second:,.0f} steps/s)"),
+        ("parameters", f"{run.parameters:,}"),
+        ("state", f"{bytes_text(run.state_bytes)} for each env"),
+    ]
+    if run.training_return is not None:
+        success = "" if run.training_success is None else f", success {run.training_success:.2f}"
+        rows.append(("last training data", f"return {run.training_return:.2f}{success}"))
+    if run.evaluation is not None:
+        rows.append((f"evaluation ({run.evaluation.episodes} episodes)", evaluation_text(run.evaluation)))
+    return rows
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """Say in one line what an evaluation brought."""
+    success = "" if evaluation.success is None else f", success {evaluation.success:.2f}"
+    return f"return {evaluation.return_mean:.2f} ± {evaluation.return_std:.2f}{success}"
+
+
+def mean_text(values: Sequence[float]) -> str:
+    """Return the mean with two digits, or a dash."""
+    return f"{fmean(values):.2f}" if values else MISSING
+
+
+def number_text(value: float | None) -> str:
+    """Return a number with two digits, or a dash for None and NaN."""
+    return MISSING if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def bytes_text(size: int) -> str:
+    """Return a size in B, KiB or MiB."""
+    if size < 1024:
+        return f"{size} B"
+    return f"{size / 1024:.1f} KiB" if size < 1024**2 else f"{size / 1024**2:.1f} MiB"
+
+
+def count_text(count: int) -> str:
+    """Return a count in k or M."""
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.2f}M"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as `42 s`, `3 min 05 s` or `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

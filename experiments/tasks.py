@@ -1,0 +1,119 @@
+"""From a gymnasium id to the envs that an agent trains on and is evaluated with."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
+
+from ctrl.agents import GymnasiumVecEnv
+from ctrl.envs import TASKS, Scores
+from ctrl.experiments.config import TaskOptions
+from ctrl.experiments.errors import UserError, unknown
+
+SEEDS_PER_RUN = 10_000
+"""Seeds that one run may use, one for each copy of the task."""
+EVALUATION_SEEDS = 1_000_000_000
+"""Where the seeds of evaluation start; training would have to run 100,000 seeds to reach them."""
+
+
+def training_seed(seed: int) -> int:
+    """Return the task seed of a training run's first copy; copy i has the i-th after it."""
+    return seed * SEEDS_PER_RUN
+
+
+def evaluation_seed(seed: int) -> int:
+    """Return the task seed of an evaluation's first copy, which no training run uses."""
+    return EVALUATION_SEEDS + seed * SEEDS_PER_RUN
+
+
+def make_task(task: TaskOptions, *, seed: int, training: bool) -> VecEnv:
+    """Build the copies of a task; natively vectorised where the task offers that.
+
+    :param task: id, arguments and number of copies
+    :param seed: task seed of the first copy
+    :param training: let the copies of our own tasks end their episodes at different times, so that each update sees
+        all parts of an episode; the first episodes are shorter for that, so an evaluation must not
+    :raises UserError: where the id is unknown or the task does not take the arguments
+    """
+    spec = find_spec(task.env)
+    try:
+        env = _make_native(task, training) if spec.vector_entry_point is not None else _make_from_single(task)
+    except (TypeError, ValueError, AssertionError, gym.error.Error) as error:
+        raise UserError(f"{task.env} cannot be built with {task.env_arguments}: {error}") from error
+    env.seed(seed)
+    return env
+
+
+def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """Look an env id up; a `UserError` names the closest ones."""
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except ImportError as error:
+        raise UserError(f"env {env_id!r}: {module} cannot be imported: {error}") from error
+    except gym.error.Error as error:
+        raise _unknown_env(name) from error
+
+
+def policy_name(observation_space: spaces.Space[object]) -> str:
+    """Return the policy that fits what is observed."""
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputMemoryPolicy"
+    return "CnnMemoryPolicy" if is_image_space(observation_space) else "MlpMemoryPolicy"
+
+
+def known_scores(task: TaskOptions) -> Scores | None:
+    """Return the scores that the task states for its arguments; None for tasks of others."""
+    ours = TASKS.get(_bare_id(task.env))
+    return None if ours is None else ours.scores(**_scored_arguments(task))
+
+
+def success_reference(task: TaskOptions) -> float | None:
+    """Return the best success rate without memory, where the task's scores say so.
+
+    That is where no episode can bring more than 1: such a return is 1 for a success and 0 otherwise.
+    """
+    scores = known_scores(task)
+    return scores.memoryless if scores is not None and scores.perfect == 1 and scores.memoryless >= 0 else None
+
+
+def _scored_arguments(task: TaskOptions) -> dict[str, Any]:
+    return {name: value for name, value in task.env_arguments.items() if name != "stagger"}
+
+
+def _bare_id(env_id: str) -> str:
+    return env_id.rsplit(":", 1)[-1]
+
+
+def _make_native(task: TaskOptions, training: bool) -> VecEnv:
+    arguments = task.env_arguments
+    ours = TASKS.get(_bare_id(task.env))
+    if training and ours is not None and "stagger" in inspect.signature(ours.vector_env).parameters:
+        arguments.setdefault("stagger", True)
+    envs = gym.make_vec(task.env, num_envs=task.num_envs, vectorization_mode="vector_entry_point", **arguments)
+    return GymnasiumVecEnv(envs)
+
+
+def _make_from_single(task: TaskOptions) -> VecEnv:
+    # Not by id: for that SB3 asks every env for a render mode, which many don't have.
+    return make_vec_env(partial(gym.make, task.env), n_envs=task.num_envs, env_kwargs=task.env_arguments)
+
+
+def _unknown_env(env_id: str) -> UserError:
+    close = [name for name in difflib.get_close_matches(env_id, gym.registry, n=4, cutoff=0.6) if name not in TASKS]
+    others = f" Other ids that are close: {', '.join(close)}." if close else ""
+    return UserError(
+        f"{unknown('env', env_id, TASKS)}{others} {len(gym.registry)} ids are registered; "
+        "for a task of another package write package:Id-v0, so that the package is imported."
+    )

@@ -1,0 +1,33 @@
+"""One run of a comparison, in a process of its own: `python -m ctrl.experiments.worker FOLDER PARENT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.folders import MARKER, read_json
+
+
+def main(folder: Path, parent: int) -> int:
+    """Train what `folder`'s config asks for; the summary, the curve and the exit code tell the parent."""
+    from ctrl.experiments.config import TrainConfig
+    from ctrl.experiments.progress import SilentReporter
+    from ctrl.experiments.training import Place, prepared, train
+
+    job = read_json(folder / MARKER)
+    place = Place(folder, Path(job["tensorboard"]), job["command"])
+    try:
+        config = TrainConfig.from_json(job["options"])
+        with prepared(config) as model:
+            outcome = train(model, config, place, SilentReporter(), parent=parent)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if outcome.summary.message:
+        print(outcome.summary.message, file=sys.stderr)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), int(sys.argv[2])))

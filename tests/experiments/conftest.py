@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+TINY = (
+    *("--num-envs", "4", "--n-steps", "16", "--n-epochs", "1", "--eval-episodes", "8", "--threads", "1"),
+    *("--width", "8", "--heads", "2", "--layers", "1", "--memory", "4,4x2", "--device", "cpu"),
+)
+
+
+@pytest.fixture
+def tiny() -> tuple[str, ...]:
+    """Options that make a run take a second or two."""
+    return TINY
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module with tasks that go wrong, importable here and in processes that a test starts."""
+    monkeypatch.syspath_prepend(str(HERE))
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), before])))
+    return "fragile_tasks"
+
+
+@pytest.fixture
+def start_ctrl() -> Callable[..., subprocess.Popen[str]]:
+    """Starts `ctrl` as a user does, in a terminal of width 100."""
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ctrl.experiments", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
+        )
+
+    return start

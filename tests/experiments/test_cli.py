@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ctrl.envs import TASKS
+from ctrl.experiments.cli import EXAMPLES, main, parse
+from ctrl.experiments.config import CompareConfig, TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.parametrize("command", [name for name in EXAMPLES if name])
+def test_help_of_each_subcommand_ends_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: ctrl {command}" in text
+    assert f"ctrl {command}" in text.split("example")[-1]
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_names_all_subcommands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in EXAMPLES if name)
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name])
+def test_the_examples_parse(name: str) -> None:
+    for line in " ".join(EXAMPLES[name]).replace("\\ ", "").split("ctrl ")[1:]:
+        assert parse(line.split())
+
+
+def test_options_arrive() -> None:
+    options = "--core lstm --env CartPole-v1 --env-kwargs a=1 b=x --memory 8,8x2 --gamma 0.9"
+    config = parse(["train", *options.split()])
+    assert isinstance(config, TrainConfig)
+    assert (config.core, config.task.env, config.task.env_arguments) == ("lstm", "CartPole-v1", {"a": 1, "b": "x"})
+    assert (config.memory.tiers, config.ppo.gamma) == ([(8, 1), (8, 2)], 0.9)
+    comparison = parse(["compare", "--cores", "gru", "lstm", "--learning-rates", "gru=1e-3", "--match-parameters"])
+    assert isinstance(comparison, CompareConfig)
+    assert (comparison.cores, comparison.rates, comparison.match_parameters) == (("gru", "lstm"), {"gru": 1e-3}, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train --core lstmm", "did you mean 'lstm'"),
+        ("train --env ctrl/Recal-v0", "did you mean 'ctrl/Recall-v0'"),
+        ("train --steps 0", "--steps must be at least 1"),
+        ("train --compressor convv", "'conv'"),
+        ("train --memory 2,8x4", "too small"),
+        ("compare --cores lstm rnn", "unknown core 'rnn'"),
+        ("evaluate no/such/run", "does not exist"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_nothing_is_written(
+    line: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert told in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_envs_lists_our_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envs"]) == 0
+    text = capsys.readouterr().out
+    assert all(task in text for task in TASKS)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_envs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envs", "--json"]) == 0
+    recall = next(task for task in json.loads(capsys.readouterr().out) if task["id"] == "ctrl/Recall-v0")
+    assert recall["memory_steps"] == recall["arguments"]["length"]
+    assert recall["random"] <= recall["memoryless"] < recall["perfect"]

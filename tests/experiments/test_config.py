@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctrl.experiments.config import (
+    BenchConfig,
+    CompareConfig,
+    DemoConfig,
+    EvaluateConfig,
+    MemoryOptions,
+    PPOOptions,
+    RunOptions,
+    TaskOptions,
+    TrainConfig,
+    parse_memory,
+    parse_pairs,
+)
+from ctrl.experiments.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "tiers"),
+    [
+        ("32", [(32, 1)]),
+        ("32,16x4", [(32, 1), (16, 4)]),
+        (" 8 , 6x2 , 5 x 3 ", [(8, 1), (6, 2), (5, 3)]),
+        ("4,4x1", [(4, 1), (4, 1)]),
+    ],
+)
+def test_memory_is_parsed(text: str, tiers: list[tuple[int, int]]) -> None:
+    assert parse_memory(text) == tiers
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "SLOTS"),
+        ("32,", "SLOTS"),
+        ("32;16x4", "SLOTS"),
+        ("-3", "SLOTS"),
+        ("32x4", "first tier is raw"),
+        ("0", "at least 1"),
+        ("8,4x0", "at least 1"),
+        ("3,8x4", "3 slots is too small to be merged 4"),
+        ("8,3x2,8x4", "3 slots is too small to be merged 4"),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused(text: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        parse_memory(text)
+
+
+def test_pairs_are_python_values_or_text() -> None:
+    parsed = parse_pairs(("length=64", "noise=0.5", "name=abc", "flag=True", "path=a=b", "empty="), "--env-kwargs")
+    assert parsed == {"length": 64, "noise": 0.5, "name": "abc", "flag": True, "path": "a=b", "empty": ""}
+
+
+@pytest.mark.parametrize("pairs", [("length",), ("=3",), ("a b=3",), ("length=3", "length=4")])
+def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="--env-kwargs"):
+        TaskOptions(env_kwargs=pairs)
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong", "told"),
+    [
+        (TaskOptions, {"num_envs": 0}, "--num-envs must be at least 1, got 0"),
+        (TaskOptions, {"env": ""}, "--env"),
+        (MemoryOptions, {"width": 0}, "--width must be at least 1, got 0"),
+        (MemoryOptions, {"chrono_horizon": -1}, "--chrono-horizon must be at least 1, got -1"),
+        (PPOOptions, {"learning_rate": 0.0}, "--learning-rate must be above 0, got 0.0"),
+        (PPOOptions, {"gamma": 1.5}, "--gamma must be between 0 and 1, got 1.5"),
+        (PPOOptions, {"n_steps": 128, "window": 50}, "--window must divide --n-steps, got 50 and 128"),
+        (RunOptions, {"steps": 0}, "--steps must be at least 1, got 0"),
+        (RunOptions, {"eval_episodes": -1}, "--eval-episodes must not be negative, got -1"),
+        (RunOptions, {"threads": 0}, "--threads must be at least 1, got 0"),
+        (TrainConfig, {"seed": -1}, "--seed must not be negative, got -1"),
+        (TrainConfig, {"core": "lstmm"}, "unknown core 'lstmm'; did you mean 'lstm'"),
+        (TrainConfig, {"memory": MemoryOptions(width=30, heads=4)}, "--heads must divide --width, got 4 and 30"),
+        (CompareConfig, {"seeds": 0}, "--seeds must be at least 1, got 0"),
+        (CompareConfig, {"cores": ()}, "at least one core"),
+        (CompareConfig, {"cores": ("lstm", "lstm")}, "twice"),
+        (CompareConfig, {"cores": ("lstm", "rnn")}, "unknown core 'rnn'"),
+        (CompareConfig, {"learning_rates": ("gru=1e-3",)}, "'gru', which is not among --cores"),
+        (CompareConfig, {"learning_rates": ("lstm=fast",)}, "lstm must be above 0, got 'fast'"),
+        (EvaluateConfig, {"path": Path("x"), "episodes": 0}, "--episodes must be at least 1, got 0"),
+        (DemoConfig, {"jobs": 0}, "--jobs must be at least 1, got 0"),
+        (BenchConfig, {"repeats": 0}, "--repeats must be at least 1, got 0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(options: type, wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        options(**wrong)
+    assert told in str(caught.value)
+
+
+def test_heads_are_not_asked_of_cores_without_attention() -> None:
+    assert TrainConfig(core="gru", memory=MemoryOptions(width=30, heads=4)).memory.width == 30
+
+
+def test_unknown_core_lists_the_valid_ones() -> None:
+    with pytest.raises(UserError, match="compressive, feedforward, gru, lstm, transformer_xl"):
+        TrainConfig(core="?")
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        TrainConfig().seed = 1  # type: ignore[misc]
+
+
+def test_a_train_config_survives_json() -> None:
+    config = TrainConfig(
+        core="gru",
+        seed=3,
+        out=Path("runs/x"),
+        task=TaskOptions(env="CartPole-v1", env_kwargs=("a=1",), num_envs=5),
+        run=RunOptions(steps=77, checkpoint_every=11),
+        memory=MemoryOptions(width=24, memory="8,8x2"),
+        ppo=PPOOptions(window=64, learning_rate=1e-3),
+    )
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_what_is_left_open_is_left_to_the_agent() -> None:
+    arguments = PPOOptions().arguments()
+    assert {"window", "batch_size", "memory_learning_rate"}.isdisjoint(arguments)
+    assert replace(PPOOptions(), batch_size=256).arguments()["batch_size"] == 256
+
+
+def test_checkpoints_come_every_tenth_unless_asked_otherwise() -> None:
+    assert RunOptions(steps=1000).checkpoint_interval == 100
+    assert RunOptions(steps=5).checkpoint_interval == 1
+    assert RunOptions(steps=1000, checkpoint_every=7).checkpoint_interval == 7

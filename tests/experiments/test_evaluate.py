@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctrl.experiments.cli import main
+from ctrl.experiments.config import TaskOptions
+from ctrl.experiments.evaluate import evaluate
+from ctrl.experiments.tasks import evaluation_seed, make_task
+
+
+class Constant:
+    """An agent that always does the same."""
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+
+    def predict(self, observation: np.ndarray, **_: Any) -> tuple[np.ndarray, None]:
+        return np.full(len(observation), self.action), None
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny: tuple[str, ...]) -> Path:
+    folder = tmp_path / "run"
+    task = ["--env-kwargs", "length=5", "--steps", "64"]
+    assert main(["train", *task, *tiny, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_episodes_success_and_length_are_counted() -> None:
+    env = make_task(TaskOptions(env_kwargs=("length=5", "num_cues=2"), num_envs=3), seed=0, training=False)
+    first = evaluate(Constant(0), env, episodes=200, seed=11)
+    second = evaluate(Constant(1), env, episodes=200, seed=11)
+    env.close()
+    assert (first.episodes, first.length_mean, first.seed) == (200, 6.0, 11)
+    assert first.success is not None and second.success is not None
+    assert first.success == first.return_mean
+    assert first.success + second.success == pytest.approx(1)  # the same episodes, one of two cues each
+    assert 0.35 < first.success < 0.65
+
+
+def test_success_is_none_where_the_task_does_not_tell() -> None:
+    env = make_task(TaskOptions(env="CartPole-v1", num_envs=2), seed=0, training=False)
+    brought = evaluate(Constant(1), env, episodes=4, seed=0)
+    env.close()
+    assert brought.success is None
+    assert brought.return_mean == brought.length_mean < 20
+
+
+def test_a_run_is_evaluated_on_its_task(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    for path in (trained, trained / "model.zip", trained / "model", next((trained / "checkpoints").iterdir())):
+        assert main(["evaluate", str(path), "--episodes", "6", "--json"]) == 0
+        brought = json.loads(capsys.readouterr().out)
+        assert (brought["env"], brought["env_kwargs"], brought["episodes"]) == ("ctrl/Recall-v0", {"length": 5}, 6)
+        assert (brought["seed"], brought["length_mean"]) == (evaluation_seed(0), 6.0)
+
+
+def test_evaluation_repeats_that_of_training(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["evaluate", str(trained), "--episodes", "8", "--num-envs", "8", "--json"])
+    assert (
+        json.loads(capsys.readouterr().out)["return_mean"]
+        == json.loads((trained / "summary.json").read_text())["evaluation"]["return_mean"]
+    )
+
+
+def test_another_length_is_possible(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(trained), "--episodes", "3", "--env-kwargs", "length=9"]) == 0
+    text = capsys.readouterr().out
+    assert "10.0 steps" in text
+    assert "length=9" in text
+
+
+def test_a_comparison_names_its_runs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "comparison" / "runs" / "lstm" / "seed0"
+    shutil.copytree(trained, run)
+    assert main(["evaluate", str(tmp_path / "comparison")]) == 2
+    assert f"name one of them: {run}" in capsys.readouterr().err
+
+
+def test_what_cannot_be_evaluated_is_told(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*arguments: str) -> str:
+        assert main(["evaluate", *arguments, "--episodes", "2"]) == 2
+        return capsys.readouterr().err
+
+    lonely = tmp_path / "elsewhere" / "model.zip"
+    lonely.parent.mkdir()
+    shutil.copy(trained / "model.zip", lonely)
+    assert "name it with --env" in error(str(lonely))
+    assert "Observation spaces do not match" in error(str(lonely), "--env", "CartPole-v1")
+    assert "holds no model.zip" in error(str(tmp_path / "elsewhere" / ".."))
+    (tmp_path / "broken.zip").write_text("no zip")
+    assert "cannot be loaded" in error(str(tmp_path / "broken.zip"), "--env", "ctrl/Recall-v0")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from stable_baselines3.common.vec_env import VecEnv
+
+import ctrl
+from ctrl.experiments.config import MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.models import build_model, closest, core_kwargs, match_width, parameter_count
+from ctrl.experiments.tasks import make_task
+
+SMALL = TrainConfig(
+    memory=MemoryOptions(width=16, heads=2, layers=1, memory="4,3x2", chrono_horizon=9),
+    ppo=PPOOptions(n_steps=8),
+    run=RunOptions(device="cpu"),
+)
+
+
+@pytest.fixture
+def env() -> Iterator[VecEnv]:
+    env = make_task(TaskOptions(env_kwargs=("length=5",), num_envs=2), seed=0, training=True)
+    yield env
+    env.close()
+
+
+def test_each_core_gets_the_options_that_it_has() -> None:
+    memory = replace(SMALL.memory, compressor="max")
+    common = {"width": 16, "layers": 1}
+    tiers = [ctrl.Tier(4, 1, "max"), ctrl.Tier(3, 2, "max")]
+    assert core_kwargs("compressive", memory) == {**common, "heads": 2, "memory": tiers}
+    assert core_kwargs("transformer_xl", memory) == {**common, "heads": 2, "slots": 7}
+    assert core_kwargs("lstm", memory) == {**common, "chrono_horizon": 9}
+    assert core_kwargs("gru", memory) == {**common, "chrono_horizon": 9}
+    assert core_kwargs("feedforward", memory) == common
+
+
+def test_what_is_left_open_is_left_to_the_core() -> None:
+    assert core_kwargs("lstm", MemoryOptions()) == {}
+
+
+@pytest.mark.parametrize("core", ctrl.core_names())
+def test_every_core_is_built(core: str, env: VecEnv) -> None:
+    model = build_model(replace(SMALL, core=core), env)
+    assert parameter_count(model) > 0
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "transformer_xl"])
+def test_matched_cores_have_parameters_within_ten_percent(core: str, env: VecEnv) -> None:
+    target = parameter_count(build_model(replace(SMALL, memory=replace(SMALL.memory, width=48)), env))
+    match = match_width(replace(SMALL, core=core), env, target)
+    built = build_model(replace(SMALL, core=core, memory=replace(SMALL.memory, width=match.width)), env)
+    assert parameter_count(built) == match.parameters
+    assert abs(match.parameters / target - 1) <= 0.1
+    assert match.difference == pytest.approx(match.parameters / target - 1)
+
+
+def test_what_cannot_be_matched_is_told(env: VecEnv) -> None:
+    with pytest.raises(UserError, match="no width of lstm comes within 10% of 10 parameters; the closest is 1 with"):
+        match_width(replace(SMALL, core="lstm"), env, target=10)
+
+
+@pytest.mark.parametrize(("target", "expected"), [(0, (1, 1)), (26, (5, 25)), (31, (6, 36)), (10**6, (9, 81))])
+def test_closest_finds_the_nearest_count(target: int, expected: tuple[int, int]) -> None:
+    assert closest(lambda size: size**2, target, highest=9) == expected
+
+
+def test_an_agent_that_cannot_be_built_says_why(env: VecEnv) -> None:
+    with pytest.raises(UserError, match="compressor 'convv'"):
+        build_model(replace(SMALL, memory=replace(SMALL.memory, compressor="convv")), env)
+    with pytest.raises(UserError, match="batch_size"):
+        build_model(replace(SMALL, ppo=replace(SMALL.ppo, batch_size=5)), env)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from ctrl.agents import GymnasiumVecEnv
+from ctrl.experiments.config import TaskOptions
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.tasks import (
+    evaluation_seed,
+    find_spec,
+    known_scores,
+    make_task,
+    policy_name,
+    success_reference,
+    training_seed,
+)
+
+RECALL = TaskOptions(env_kwargs=("length=5", "num_cues=3"), num_envs=4)
+
+
+def play(task: TaskOptions, seed: int, training: bool, steps: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    env = make_task(task, seed=seed, training=training)
+    observations, ends = [env.reset()], []
+    for _ in range(steps):
+        observation, _, dones, _ = env.step(np.zeros(task.num_envs, dtype=np.int64))
+        observations.append(observation)
+        ends.append(dones)
+    env.close()
+    return np.stack(observations), np.stack(ends)  # type: ignore[arg-type]
+
+
+def test_our_tasks_run_natively() -> None:
+    env = make_task(RECALL, seed=0, training=True)
+    assert isinstance(env, GymnasiumVecEnv)
+    assert env.num_envs == 4
+    env.close()
+
+
+def test_other_tasks_run_through_stable_baselines3() -> None:
+    env = make_task(TaskOptions(env="CartPole-v1", num_envs=3), seed=0, training=True)
+    assert env.num_envs == 3
+    env.close()
+
+
+@pytest.mark.parametrize("task", [RECALL, TaskOptions(env="CartPole-v1", num_envs=2)])
+def test_a_seed_gives_the_same_episodes(task: TaskOptions) -> None:
+    first, again, other = (play(task, seed, training=False)[0] for seed in (7, 7, 70_000))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_episodes_end_together_in_evaluation_and_apart_in_training() -> None:
+    _, together = play(RECALL, 0, training=False)
+    _, apart = play(RECALL, 0, training=True)
+    assert set(together.sum(axis=1)) == {0, 4}
+    assert apart.sum(axis=1).max() < 4
+
+
+def test_seeds_of_runs_and_of_evaluations_do_not_overlap() -> None:
+    runs = [range(training_seed(seed), training_seed(seed) + 10_000) for seed in range(3)]
+    assert all(before.stop <= after.start for before, after in itertools.pairwise(runs))
+    assert evaluation_seed(0) > training_seed(99_999)
+    assert evaluation_seed(1) == evaluation_seed(0) + 10_000
+
+
+def test_an_unknown_env_names_the_closest() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'ctrl/Recall-v0'") as caught:
+        find_spec("ctrl/Recal-v0")
+    assert "package:Id-v0" in str(caught.value)
+    with pytest.raises(UserError, match="CartPole-v1"):
+        find_spec("CartPol-v1")
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="no_such_package"):
+        find_spec("no_such_package:Thing-v0")
+
+
+@pytest.mark.parametrize("argument", ["lenght=5", "length=-1", "length=many"])
+def test_arguments_that_the_task_does_not_take_are_told(argument: str) -> None:
+    with pytest.raises(UserError, match="cannot be built") as caught:
+        make_task(TaskOptions(env_kwargs=(argument,)), seed=0, training=True)
+    assert argument.split("=")[0] in str(caught.value)
+
+
+def test_scores_of_our_tasks_are_known() -> None:
+    scores = known_scores(RECALL)
+    assert scores is not None
+    assert scores.memoryless == pytest.approx(1 / 3)
+    assert success_reference(RECALL) == pytest.approx(1 / 3)
+    assert known_scores(TaskOptions(env="CartPole-v1")) is None
+    assert success_reference(TaskOptions(env="CartPole-v1")) is None
+
+
+def test_the_policy_follows_what_is_seen() -> None:
+    image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    assert policy_name(spaces.Box(-1, 1, (4,))) == "MlpMemoryPolicy"
+    assert policy_name(spaces.Discrete(3)) == "MlpMemoryPolicy"
+    assert policy_name(image) == "CnnMemoryPolicy"
+    assert policy_name(spaces.Dict({"image": image})) == "MultiInputMemoryPolicy"

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctrl.agents import MemoryPPO
+from ctrl.experiments.cli import main
+from ctrl.experiments.summary import CURVE_COLUMNS, RunSummary, read_curve
+
+TASK = ("--env", "ctrl/Recall-v0", "--env-kwargs", "length=5")
+
+
+def summary_of(folder: Path) -> RunSummary:
+    return RunSummary.from_json(json.loads((folder / "summary.json").read_text()))
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return MemoryPPO.load(path, device="cpu").policy.state_dict()
+
+
+def test_a_run_leaves_everything(tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", *TASK, *tiny, "--steps", "200", "--seed", "3", "--out", str(folder)]
+    assert main(arguments) == 0
+    summary = summary_of(folder)
+    assert (summary.core, summary.seed, summary.status) == ("compressive", 3, "finished")
+    assert summary.steps == 256  # whole updates of 4 × 16
+    assert summary.env_kwargs == {"length": 5}
+    assert summary.hyperparameters["ppo"]["n_steps"] == 16
+    assert summary.versions["torch"] == torch.__version__
+    assert summary.evaluation is not None
+    assert (summary.evaluation.episodes, summary.evaluation.length_mean) == (8, 6.0)
+    assert summary.evaluation.success == summary.evaluation.return_mean
+    model = MemoryPPO.load(folder / "model.zip", device="cpu")
+    assert summary.parameters == sum(parameter.numel() for parameter in model.policy.parameters())
+    assert summary.state_bytes == model.policy.core.state_bytes
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    shown = capsys.readouterr().out
+    assert str(folder) in shown
+    assert "evaluation (8 episodes)" in shown
+
+
+def test_the_curve_has_a_point_for_each_update(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    main(["train", *TASK, *tiny, "--core", "lstm", "--steps", "256", "--out", str(folder)])
+    with (folder / "curve.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == list(CURVE_COLUMNS)
+    points = read_curve(folder / "curve.csv")
+    assert [point.steps for point in points] == [64, 128, 192, 256]
+    # 256 steps of 6-step episodes, the first ones shorter as they start staggered
+    assert 256 // 6 <= sum(point.episodes for point in points) <= 256 // 6 + 4
+    assert all(point.return_ == point.success for point in points if point.episodes)
+    assert all(point.steps_per_second > 0 for point in points)
+
+
+def test_checkpoints_come_at_their_interval(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    options = ["--core", "gru", "--steps", "320", "--checkpoint-every", "128", "--eval-episodes", "0"]
+    assert main(["train", *TASK, *tiny, *options, "--out", str(folder)]) == 0
+    assert checkpoints(folder) == [f"step_{step:012d}.zip" for step in (0, 128, 256)]
+    assert summary_of(folder).evaluation is None
+
+
+def test_a_seed_gives_the_same_run_twice(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        main(["train", *TASK, *tiny, "--steps", "64", "--seed", seed, "--out", str(tmp_path / name)])
+    first, again, other = (weights(tmp_path / name / "model.zip") for name in "abc")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_results_are_never_overwritten_silently(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", *TASK, *tiny, "--core", "feedforward", "--steps", "64", "--out", str(folder)]
+    assert main(arguments) == 0
+    before = (folder / "summary.json").read_text()
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--env", "NoSuch-v0"]) == 2  # a mistake costs no results either
+    assert (folder / "summary.json").read_text() == before
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (folder / "summary.json").read_text() != before
+
+
+def test_a_folder_without_a_name_is_new(tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["train", *TASK, *tiny, "--core", "feedforward", "--steps", "64"]) == 0
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["recall-v0-feedforward-1", "recall-v0-feedforward-2"]
+
+
+def test_nan_stops_training_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, tiny: tuple[str, ...], fragile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    task = ["--env", f"{fragile}:fragile/NaN-v0", "--env-kwargs", "after=40"]
+    assert main(["train", *task, *tiny, "--steps", "2000", "--out", str(folder)]) == 1
+    shown = capsys.readouterr().out
+    assert "observation is not finite at step 160" in shown
+    kept = folder / "checkpoints" / checkpoints(folder)[-1]
+    assert str(kept) in shown
+    assert kept.name == "step_000000000160.zip"
+    assert all(bool(torch.isfinite(value).all()) for value in weights(kept).values())
+    assert not (folder / "model.zip").exists()
+    summary = summary_of(folder)
+    assert summary.status == "failed"
+    assert "not finite" in summary.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_where(
+    number: signal.Signals, tmp_path: Path, tiny: tuple[str, ...], start_ctrl: Callable[..., subprocess.Popen[str]]
+) -> None:
+    folder = tmp_path / "run"
+    process = start_ctrl("train", *TASK, *tiny, "--core", "gru", "--steps", "100000000", "--out", str(folder))
+    try:
+        wait_for_first_update(folder)
+        process.send_signal(number)
+        shown, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert errors == ""
+    assert f"the model is saved in {folder / 'model.zip'}" in shown
+    summary = summary_of(folder)
+    assert (summary.status, summary.evaluation) == ("interrupted", None)
+    assert summary.steps > 0
+    assert zipfile.is_zipfile(folder / "model.zip")
+    assert all(bool(torch.isfinite(value).all()) for value in weights(folder / "model.zip").values())
+
+
+def wait_for_first_update(folder: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not read_curve(folder / "curve.csv"):
+        assert time.monotonic() < end, "training never began"
+        time.sleep(0.05)
