@@ -1,0 +1,449 @@
+"""Lets stable-baselines3 train on any gymnasium `VectorEnv` without a Python loop over envs in the usual step.
+
+    envs = gym.make_vec("ctrl.envs:ctrl/Recall-v0", num_envs=256)
+    model = PPO("MlpPolicy", GymnasiumVecEnv(envs))
+
+SB3 wants the first observation of the next episode in the step that ends the last one, and the last observation in
+`info["terminal_observation"]`. How that is had depends on the env's `metadata["autoreset_mode"]`:
+
+- SAME_STEP: the env does it so; the last observation comes from `infos["final_obs"]`.
+- DISABLED: the adapter resets the ended envs with `options={"reset_mask": done}` in the same step.
+- NEXT_STEP: the env spends a whole step on the reset, in which the action is ignored and the reward is 0. The others
+  must not wait, so *the end is reported one step late*: at the end `done` is False and the observation is the last
+  one; in the step after it `done` is True, the reward is 0, the observation is the new episode's first, and info has
+  `"reset_step": True`. A learner may mask such steps out of its loss: the action had no effect. At the end itself,
+  info has `"NextStep.terminated": True` if the episode was terminated: the observation's value must not count.
+
+Episode returns and lengths are recorded here as SB3's `Monitor` does, `info["episode"]`, reset steps not counted.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Info = dict[str, Any]
+
+_LEAF_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class _Step(NamedTuple):
+    """What a gymnasium vector env returned for one step, in arrays of our own."""
+
+    observations: Any
+    """[B, …], or a dict of such."""
+    rewards: npt.NDArray[np.float32]
+    """[B]"""
+    ended: Bools
+    """[B] terminated or truncated."""
+    cut: Bools
+    """[B] truncated and not terminated."""
+    infos: Mapping[str, Any]
+
+
+class GymnasiumVecEnv(VecEnv):
+    """A gymnasium vector env (native, `SyncVectorEnv` or `AsyncVectorEnv`) as an SB3 `VecEnv`.
+
+    :param env: the vector env; it is closed with this one.
+    :raises ValueError: if the autoreset mode or a space is not supported.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        self.env = env
+        self.autoreset_mode = _autoreset_mode(env)
+        _check_spaces(env.single_observation_space, env.single_action_space)
+        self._access = _access(env)
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._monitor = _EpisodeMonitor(env.num_envs)
+        self._actions: npt.NDArray[Any] | None = None
+        self._late = np.zeros(env.num_envs, dtype=np.bool_)  # NEXT_STEP: ended in the last step, not yet reported
+        self._late_infos: dict[int, Info] = {}  # and what is to be reported of them
+
+    def reset(self) -> VecEnvObs:
+        """Reset all envs with the seed of `seed()` and the options of `set_options()`, which both serve once."""
+        observations, infos = self.env.reset(seed=self._seeds[0], options=self._common_options())
+        self._reset_seeds()
+        self._reset_options()
+        self._monitor.restart()
+        self._late[:] = False
+        self._late_infos.clear()
+        self._set_reset_infos(infos, np.ones(self.num_envs, dtype=np.bool_))
+        return cast(VecEnvObs, self._copied(observations))
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Keep the actions [B, …] for `step_wait`, in the action space's dtype."""
+        array = np.asarray(actions, dtype=self.action_space.dtype)
+        expected = (self.num_envs, *(self.action_space.shape or ()))
+        if array.shape != expected:
+            raise ValueError(f"actions must be of shape {expected} for {self.action_space}, got {array.shape}.")
+        self._actions = array
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step all envs; see the module's text for what `dones` means with a NEXT_STEP env."""
+        if self._actions is None:
+            raise RuntimeError("step_wait() needs actions: call step_async() first.")
+        observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        self._actions = None
+        if not isinstance(infos, Mapping):
+            raise ValueError(f"infos must be a dict of arrays, got {type(infos).__name__}; remove DictInfoToList.")
+        self._monitor.count(rewards, counted=~self._late)
+        step = _Step(
+            self._copied(observations),
+            np.array(rewards, dtype=np.float32),
+            np.asarray(terminated) | np.asarray(truncated),
+            np.asarray(truncated) & ~np.asarray(terminated),
+            infos,
+        )
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            return self._after_same_step(step)
+        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            return self._after_next_step(step)
+        return self._after_disabled(step)
+
+    def _after_same_step(self, step: _Step) -> VecEnvStepReturn:
+        """The last observation and info are in `final_obs` and `final_info`; the rest is of the new episode."""
+        infos = self._new_infos()
+        running = {
+            key: value for key, value in step.infos.items() if key.lstrip("_") not in ("final_obs", "final_info")
+        }
+        if not step.ended.any():
+            _spread(running, infos, ~step.ended)
+            return step.observations, step.rewards, step.ended, infos
+        _spread(running, infos, ~step.ended)
+        _spread(step.infos.get("final_info", running), infos, step.ended)
+        self._set_reset_infos(running, step.ended)
+        for i in _where(step.ended):
+            self._finish(infos[i], i, self._copied(_final_observation(step.infos, i)), step.cut)
+        return step.observations, step.rewards, step.ended, infos
+
+    def _after_disabled(self, step: _Step) -> VecEnvStepReturn:
+        """The last observation is what the step returned; the ended envs are reset here."""
+        infos = self._new_infos()
+        _spread(step.infos, infos, ~np.zeros_like(step.ended))
+        if step.ended.any():
+            for i in _where(step.ended):
+                self._finish(infos[i], i, self._copied(_row(step.observations, i)), step.cut)
+            fresh, reset_infos = self.env.reset(options={"reset_mask": step.ended.copy()})
+            self._set_reset_infos(reset_infos, step.ended)
+            _assign(step.observations, step.ended, fresh)
+        return step.observations, step.rewards, step.ended, infos
+
+    def _after_next_step(self, step: _Step) -> VecEnvStepReturn:
+        """Report the ends of the last step, and keep those of this one for the next."""
+        late, ended = self._late, step.ended
+        infos = self._new_infos()
+        _spread(step.infos, infos, ~late)
+        step.rewards[late] = 0.0
+        if late.any():
+            self._set_reset_infos(step.infos, late)
+            for i in _where(late):
+                infos[i] = self._late_infos.pop(i)
+        for i in _where(ended):
+            self._late_infos[i] = {**infos[i], "reset_step": True}
+            self._finish(self._late_infos[i], i, self._copied(_row(step.observations, i)), step.cut)
+            infos[i].pop("episode", None)  # SB3 counts each of these, done or not
+            if not step.cut[i]:
+                infos[i]["NextStep.terminated"] = True
+        self._late = ended
+        return step.observations, step.rewards, late, infos
+
+    def _finish(self, info: Info, index: int, terminal_observation: Any, cut: Bools) -> None:
+        """Add what SB3 wants in the info of an episode's end. An "episode" by a Monitor inside the env has priority."""
+        info["terminal_observation"] = terminal_observation
+        info["TimeLimit.truncated"] = bool(cut[index])
+        episode = self._monitor.take(index)
+        info.setdefault("episode", episode)
+
+    def _new_infos(self) -> list[Info]:
+        return [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+
+    def _set_reset_infos(self, infos: Mapping[str, Any], mask: Bools) -> None:
+        for i in _where(mask):
+            self.reset_infos[i] = {}
+        _spread(infos, self.reset_infos, mask)
+
+    def _common_options(self) -> dict[str, Any] | None:
+        """Return the options for all envs: a gymnasium vector env takes one dict."""
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError(f"a gymnasium vector env takes the same options for all envs, got {self._options}.")
+        return dict(self._options[0]) or None
+
+    def _copied(self, observation: Any) -> Any:
+        """Return a copy in the space's dtype of a batch or of a row; envs may reuse what they returned."""
+        if isinstance(self.observation_space, spaces.Dict):
+            parts = self.observation_space.spaces.items()
+            return {key: np.array(observation[key], dtype=space.dtype) for key, space in parts}
+        return np.array(observation, dtype=self.observation_space.dtype)
+
+    def close(self) -> None:
+        """Close the vector env."""
+        self.env.close()
+
+    def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
+        """Return a picture of each env, or None for each if the render mode is not "rgb_array"."""
+        if self.render_mode != "rgb_array":
+            warnings.warn(f"Pictures need the render mode 'rgb_array', got {self.render_mode!r}.", stacklevel=2)
+            return [None] * self.num_envs
+        frames: Any = self.env.render() or [None] * self.num_envs
+        return list(frames)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return the attribute of each of these envs; a native vector env has one value for all.
+
+        :raises AttributeError: if there is no such attribute.
+        """
+        chosen = list(self._get_indices(indices))
+        if attr_name == "render_mode":
+            return [self.env.render_mode] * len(chosen)
+        return self._access.get(attr_name, chosen)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set the attribute of these envs.
+
+        :raises NotImplementedError: if only some envs are meant and they can't be reached one by one.
+        """
+        self._access.set(attr_name, value, list(self._get_indices(indices)))
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> Any:
+        """Call the method of these envs. A native vector env's own method must return an entry for each env, or None.
+
+        :raises AttributeError: if there is no such method.
+        :raises NotImplementedError: if only some envs are meant and they can't be reached one by one.
+        """
+        return self._access.call(method_name, list(self._get_indices(indices)), *method_args, **method_kwargs)
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> Any:
+        """Return for each of these envs if it is wrapped so; always True for `Monitor`, whose work is done here."""
+        chosen = list(self._get_indices(indices))
+        return [wrapper_class is Monitor or self._access.is_wrapped(wrapper_class, i) for i in chosen]
+
+
+class _EpisodeMonitor:
+    """Returns and lengths of the running episodes, reported as SB3's `Monitor` reports them."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._start = time.time()
+        self._returns = np.zeros(num_envs, dtype=np.float64)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+
+    def restart(self) -> None:
+        """Begin all episodes anew."""
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+
+    def count(self, rewards: Any, *, counted: Bools) -> None:
+        """Add one step of the counted envs."""
+        self._returns += np.where(counted, rewards, 0.0)
+        self._lengths += counted
+
+    def take(self, index: int) -> dict[str, float]:
+        """Return the record of an ended episode and begin the next."""
+        record = {"r": round(float(self._returns[index]), 6), "l": int(self._lengths[index])}
+        self._returns[index] = 0.0
+        self._lengths[index] = 0
+        return {**record, "t": round(time.time() - self._start, 6)}
+
+
+class _Access(ABC):
+    """How attributes and methods of single envs are reached."""
+
+    @abstractmethod
+    def get(self, name: str, indices: list[int]) -> list[Any]: ...
+
+    @abstractmethod
+    def set(self, name: str, value: Any, indices: list[int]) -> None: ...
+
+    @abstractmethod
+    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]: ...
+
+    def is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], index: int) -> bool:
+        return False
+
+
+class _SubEnvAccess(_Access):
+    """`SyncVectorEnv`: the envs are at hand."""
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
+        self._envs = envs
+
+    def get(self, name: str, indices: list[int]) -> list[Any]:
+        return [self._envs[i].get_wrapper_attr(name) for i in indices]
+
+    def set(self, name: str, value: Any, indices: list[int]) -> None:
+        for i in indices:
+            self._envs[i].set_wrapper_attr(name, value)
+
+    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]:
+        return [method(*args, **kwargs) for method in self.get(name, indices)]
+
+    def is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], index: int) -> bool:
+        return is_wrapped(self._envs[index], wrapper_class)
+
+
+class _WorkerAccess(_Access):
+    """`AsyncVectorEnv`: all workers are asked at once. An error in a worker would end it, so we ask before."""
+
+    def __init__(self, env: AsyncVectorEnv[Any, Any]) -> None:
+        self._env = env
+
+    def get(self, name: str, indices: list[int]) -> list[Any]:
+        self._require(name)
+        values = self._env.call("get_wrapper_attr", name)  # unlike `get_attr`, does not call what it finds
+        return [values[i] for i in indices]
+
+    def set(self, name: str, value: Any, indices: list[int]) -> None:
+        _require_all("set_attr", name, indices, self._env)
+        self._env.set_attr(name, [value] * self._env.num_envs)
+
+    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]:
+        _require_all("env_method", name, indices, self._env)
+        self._require(name)
+        answers = self._env.call(name, *args, **kwargs)
+        return [answers[i] for i in indices]
+
+    def _require(self, name: str) -> None:
+        if not all(self._env.call("has_wrapper_attr", name)):
+            raise AttributeError(f"the envs of {self._env} have no attribute {name!r}.")
+
+
+class _NativeAccess(_Access):
+    """A native vector env has no single envs: its own attributes, or its wrappers', stand for all of them."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        self._env = env
+
+    def get(self, name: str, indices: list[int]) -> list[Any]:
+        return [getattr(self._owner(name), name)] * len(indices)
+
+    def set(self, name: str, value: Any, indices: list[int]) -> None:
+        _require_all("set_attr", name, indices, self._env)
+        setattr(self._owner(name), name, value)
+
+    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]:
+        answers = getattr(self._owner(name), name)(*args, **kwargs)
+        if answers is None:
+            return [None] * len(indices)
+        if not isinstance(answers, Sequence | np.ndarray) or len(answers) != self._env.num_envs:
+            raise ValueError(f"{name} of {self._env} must return an entry for each env, got {answers!r}.")
+        return [answers[i] for i in indices]
+
+    def _owner(self, name: str) -> VectorEnv[Any, Any, Any]:
+        """Return the outermost wrapper, or the env, that has the attribute."""
+        env = self._env
+        while not hasattr(env, name):
+            if env is env.unwrapped:
+                raise AttributeError(f"the vector env {self._env} has no attribute {name!r}, and no single envs.")
+            env = cast(Any, env).env
+        return env
+
+
+def _access(env: VectorEnv[Any, Any, Any]) -> _Access:
+    inner = env.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        return _SubEnvAccess(inner.envs)
+    if isinstance(inner, AsyncVectorEnv):
+        return _WorkerAccess(inner)
+    return _NativeAccess(env)
+
+
+def _require_all(what: str, name: str, indices: Iterable[int], env: VectorEnv[Any, Any, Any]) -> None:
+    if sorted(indices) != list(range(env.num_envs)):
+        raise NotImplementedError(
+            f"{what}({name!r}) for envs {list(indices)}: {env} can only do it for all of its envs."
+        )
+
+
+def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    if not isinstance(env, VectorEnv):
+        raise ValueError(f"env must be a gymnasium VectorEnv, got {type(env).__name__}.")
+    found = env.metadata.get("autoreset_mode", "no entry")
+    try:
+        return AutoresetMode(found)
+    except ValueError:
+        known = [str(mode) for mode in AutoresetMode]
+        raise ValueError(f"metadata['autoreset_mode'] of {env} must be one of {known}, got {found!r}.") from None
+
+
+def _check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Refuse what stable-baselines3 has no place for."""
+    nested = isinstance(observation_space, spaces.Dict)
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    if not all(isinstance(part, _LEAF_SPACES) for part in parts):
+        what = "a Dict of other than plain spaces" if nested else "neither a plain space nor a Dict of these"
+        raise ValueError(f"the observation space is {what}: {observation_space}.")
+    if not isinstance(action_space, _LEAF_SPACES):
+        raise ValueError(f"the action space must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}.")
+
+
+def _spread(infos: Mapping[str, Any], rows: Sequence[Info], where: Bools) -> None:
+    """Write gymnasium's dict of arrays into SB3's list of dicts, for the envs in `where` [B].
+
+    `infos["_key"]` [B] tells which envs have `key`; without it all have. A value has an entry for each env, or is one
+    for all.
+    """
+    for key, value in infos.items():
+        if key.startswith("_") and key[1:] in infos:
+            continue
+        indices = _where(where & np.asarray(infos.get(f"_{key}", True)))
+        if isinstance(value, Mapping):
+            children: list[Info] = [{}] * len(rows)
+            for i in indices:
+                children[i] = rows[i][key] = {}
+            mask = np.zeros_like(where)
+            mask[indices] = True
+            _spread(value, children, mask)
+        else:
+            each = hasattr(value, "__len__") and not isinstance(value, str) and len(value) == len(rows)
+            for i in indices:
+                rows[i][key] = _plain(value[i]) if each else value
+
+
+def _plain(value: Any) -> Any:
+    """Return a Python number for a numpy one, and a copy of an array."""
+    if isinstance(value, np.number | np.bool_):
+        return value.item()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _final_observation(infos: Mapping[str, Any], index: int) -> Any:
+    """Return an env's last observation from `final_obs`: an object array, a batch, or a dict of batches."""
+    final, mask = infos.get("final_obs"), infos.get("_final_obs")
+    if final is None or (mask is not None and not mask[index]):
+        raise ValueError(f"a SAME_STEP env must give the last observation of env {index} in infos['final_obs'].")
+    return _row(final, index)
+
+
+def _where(mask: Bools) -> list[int]:
+    indices: list[int] = np.flatnonzero(mask).tolist()
+    return indices
+
+
+def _row(batch: Any, index: int) -> Any:
+    return {key: part[index] for key, part in batch.items()} if isinstance(batch, Mapping) else batch[index]
+
+
+def _assign(batch: Any, mask: Bools, source: Any) -> None:
+    """Replace the rows in `mask` by those of `source`."""
+    if isinstance(batch, dict):
+        for key, part in batch.items():
+            part[mask] = source[key][mask]
+    else:
+        batch[mask] = source[mask]

@@ -1,0 +1,22 @@
+"""Memory tasks for gymnasium. Importing this registers their ids.
+
+    import gymnasium as gym
+
+    env = gym.make("ctrl.envs:ctrl/Recall-v0", length=64)
+    envs = gym.make_vec("ctrl.envs:ctrl/Recall-v0", num_envs=256, length=64)  # native: one numpy step for all copies
+
+`TASKS` holds what is known of each task: its scores to measure against, and the memory that it asks for.
+"""
+
+from ctrl.envs import recall
+from ctrl.envs.recall import RecallEnv, RecallVectorEnv
+from ctrl.envs.scripted import Agent, RandomAgent, play
+from ctrl.envs.task import Scores, Task
+
+TASKS: dict[str, Task] = {task.id: task for task in (recall.TASK,)}
+"""All tasks of this package by gymnasium id."""
+
+for _task in TASKS.values():
+    _task.register()
+
+__all__ = ["TASKS", "Agent", "RandomAgent", "RecallEnv", "RecallVectorEnv", "Scores", "Task", "play"]

@@ -1,0 +1,256 @@
+"""What every task keeps. A new task is tested here as soon as it is in `TASKS` and has a line in `CASES`."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from ctrl.envs import TASKS, Task, play
+
+CASES: dict[str, list[dict[str, Any]]] = {
+    "ctrl/Recall-v0": [
+        {"length": 6, "num_cues": 3, "noise": 0.5},
+        {"length": 1, "num_cues": 2, "noise": 1.0},
+        {"length": 9, "num_cues": 5, "noise": 0.0},
+    ],
+}
+COPIES, STEPS, SEED = 5, 60, 11
+
+
+class Case(NamedTuple):
+    task: Task
+    arguments: dict[str, Any]
+
+    def single(self, **more: Any) -> gym.Env[Any, Any]:
+        return gym.make(self.task.id, **self.arguments, **more)
+
+    def vector(self, num_envs: int = COPIES, **more: Any) -> VectorEnv[Any, Any, Any]:
+        return gym.make_vec(self.task.id, num_envs, **self.arguments, **more)
+
+    def actions(self, steps: int = STEPS) -> list[Any]:
+        space = self.vector().action_space
+        space.seed(3)
+        return [space.sample() for _ in range(steps)]
+
+
+@pytest.fixture(params=[Case(TASKS[id_], arguments) for id_, cases in CASES.items() for arguments in cases], ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    assert isinstance(request.param, Case)
+    return request.param
+
+
+def run(envs: Any, actions: list[Any], seed: int | None = SEED) -> list[Any]:
+    """Return the reset and all steps."""
+    return [envs.reset(seed=seed), *(envs.step(action) for action in actions)]
+
+
+def test_every_task_has_cases() -> None:
+    assert set(CASES) == set(TASKS)
+
+
+def test_gymnasium_accepts_the_single_env(case: Case) -> None:
+    check_env(case.single().unwrapped)
+
+
+def test_id_imports_the_package_by_itself(case: Case) -> None:
+    assert type(gym.make(f"ctrl.envs:{case.task.id}").unwrapped) is case.task.env
+    envs = gym.make_vec(f"ctrl.envs:{case.task.id}", num_envs=3)
+    assert type(envs) is case.task.vector_env
+    assert envs.num_envs == 3
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+def test_one_seed_gives_the_same_run_twice(case: Case) -> None:
+    envs, actions = case.vector(), case.actions()
+    first = run(envs, actions)
+    assert data_equivalence(first, run(envs, actions), exact=True)
+    assert data_equivalence(first, run(case.vector(), actions), exact=True)
+    assert not data_equivalence(first, run(envs, actions, seed=SEED + 1000), exact=True)
+
+
+def test_vector_env_is_single_envs_with_consecutive_seeds(case: Case) -> None:
+    """Also in the form of what it returns: all of it is as from gymnasium's own vector env."""
+    singles = gym.vector.SyncVectorEnv([case.single] * COPIES, autoreset_mode=AutoresetMode.SAME_STEP)
+    actions = case.actions()
+    ends = 0
+    for ours, reference in zip(run(case.vector(), actions), run(singles, actions), strict=True):
+        assert data_equivalence(ours, reference, exact=True)
+        ends += len(ours) == 5 and ours[2].sum()
+    assert ends >= 2 * COPIES
+
+
+def test_without_a_seed_reset_moves_on_to_the_next_episode(case: Case) -> None:
+    """An early reset counts too, in both forms."""
+    single, envs = case.single(), case.vector(num_envs=1)
+    for seed in (SEED, None, None, None):
+        observation, _ = single.reset(seed=seed)
+        np.testing.assert_array_equal(envs.reset(seed=seed)[0][0], observation)
+
+
+def test_unseeded_envs_differ(case: Case) -> None:
+    actions = [np.zeros_like(case.actions(1)[0])] * STEPS
+    assert not data_equivalence(run(case.vector(), actions, seed=None), run(case.vector(), actions, seed=None))
+
+
+def test_spaces_hold_what_is_seen(case: Case) -> None:
+    envs = case.vector()
+    for observations, *rest in run(envs, case.actions()):
+        assert envs.observation_space.contains(observations)
+        infos = rest[-1]
+        for final in infos.get("final_obs", []):
+            assert final is None or envs.single_observation_space.contains(final)
+
+
+def test_end_of_an_episode_is_reported_once_and_where_it_is(case: Case) -> None:
+    envs = case.vector(stagger=True)
+    for step in run(envs, case.actions())[1:]:
+        _, _, terminated, truncated, infos = step
+        ended = terminated | truncated
+        assert bool(infos) == bool(ended.any())
+        if infos:
+            final_info = infos["final_info"]
+            for mask in (infos["_final_obs"], infos["_final_info"], final_info["_is_success"]):
+                np.testing.assert_array_equal(mask, ended)
+            np.testing.assert_array_equal([final is not None for final in infos["final_obs"]], ended)
+            assert final_info["is_success"].dtype == np.bool_
+
+
+def test_later_steps_do_not_change_what_was_returned(case: Case) -> None:
+    envs, kept, copies = case.vector(stagger=True), [], []
+    for action in (None, *case.actions(20)):
+        kept.append(envs.reset(seed=SEED) if action is None else envs.step(action))
+        copies.append(pickle.loads(pickle.dumps(kept[-1])))
+    assert data_equivalence(kept, copies, exact=True)
+
+
+@pytest.mark.parametrize("form", ["single", "vector"])
+def test_pickled_env_goes_on_where_it_was(case: Case, form: str) -> None:
+    env, actions = (case.vector(), case.actions()) if form == "vector" else (case.single().unwrapped, None)
+    env.reset(seed=SEED)
+    first, later = (actions[:4], actions[4:]) if actions else ([np.int64(0)], [np.int64(0)])
+    for action in first:
+        env.step(action)
+    clone = pickle.loads(pickle.dumps(env))
+    for action in later:
+        assert data_equivalence(env.step(action), clone.step(action), exact=True)
+
+
+def test_reset_mask_restarts_only_these_copies(case: Case) -> None:
+    """The others go on, through their later episodes too."""
+    envs, undisturbed, actions = case.vector(), case.vector(), case.actions()
+    mask = np.arange(COPIES) % 2 == 0
+    before, expected = run(envs, actions[:1]), run(undisturbed, actions)
+    first = envs.reset(options={"reset_mask": mask})[0]
+    np.testing.assert_array_equal(first[~mask], before[-1][0][~mask])
+    seeded = envs.reset(seed=SEED, options={"reset_mask": mask})[0]
+    np.testing.assert_array_equal(seeded[mask], expected[0][0][mask])
+    envs.reset(seed=SEED + 1000, options={"reset_mask": mask})
+    for action, reference in zip(actions[1:], expected[2:], strict=True):
+        np.testing.assert_array_equal(envs.step(action)[0][~mask], reference[0][~mask])
+
+
+def test_stagger_spreads_the_ends_and_keeps_later_episodes(case: Case) -> None:
+    """From the second episode on, a staggered copy sees what an unstaggered one sees, earlier."""
+    plain, staggered = case.vector(), case.vector(stagger=True)
+    action = np.zeros_like(case.actions(1)[0])
+    streams = [run(envs, [action] * STEPS) for envs in (plain, staggered)]
+    ends = [np.array([step[2] for step in stream[1:]]) for stream in streams]  # [STEPS, B]
+    assert (ends[1].argmax(0) <= ends[0].argmax(0)).all()
+    if ends[0][:, 0].argmax() >= COPIES:
+        assert len(set(ends[1].argmax(0))) > 1
+    for copy in range(COPIES):
+        begins = [ends[i][:, copy].argmax() + 1 for i in range(2)]
+        seen = [np.array([step[0][copy] for step in streams[i]])[begins[i] :] for i in range(2)]
+        length = min(len(seen[0]), len(seen[1]))
+        assert length > STEPS // 2
+        np.testing.assert_array_equal(seen[0][:length], seen[1][:length])
+
+
+@pytest.mark.parametrize("agent", ["random", "memoryless", "perfect"])
+def test_scripted_agents_reach_the_stated_scores(case: Case, agent: str) -> None:
+    envs = case.vector(num_envs=64)
+    returns = play(case.task.agents[agent](envs), envs, episodes=40, seed=5)
+    assert returns.shape == (40, 64)
+    tolerance = 4.5 * returns.std() / returns.size**0.5  # one false alarm in 150,000
+    assert abs(returns.mean() - getattr(case.task.scores(**case.arguments), agent)) <= tolerance
+    assert agent == "perfect" or returns.std() > 0
+
+
+def test_perfect_agent_succeeds_and_others_sometimes_fail(case: Case) -> None:
+    for agent, expected in (("perfect", {True}), ("random", {True, False})):
+        envs = case.vector(num_envs=64)
+        acting, seen = case.task.agents[agent](envs), set()
+        observations, reset = envs.reset(seed=0)[0], np.ones(64, dtype=bool)
+        for _ in range(STEPS):
+            observations, _, reset, _, infos = envs.step(acting(observations, reset))
+            if infos:
+                seen |= set(infos["final_info"]["is_success"][infos["_final_info"]].tolist())
+        assert seen == expected
+
+
+def test_memory_is_a_positive_number_of_steps(case: Case) -> None:
+    assert case.task.memory_steps(**case.arguments) > 0
+    assert case.task.memory_steps() == case.task.memory_steps(**case.task.defaults)
+
+
+def test_pictures_and_text(case: Case) -> None:
+    for form in (case.single, case.vector):
+        text, picture = form(render_mode="ansi"), form(render_mode="rgb_array")
+        text.reset(seed=0)
+        picture.reset(seed=0)
+        shown: Any = text.render()
+        drawn: Any = picture.render()
+        lines, frames = (shown, drawn) if isinstance(shown, tuple) else ((shown,), (drawn,))
+        assert len(lines) == len(frames)
+        for line, frame in zip(lines, frames, strict=True):
+            assert isinstance(line, str)
+            assert frame.dtype == np.uint8
+            assert frame.ndim == 3
+            assert frame.shape[2] == 3
+
+
+def test_user_mistakes_are_named(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"no argument \['speed'\]"):
+        case.task.scores(speed=1)
+    with pytest.raises(ValueError, match="num_envs must be an integer of at least 1, got 0"):
+        case.task.vector_env(num_envs=0)
+    for make in (case.task.env, case.task.vector_env):
+        with pytest.raises(ValueError, match="render_mode must be None or one of .*got 'human'"):
+            make(render_mode="human")
+        with pytest.raises(gym.error.ResetNeeded):
+            make().step(np.zeros(1, dtype=np.int64))
+        with pytest.raises(gym.error.ResetNeeded):
+            make(render_mode="ansi").render()
+        with pytest.warns(UserWarning, match="needs a render mode"):
+            assert make().render() is None
+
+
+def test_wrong_actions_are_refused(case: Case) -> None:
+    env, envs = case.task.env(), case.vector()
+    env.reset(seed=0)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="action must be in Discrete"):
+        env.step(np.int64(-1))
+    zeros = np.zeros(COPIES, dtype=np.int64)
+    for actions in (zeros[:-1], zeros[:, None], zeros.astype(np.float32)):
+        with pytest.raises(ValueError, match="actions must be integers of shape"):
+            envs.step(actions)
+    with pytest.raises(ValueError, match="actions must be in"):
+        envs.step(zeros + envs.single_action_space.n)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="reset_mask must be bool of shape"):
+        envs.reset(options={"reset_mask": zeros})
+
+
+def test_single_env_must_be_reset_after_the_end(case: Case) -> None:
+    env = case.task.env(**case.arguments)
+    env.reset(seed=0)
+    while not env.step(np.int64(0))[2]:
+        pass
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.int64(0))
