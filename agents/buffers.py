@@ -62,7 +62,9 @@ class WindowBuffer(RolloutBuffer):
         """Forget the rollout."""
         shape = (self.buffer_size, self.n_envs)
         self.observations: Any = self._empty_observations(shape)
-        self.actions = np.zeros((*shape, self.action_dim), dtype=self.action_space.dtype)
+        discrete = isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete)
+        # As sampled: rounded to a narrower dtype of the space, they would have another probability.
+        self.actions = np.zeros((*shape, self.action_dim), dtype=np.int64 if discrete else np.float32)
         self.rewards, self.returns, self.episode_starts, self.values, self.log_probs, self.advantages = (
             np.zeros(shape, dtype=np.float32) for _ in range(6)
         )
@@ -97,14 +99,18 @@ class WindowBuffer(RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def ignore_step(self, env: int, value: float) -> None:
-        """Leave the last step of one env out of every loss, and let the step before it bootstrap from `value`."""
+    def ignore_step(self, env: int, *, terminated: bool) -> None:
+        """Leave the last step of one env out of every loss.
+
+        Its observation was the last of an episode. The step before bootstraps from its value, 0 if `terminated`.
+        """
         self.loss_mask[self.pos - 1, env] = False
-        self.values[self.pos - 1, env] = value
-        self.rewards[self.pos - 1, env] = value
+        if terminated:
+            self.values[self.pos - 1, env] = 0.0
+        self.rewards[self.pos - 1, env] = self.values[self.pos - 1, env]  # so that its own advantage is 0
 
     def window_batches(self, policy: MemoryPolicy, batch_windows: int) -> Iterator[WindowBatch]:
-        """Yield minibatches of whole windows in random order; each window once.
+        """Yield minibatches of whole windows in random order; each window once, but none of which no step counts.
 
         :param policy: encodes the previous actions and rewards
         :param batch_windows: N, windows in a minibatch
@@ -112,7 +118,9 @@ class WindowBuffer(RolloutBuffer):
         everything = self.all_windows(policy)
         order = torch.randperm(len(everything.returns)).to(self.device)
         for start in range(0, len(order), batch_windows):
-            yield _select(everything, order[start : start + batch_windows])
+            batch: WindowBatch = _select(everything, order[start : start + batch_windows])
+            if bool(batch.loss_mask.any()):
+                yield batch
 
     def all_windows(self, policy: MemoryPolicy) -> WindowBatch:
         """Return the whole rollout as one batch, window by window, env by env."""

@@ -14,7 +14,10 @@ class NonFiniteError(ValueError):
 
 
 def check_finite(value: np.ndarray | Tensor | dict[str, Any] | None, name: str, step: int) -> None:
-    """Raise a `NonFiniteError` with the tensor's name and the training step unless all of `value` is finite."""
+    """Raise a `NonFiniteError` with the tensor's name and the training step unless all of `value` is finite.
+
+    Of an array [B, ...] it also names the env.
+    """
     if isinstance(value, dict):
         for key, part in value.items():
             check_finite(part, f"{name}[{key!r}]", step)
@@ -22,8 +25,8 @@ def check_finite(value: np.ndarray | Tensor | dict[str, Any] | None, name: str, 
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(f"{name} is not finite at step {step}")
     elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-        where = np.argwhere(~np.isfinite(value))[0].tolist()
-        raise NonFiniteError(f"{name} is not finite at step {step}: env {where[0]}, index {where[1:]}")
+        env, *index = np.argwhere(~np.isfinite(value))[0].tolist()
+        raise NonFiniteError(f"{name} is not finite at step {step}: env {env}, index {index}")
 
 
 def check_gradients(norm: Tensor, module: nn.Module, step: int) -> None:

@@ -127,7 +127,9 @@ class MemoryPolicy(ActorCriticPolicy):
     ) -> None:
         if use_sde:
             raise ValueError("use_sde=True is not supported by memory policies")
-        self._core_options = {"name": core, **(core_kwargs or {})}
+        if not kwargs.get("share_features_extractor", True):
+            raise ValueError("share_features_extractor=False is not supported: actor and critic share one memory")
+        self._core, self._core_kwargs = core, dict(core_kwargs or {})
         self._encoder_arch = list(encoder_arch)
         self._previous_sizes = (
             action_features(action_space) if previous_action else 0,
@@ -144,7 +146,7 @@ class MemoryPolicy(ActorCriticPolicy):
         layers = create_mlp(joined, -1, self._encoder_arch, self.activation_fn)
         self.encoder = nn.Sequential(*layers)
         width = self._encoder_arch[-1] if self._encoder_arch else joined
-        self.core: ctrl.MemoryCore[Any] = ctrl.make_core(input_size=width, **self._core_options)
+        self.core: ctrl.MemoryCore[Any] = ctrl.make_core(self._core, width, **self._core_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
@@ -164,6 +166,18 @@ class MemoryPolicy(ActorCriticPolicy):
             if compression
             else None
         )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """Return what `policy.save` keeps for `policy.load`."""
+        return {
+            **super()._get_constructor_parameters(),
+            "core": self._core,
+            "core_kwargs": self._core_kwargs,
+            "encoder_arch": self._encoder_arch,
+            "previous_action": self._previous_sizes[0] > 0,
+            "previous_reward": self._previous_sizes[1] > 0,
+            "memory_lr": self._memory_lr,
+        }
 
     def initial_state(self, batch_size: int) -> PolicyState:
         """Return the state before the first step of an episode, for `batch_size` envs."""
@@ -246,7 +260,8 @@ class MemoryPolicy(ActorCriticPolicy):
         :param state: what the last call returned; None at the start of all episodes
         :param episode_start: [B] true where `observation` is the first of an episode; none are if None
         :param deterministic: take the most likely action
-        :param reward: [B] the rewards of the last actions; only for policies with `previous_reward=True`
+        :param reward: [B] the rewards of the last actions, or one for all; only for policies with
+            `previous_reward=True`
         :return: actions, and the state for the next call: a tuple of numpy arrays, batch first
         :raises ValueError: where the state does not fit the observation, or a needed reward is missing
         """
@@ -268,10 +283,11 @@ class MemoryPolicy(ActorCriticPolicy):
         return embedded
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
+        """Return sampled actions as the env takes them: in the space's shape and dtype, within its bounds."""
         result = actions.cpu().numpy().reshape((-1, *cast("tuple[int, ...]", self.action_space.shape)))
         if isinstance(self.action_space, spaces.Box):
             result = np.clip(result, self.action_space.low, self.action_space.high)
-        return result
+        return result.astype(self.action_space.dtype)
 
     def _reset_of(self, episode_start: np.ndarray | None, batch: int) -> Tensor:
         if episode_start is None:
@@ -287,8 +303,14 @@ class MemoryPolicy(ActorCriticPolicy):
             raise ValueError(f"state must have {len(names)} arrays ({', '.join(names)}), got {len(state)}")
         leaves = [torch.as_tensor(leaf, device=self.device) for leaf in state]
         for name, leaf in zip(names, leaves, strict=True):
-            if len(leaf) != batch:
-                raise ValueError(f"state ({name}) is of {len(leaf)} envs, but observation has {batch}")
+            if leaf.dim() == 0 or len(leaf) != batch:
+                found = f"{len(leaf)} envs" if leaf.dim() else "0 axes"
+                raise ValueError(f"state ({name}) is of {found}, but observation has {batch} envs")
+        for name, leaf, size in zip(names[-2:], leaves[-2:], self._previous_sizes, strict=True):
+            if leaf.shape != (batch, size) or leaf.dtype != torch.float32:
+                raise ValueError(
+                    f"state ({name}) must be float32 of shape {(batch, size)}, got {leaf.dtype} of {tuple(leaf.shape)}"
+                )
         return PolicyState(self.core.make_state(leaves[:-2]), *leaves[-2:])
 
     def _known_reward(self, reward: np.ndarray | float | None, reset: Tensor) -> Tensor:
@@ -296,7 +318,10 @@ class MemoryPolicy(ActorCriticPolicy):
             if bool(reset.all()):
                 return torch.zeros(len(reset), 1, device=self.device)
             raise ValueError("this policy was built with previous_reward=True, so predict() needs reward=, got None")
-        return self.encode_reward(np.broadcast_to(np.asarray(reward, dtype=np.float32), (len(reset),)))
+        rewards = np.asarray(reward, dtype=np.float32).reshape(-1)
+        if len(rewards) not in (1, len(reset)):
+            raise ValueError(f"reward has {len(rewards)} entries, but observation has {len(reset)} envs")
+        return self.encode_reward(rewards).expand(len(reset), 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a memory policy has no meaning without a state."""

@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import (
 )
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ctrl.agents.buffers import WindowBatch, WindowBuffer
 from ctrl.agents.finite import check_finite, check_gradients
@@ -186,20 +187,20 @@ class MemoryPPO(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         self.rollout_buffer.reset()
         callback.on_rollout_start()
+        infos: list[dict[str, Any]] = []
         for _ in range(n_rollout_steps):
-            if not self._collect_step(env, callback):
+            step_infos = self._collect_step(env, callback)
+            if step_infos is None:
                 return False
-        check_finite(self._last_obs, "observation", self.num_timesteps)
-        state = self._state_to_act_from(env.num_envs)
-        with torch.no_grad():
-            last_values = self.policy.values_after(self._last_obs_tensor(), state, self._last_reset())
+            infos = step_infos
+        last_values = self._values_after_rollout(infos)
         self.rollout_buffer.compute_returns_and_advantage(last_values, np.asarray(self._last_episode_starts))
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> bool:
-        """Act once in every env and store what came of it; False if a callback says stop."""
+    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> list[dict[str, Any]] | None:
+        """Act once in every env and store what came of it; return the step's infos, None if a callback says stop."""
         obs: Any = self._last_obs
         check_finite(obs, "observation", self.num_timesteps)
         state = self._state_to_act_from(env.num_envs)
@@ -209,15 +210,28 @@ class MemoryPPO(OnPolicyAlgorithm):
         new_obs, rewards, dones, infos = env.step(actions)
         self.num_timesteps += env.num_envs
         callback.update_locals(locals())
-        if not callback.on_step():
-            return False
+        keep_going = callback.on_step()
+        reset = np.asarray(self._last_episode_starts)
+        after = acted.state._replace(previous_reward=self.policy.encode_reward(rewards))
+        # Also if a callback stops here: learning may be resumed, and the env has gone on.
+        self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, after  # type: ignore[assignment]
+        if not keep_going:
+            return None
         self._update_info_buffer(infos, dones)
         check_finite(rewards, "reward", self.num_timesteps)
-        after = acted.state._replace(previous_reward=self.policy.encode_reward(rewards))
-        self.rollout_buffer.add_step(obs, acted, state, rewards, np.asarray(self._last_episode_starts))
+        self.rollout_buffer.add_step(obs, acted, state, rewards, reset)
         self._settle_episode_ends(infos, dones, after)
-        self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, after  # type: ignore[assignment]
-        return True
+        return infos
+
+    def _values_after_rollout(self, infos: list[dict[str, Any]]) -> Tensor:
+        """Return the values [B] of the observations that the rollout ends with; `infos` are of its last step."""
+        check_finite(self._last_obs, "observation", self.num_timesteps)
+        state = self._state_to_act_from(len(infos))
+        with torch.no_grad():
+            values = self.policy.values_after(self._last_obs_tensor(), state, self._last_reset())
+        # Where `GymnasiumVecEnv` reports an end one step late, a terminated episode looks as if it went on.
+        over = [info.get("NextStep.terminated", False) for info in infos]
+        return values.masked_fill(torch.as_tensor(over, device=self.device), 0.0)
 
     def _state_to_act_from(self, n_envs: int) -> PolicyState:
         """Return the state after the last step; without one every env starts afresh, as at an episode's start."""
@@ -230,21 +244,22 @@ class MemoryPPO(OnPolicyAlgorithm):
         """Bootstrap what a time limit cut, and leave steps whose action the env ignored out of the losses.
 
         A cut episode's return goes on with the value of its terminal observation, seen from the state after the
-        last step.
+        last step. In a reset step that is what the agent has just acted on.
         """
         buffer = self.rollout_buffer
         ended: list[int] = np.flatnonzero(dones).tolist()
         cut = [env for env in ended if infos[env].get("TimeLimit.truncated", False)]
-        values = dict(zip(cut, self._terminal_values(cut, infos, after), strict=True)) if cut else {}
-        for env in ended:
-            value = values.get(env, 0.0)
-            if infos[env].get("reset_step", False):
-                buffer.ignore_step(env, value)
-            elif env in values:
-                buffer.rewards[buffer.pos - 1, env] += self.gamma * value
+        late = [env for env in ended if infos[env].get("reset_step", False)]
+        for env in late:
+            buffer.ignore_step(env, terminated=env not in cut)
+        in_time = [env for env in cut if env not in late]
+        if in_time:
+            buffer.rewards[buffer.pos - 1, in_time] += self.gamma * self._terminal_values(in_time, infos, after)
 
-    def _terminal_values(self, envs: list[int], infos: list[dict[str, Any]], after: PolicyState) -> list[float]:
+    def _terminal_values(self, envs: list[int], infos: list[dict[str, Any]], after: PolicyState) -> np.ndarray:
         observations = [self.policy.obs_to_tensor(infos[env]["terminal_observation"])[0] for env in envs]
+        for env, observation in zip(envs, observations, strict=True):
+            check_finite(observation, f"terminal_observation of env {env}", self.num_timesteps)
         index = torch.as_tensor(np.asarray(envs), device=self.device)
         state = PolicyState(
             self.policy.core.make_state([leaf[index] for leaf in after.core]),
@@ -253,8 +268,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         )
         going_on = torch.zeros(len(envs), dtype=torch.bool, device=self.device)
         with torch.no_grad():
-            values: list[float] = self.policy.values_after(_concatenate(observations), state, going_on).tolist()
-        return values
+            return self.policy.values_after(_concatenate(observations), state, going_on).cpu().numpy()
 
     def train(self) -> None:
         """Learn from the rollout in the buffer."""
@@ -328,8 +342,9 @@ class MemoryPPO(OnPolicyAlgorithm):
             groups.append(("memory/grad_norm", self.policy.memory_optimizer, self.memory_max_grad_norm))
         for name, optimizer, limit in groups:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-            check_gradients(norm, self.policy, self.num_timesteps)
+            norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            check_gradients(norm, self.policy, self.num_timesteps)  # before clipping, which would spread a NaN
+            clip_grads_with_norm_(parameters, limit, norm)
             statistics.add(name, norm)
         for _, optimizer, _ in groups:
             optimizer.step()
@@ -386,7 +401,8 @@ class MemoryPPO(OnPolicyAlgorithm):
         values["learning_rate"] = self.lr_schedule(1)
         values["memory_learning_rate"] = self._memory_lr_schedule(1)
         values["core"] = self.policy_kwargs.get("core", "compressive")
-        values.update({f"core/{key}": str(value) for key, value in self.policy_kwargs.get("core_kwargs", {}).items()})
+        core_kwargs = self.policy_kwargs.get("core_kwargs") or {}
+        values.update({f"core/{key}": str(value) for key, value in core_kwargs.items()})
         values["parameters"] = sum(parameter.numel() for parameter in self.policy.parameters())
         hparams = {key: "default" if value is None else value for key, value in values.items()}
         metrics = {"rollout/ep_rew_mean": 0.0, "rollout/success_rate": 0.0, "train/value_loss": 0.0}

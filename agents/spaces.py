@@ -20,18 +20,28 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
     :raises ValueError: naming the space and what is supported
     """
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    if not parts:
+        raise ValueError(f"observation_space must have entries, got {observation_space}")
     for key, part in parts.items():
+        name = f"observation_space[{key!r}]" if key else "observation_space"
         if not isinstance(part, FLAT_SPACES):
-            where = f"observation_space[{key!r}]" if key else "observation_space"
-            raise ValueError(f"{where} must be {_names()} or a flat Dict of these, got {part}")
+            raise ValueError(f"{name} must be {_names()} or a flat Dict of these, got {part}")
+        _check_indices(name, part)
     if not isinstance(action_space, FLAT_SPACES):
         raise ValueError(f"action_space must be {_names()}, got {action_space}")
+    _check_indices("action_space", action_space)
     if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
         raise ValueError(f"action_space must have finite bounds, got {action_space}")
-    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim != 1:
-        raise ValueError(f"action_space must be one-dimensional, flatten it; got {action_space}")
     if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) != 1:
         raise ValueError(f"action_space must be one-dimensional, flatten it; got {action_space}")
+
+
+def _check_indices(name: str, space: gym.Space[Any]) -> None:
+    """Refuse what stable-baselines3 reads as an index and would read wrongly."""
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, flatten it; got {space}")
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
+        raise ValueError(f"{name} must start at 0, got {space}")
 
 
 def action_features(action_space: gym.Space[Any]) -> int:
@@ -59,7 +69,8 @@ def encode_action(action_space: gym.Space[Any], action: Tensor) -> Tensor:
     if isinstance(action_space, spaces.Box):
         low = torch.as_tensor(action_space.low, dtype=torch.float32, device=action.device)
         high = torch.as_tensor(action_space.high, dtype=torch.float32, device=action.device)
-        action = 2 * (action.float().clamp(low, high) - low) / (high - low).clamp_min(1e-8) - 1
+        action = action.float().reshape(-1, *low.shape)
+        action = 2 * (action.clamp(low, high) - low) / (high - low).clamp_min(1e-8) - 1
     return action.float().flatten(start_dim=1)
 
 

@@ -1,0 +1,153 @@
+"""What the tests of the agents share: an env whose episodes are told, a core that keeps books, and a small agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+
+from ctrl import MemoryCore, Tier, Unrolled
+from ctrl.agents import GymnasiumVecEnv, MemoryPPO
+
+CORES: dict[str, dict[str, Any]] = {
+    "compressive": {"width": 8, "heads": 2, "layers": 2, "memory": [Tier(3), Tier(3, rate=2)]},
+    "transformer_xl": {"width": 8, "heads": 2, "layers": 1, "slots": 5},
+    "lstm": {"width": 6, "chrono_horizon": 8},
+    "gru": {"width": 6, "chrono_horizon": 8},
+    "feedforward": {"width": 6},
+}
+STAGGERED = ((5, 3, 11), (7,), (2, 19))
+"""Lengths of episodes, one tuple per copy: no two copies reset together for long."""
+
+
+class ToldEpisodes(gym.Env[np.ndarray, Any]):
+    """Episodes that are as long and end as they are told; sees (copy, episode, step), and is paid step + 1.
+
+    :param lengths: of the episodes, again and again
+    :param ends: "terminated" or "truncated" for each of them
+    :param copy: a number to tell copies apart
+    :param action_space: actions make no difference
+    """
+
+    observation_space = spaces.Box(-100.0, 100.0, (3,), np.float32)
+
+    def __init__(
+        self,
+        lengths: Sequence[int] = (5,),
+        ends: Sequence[str] = ("terminated", "truncated"),
+        copy: int = 0,
+        action_space: spaces.Space[Any] | None = None,
+    ) -> None:
+        self.action_space = spaces.Discrete(3) if action_space is None else action_space
+        self.lengths, self.ends, self.copy = lengths, ends, copy
+        self.episode, self.step_count = -1, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.episode, self.step_count = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.step_count += 1
+        ended = self.step_count == self.lengths[self.episode % len(self.lengths)]
+        end = self.ends[self.episode % len(self.ends)]
+        terminated, truncated = ended and end == "terminated", ended and end == "truncated"
+        info = {"is_success": end == "terminated"} if ended else {}
+        return self.observe(), float(self.step_count), terminated, truncated, info
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.copy, self.episode, self.step_count], dtype=np.float32)
+
+
+def makers(lengths: Sequence[Sequence[int]] = STAGGERED, **options: Any) -> list[Callable[[], ToldEpisodes]]:
+    """Return one maker of `ToldEpisodes` per copy."""
+    return [lambda copy=copy, told=told: ToldEpisodes(told, copy=copy, **options) for copy, told in enumerate(lengths)]  # type: ignore[misc]
+
+
+def staggered_env(**options: Any) -> DummyVecEnv:
+    return DummyVecEnv(makers(**options))  # type: ignore[arg-type]
+
+
+def vectorized(makes: list[Callable[[], Any]], mode: AutoresetMode | None) -> DummyVecEnv | GymnasiumVecEnv:
+    """Return an SB3 `DummyVecEnv` for None, else a gymnasium vector env with that autoreset mode."""
+    if mode is None:
+        return DummyVecEnv(makes)
+    return GymnasiumVecEnv(SyncVectorEnv(makes, autoreset_mode=mode))
+
+
+def make_model(env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryPolicy", **options: Any) -> MemoryPPO:
+    """Return a small agent: rollouts of 24 steps in windows of 8, minibatches of 3 windows."""
+    small = {"core": core, "core_kwargs": CORES.get(core, {}), "encoder_arch": [8], "net_arch": [8]}
+    options["policy_kwargs"] = {**small, **options.get("policy_kwargs", {})}
+    defaults = {"n_steps": 24, "window": 8, "batch_size": 24, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    return MemoryPPO(policy, env, **{**defaults, **options})
+
+
+def weights_of(model: MemoryPPO) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.policy.state_dict().items()}
+
+
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class AtRolloutEnd(BaseCallback):
+    """Calls a function with the model after each rollout, before the update."""
+
+    def __init__(self, call: Callable[[MemoryPPO], None]) -> None:
+        super().__init__()
+        self.call = call
+        self.rollouts = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.rollouts += 1
+        self.call(self.model)  # type: ignore[arg-type]
+
+
+class Books(NamedTuple):
+    """State of a `BookkeepingCore`."""
+
+    count: Tensor
+    """[B] int64, steps since the reset."""
+    total: Tensor
+    """[B, I] sum of the inputs since the reset."""
+    last: Tensor
+    """[B, I] the last input."""
+
+
+class BookkeepingCore(MemoryCore[Books]):
+    """Counts steps and sums up inputs; what it says can be checked by hand. Outputs (count, total)."""
+
+    def __init__(self, input_size: int) -> None:
+        super().__init__(input_size, 1 + input_size)
+
+    def initial_state(self, batch_size: int) -> Books:
+        zeros = torch.zeros(batch_size, self.input_size)
+        return Books(torch.zeros(batch_size, dtype=torch.int64), zeros, zeros.clone())
+
+    def _step(self, inputs: Tensor, state: Books) -> tuple[Tensor, Books]:
+        state = Books(state.count + 1, (state.total + inputs).detach(), inputs.detach())
+        return torch.cat([state.count[:, None].float(), state.total], dim=1), state
+
+    def _unroll(self, inputs: Tensor, state: Books, reset: Tensor, diagnose: bool) -> Unrolled:
+        outputs = []
+        for t in range(inputs.shape[1]):
+            output, state = self._step(inputs[:, t], self.reset_state(state, reset[:, t]))
+            outputs.append(output)
+        return Unrolled(torch.stack(outputs, dim=1), state, inputs.new_zeros(()), {})
+
+
+TRANSPARENT: dict[str, Any] = {"encoder_arch": [], "net_arch": [], "core_kwargs": {}}
+"""Policy options by which the core sees the raw features, and the heads the core's raw output."""
