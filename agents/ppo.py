@@ -152,6 +152,11 @@ class MemoryPPO(OnPolicyAlgorithm):
         check_spaces(env.observation_space, env.action_space)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise _unknown_policy(policy_name)
+        return self.policy_aliases[policy_name]
+
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
         self._memory_lr_schedule = FloatSchedule(self.memory_learning_rate)
@@ -172,7 +177,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         )
         policy_class: Any = self.policy_class
         if not issubclass(policy_class, MemoryPolicy):
-            raise ValueError(f"policy must be one of {', '.join(self.policy_aliases)} or a MemoryPolicy class")
+            raise _unknown_policy(policy_class.__name__)
         memory_lr = self._memory_lr_schedule(1)
         policy = policy_class(
             self.observation_space, self.action_space, self.lr_schedule, memory_lr=memory_lr, **self.policy_kwargs
@@ -463,6 +468,12 @@ def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None
             f"got batch_size = {batch_size}"
         )
     return batch_size // window
+
+
+def _unknown_policy(name: str) -> ValueError:
+    return ValueError(
+        f"policy must be one of {', '.join(MemoryPPO.policy_aliases)} or a MemoryPolicy class, got {name}"
+    )
 
 
 def _concatenate(observations: list[Any]) -> Any:

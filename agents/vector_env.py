@@ -34,11 +34,11 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ctrl.agents.spaces import check_spaces
+
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Info = dict[str, Any]
-
-_LEAF_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class _Step(NamedTuple):
@@ -65,7 +65,7 @@ class GymnasiumVecEnv(VecEnv):
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         self.env = env
         self.autoreset_mode = _autoreset_mode(env)
-        _check_spaces(env.single_observation_space, env.single_action_space)
+        check_spaces(env.single_observation_space, env.single_action_space)
         self._access = _access(env)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._monitor = _EpisodeMonitor(env.num_envs)
@@ -380,17 +380,6 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     except ValueError:
         known = [str(mode) for mode in AutoresetMode]
         raise ValueError(f"metadata['autoreset_mode'] of {env} must be one of {known}, got {found!r}.") from None
-
-
-def _check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Refuse what stable-baselines3 has no place for."""
-    nested = isinstance(observation_space, spaces.Dict)
-    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
-    if not all(isinstance(part, _LEAF_SPACES) for part in parts):
-        what = "a Dict of other than plain spaces" if nested else "neither a plain space nor a Dict of these"
-        raise ValueError(f"the observation space is {what}: {observation_space}.")
-    if not isinstance(action_space, _LEAF_SPACES):
-        raise ValueError(f"the action space must be Box, Discrete, MultiDiscrete or MultiBinary, got {action_space}.")
 
 
 def _spread(infos: Mapping[str, Any], rows: Sequence[Info], where: Bools) -> None:

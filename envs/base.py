@@ -32,11 +32,11 @@ StateT = TypeVar("StateT", bound=State)
 RENDER_MODES = ["ansi", "rgb_array"]
 
 
-class Outcome(NamedTuple, Generic[StateT]):
+class Outcome(NamedTuple):
     """What one step of all copies leads to."""
 
-    state: StateT
-    """The state after the step, before any reset."""
+    state: Any
+    """The task's state after the step, before any reset."""
     rewards: npt.NDArray[np.float64]
     """[B]"""
     terminated: Bools
@@ -70,7 +70,7 @@ class Rules(ABC, Generic[StateT]):
         """Return new arrays [B, …]: what is seen in `state`, also in a state after the end."""
 
     @abstractmethod
-    def advance(self, state: StateT, actions: Actions) -> Outcome[StateT]:
+    def advance(self, state: StateT, actions: Actions) -> Outcome:
         """Take one step; `state` is left as it is."""
 
     @abstractmethod
@@ -220,7 +220,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         for leaf, rows in zip(self._state, fresh, strict=True):
             leaf[mask] = rows
 
-    def _final(self, outcome: Outcome[StateT]) -> dict[str, Any]:
+    def _final(self, outcome: Outcome) -> dict[str, Any]:
         """Return the infos of the copies whose episode ended, in gymnasium's SAME_STEP form."""
         ended = outcome.terminated
         ended_state = take(outcome.state, ended)

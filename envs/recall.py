@@ -98,7 +98,7 @@ class RecallRules(Rules[RecallState]):
         observations[:, -1] = is_query
         return observations
 
-    def advance(self, state: RecallState, actions: Actions) -> Outcome[RecallState]:
+    def advance(self, state: RecallState, actions: Actions) -> Outcome:
         """Count one step; the action at the query ends the episode."""
         terminated = state.step == self.length
         success = terminated & (actions == state.cue)

@@ -120,6 +120,8 @@ class PPOOptions:
 
     learning_rate: float = 3e-4
     """Adam's step size for all but the compressors."""
+    anneal: bool = False
+    """Let the learning rate fall linearly to 0 over the run."""
     memory_learning_rate: Annotated[float | None, _open("0.001", "FLOAT")] = None
     """Adam's step size for the compressors."""
     n_steps: int = 128
@@ -160,7 +162,9 @@ class PPOOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `MemoryPPO`; what was left open is left to it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        del given["anneal"]  # a choice of how the learning rate is given, see `models.ppo_arguments`
+        return given
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl import Tier
 from ctrl.agents import MemoryPPO
-from ctrl.experiments.config import ATTENTION_CORES, RECURRENT_CORES, MemoryOptions, TrainConfig
+from ctrl.experiments.config import ATTENTION_CORES, RECURRENT_CORES, MemoryOptions, PPOOptions, TrainConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.tasks import policy_name
 
@@ -32,6 +33,14 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def ppo_arguments(options: PPOOptions) -> dict[str, Any]:
+    """Return the keyword arguments of `MemoryPPO`, with the learning rate as a schedule where it anneals."""
+    arguments = options.arguments()
+    if options.anneal:
+        arguments["learning_rate"] = LinearSchedule(options.learning_rate, 0.0, 1.0)
+    return arguments
+
+
 def build_model(config: TrainConfig, env: VecEnv) -> MemoryPPO:
     """Build the agent that `config` asks for; a `UserError` says what does not fit."""
     try:
@@ -41,7 +50,7 @@ def build_model(config: TrainConfig, env: VecEnv) -> MemoryPPO:
             policy_kwargs={"core": config.core, "core_kwargs": core_kwargs(config.core, config.memory)},
             seed=config.seed,
             device=config.run.device,
-            **config.ppo.arguments(),
+            **ppo_arguments(config.ppo),
         )
     except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
         raise UserError(f"the agent cannot be built: {error}") from error

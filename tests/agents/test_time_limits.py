@@ -144,11 +144,12 @@ def test_next_step_masks_its_reset_steps_and_no_others() -> None:
     assert starts.astype(int).tolist() == [[1, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 1, 0, 0, 1, 0]]
 
 
-def test_masked_steps_have_no_part_in_the_loss() -> None:
-    """Whatever the buffer holds there, the losses and the new weights are the same; also where nothing is left."""
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_masked_steps_have_no_part_in_the_loss(batch_size: int) -> None:
+    """Whatever the buffer holds there, the new weights are the same; also where nothing is left of a minibatch."""
     results = []
     for poison in (0.0, 1e6):
-        model = bookkeeper(episodes([[1], [2]], "truncated", NEXT_STEP), n_steps=8, batch_size=1)
+        model = bookkeeper(episodes([[1], [2]], "truncated", NEXT_STEP), n_steps=8, batch_size=batch_size)
         rollout(model)
         buffer = model.rollout_buffer
         for array in (buffer.advantages, buffer.returns, buffer.log_probs, buffer.values):

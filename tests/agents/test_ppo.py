@@ -1,0 +1,180 @@
+"""The algorithm as a whole: it repeats itself, it stops and goes on, and it refuses what makes no sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from agent_toys import (
+    CORES,
+    TRANSPARENT,
+    AtRolloutEnd,
+    BookkeepingCore,
+    make_model,
+    makers,
+    same_weights,
+    staggered_env,
+    vectorized,
+    weights_of,
+)
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+import ctrl
+from ctrl.agents import MemoryPPO
+from ctrl.agents.ppo import batch_windows
+
+STEPS = 24 * 3
+TIMES = ("time/fps", "time/time_elapsed")
+
+
+def run(core: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the weights and the logged values after three updates on an env with random numbers of its own."""
+    env = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
+    model = make_model(env, core, seed=seed)
+    model.learn(3 * STEPS)
+    logged = {key: value for key, value in model.logger.name_to_value.items() if key not in TIMES}
+    return weights_of(model), logged
+
+
+@pytest.mark.parametrize("core", ["compressive", "lstm"])
+def test_a_seed_gives_the_same_run_twice(core: str) -> None:
+    weights, logged = run(core, seed=7)
+    again, logged_again = run(core, seed=7)
+    assert same_weights(weights, again)
+    assert logged == logged_again and logged["train/loss"] != 0
+    other, logged_other = run(core, seed=8)
+    assert not same_weights(weights, other)
+    assert logged != logged_other
+
+
+# Stopping and going on
+
+
+class StopAfter(BaseCallback):
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.calls
+
+
+@pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
+@pytest.mark.parametrize("stop", [1, 4, 5, 6, 7, 30])
+def test_after_a_callback_stopped_it_learning_goes_on_where_the_env_is(
+    mode: AutoresetMode | None, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the very step at which it stopped ended an episode: 5 is the length of the first one."""
+    monkeypatch.setitem(ctrl._CORES, "bookkeeping", BookkeepingCore)
+    env = vectorized(makers(), mode)
+    model = make_model(env, "bookkeeping", policy_kwargs={**TRANSPARENT, "previous_action": False})
+    model.learn(2 * STEPS, StopAfter(stop))
+    assert model.num_timesteps == 3 * stop
+
+    def check(model: MemoryPPO) -> None:
+        windows = model.rollout_buffer.all_windows(model.policy).windows
+        obs: Any = windows.observations
+        unrolled = model.policy.core.unroll(obs, windows.core_state, windows.reset)
+        assert torch.equal(unrolled.outputs[:, :, 0], obs[:, :, 2] + 1), "steps since the reset, as the env shows them"
+
+    callback = AtRolloutEnd(check)
+    model.learn(2 * STEPS, callback, reset_num_timesteps=False)
+    assert callback.rollouts == 2
+
+
+def test_learning_again_starts_new_episodes() -> None:
+    model = make_model(staggered_env()).learn(STEPS)
+    model.learn(STEPS)
+    assert model.num_timesteps == STEPS
+    assert model.rollout_buffer.episode_starts[0].all()
+
+
+def test_learning_goes_on_in_mid_episode() -> None:
+    model = make_model(staggered_env()).learn(STEPS)
+    state = model._last_state
+    model.learn(STEPS, reset_num_timesteps=False)
+    assert model.num_timesteps == 2 * STEPS
+    assert state is not None and model.rollout_buffer.snapshots[0] is state
+
+
+def test_an_update_ends_where_the_policy_has_moved_too_far() -> None:
+    moved, held = (
+        make_model(staggered_env(), "gru", learning_rate=0.05, n_epochs=20, target_kl=limit).learn(STEPS)
+        for limit in (None, 1e-7)
+    )
+    assert moved._n_updates == 20
+    assert held._n_updates == 1, "the second minibatch already sees another policy"
+
+
+def test_values_can_be_clipped() -> None:
+    """With no room to move, the value loss has no gradient, so the value head stays (but for the first minibatch)."""
+    model = make_model(staggered_env(), "gru", clip_range_vf=1e-9, batch_size=24, learning_rate=0.1)
+    free = make_model(staggered_env(), "gru", batch_size=24, learning_rate=0.1)
+    before = model.policy.value_net.weight.detach().clone()
+    moved = [float((m.learn(STEPS).policy.value_net.weight.detach() - before).norm()) for m in (model, free)]
+    assert moved[0] < moved[1]
+    assert model.logger.name_to_value["train/clip_range_vf"] == 1e-9
+
+
+# Arguments
+
+
+def test_batches_are_counted_in_steps_and_made_of_windows() -> None:
+    assert batch_windows(n_steps=128, window=16, n_envs=8, batch_size=64) == 4
+    assert batch_windows(n_steps=128, window=16, n_envs=8, batch_size=None) == 16
+    assert batch_windows(n_steps=8, window=8, n_envs=1, batch_size=None) == 1
+
+
+def test_window_is_the_rollout_unless_given() -> None:
+    model = make_model(staggered_env(), window=None, batch_size=None)
+    assert model.rollout_buffer.window == 24
+    model.learn(STEPS)
+    assert len(model.rollout_buffer.snapshots) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 7}, "window must divide n_steps, got window = 7 and n_steps = 24"),
+        ({"window": 0}, "window must divide n_steps, got window = 0 and n_steps = 24"),
+        ({"window": 48}, "window must divide n_steps, got window = 48 and n_steps = 24"),
+        ({"n_steps": 0}, "got window = 8 and n_steps = 0"),
+        ({"batch_size": 20}, "batch_size .* multiple of window = 8, got batch_size = 20"),
+        ({"batch_size": 0}, "batch_size .* multiple of window = 8, got batch_size = 0"),
+        (
+            {"policy": "MlpPolicy"},
+            "policy must be one of MlpMemoryPolicy, CnnMemoryPolicy, MultiInput.*, got MlpPolicy",
+        ),
+        ({"policy": ActorCriticPolicy}, "policy must be one of MlpMemoryPolicy, .* got ActorCriticPolicy"),
+        ({"core": "rnn"}, "unknown core 'rnn'; valid are 'compressive', 'feedforward', 'gru', 'lstm', 'trans"),
+        ({"policy_kwargs": {"core_kwargs": {"memory_size": 3}}}, "core 'compressive' does not take .*memory_size"),
+        ({"policy_kwargs": {"core_kwargs": {"memory": [ctrl.Tier(2), ctrl.Tier(2, 4)]}}}, "rate = 4 .*slots = 2"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_when_the_model_is_built(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(staggered_env(), **options)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_what_is_logged(core: str) -> None:
+    model = make_model(staggered_env(), core).learn(STEPS)
+    logged = model.logger.name_to_value
+    assert logged["train/first_ratio_deviation"] < 1e-5
+    assert logged["memory/state_bytes"] == model.policy.core.state_bytes
+    numbers = [value for key, value in logged.items() if key.startswith(("train/", "memory/"))]
+    assert np.isfinite(np.array(numbers, dtype=float)).all()
+    of_memory = {key.split("/")[1] for key in logged if key.startswith("memory/")}
+    attention = {"attention_mass", "attended_age"}
+    compressing = {"reconstruction_loss", "grad_norm", "learning_rate"}
+    expected = {
+        "compressive": {"state_bytes"} | attention | compressing,
+        "transformer_xl": {"state_bytes"} | attention,
+    }
+    assert of_memory == expected.get(core, {"state_bytes"})

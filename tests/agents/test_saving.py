@@ -1,0 +1,178 @@
+"""An agent that was saved and loaded is the same agent: it acts the same, and learns on as if nothing had happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from agent_toys import STAGGERED, make_model, makers, same_weights, staggered_env, vectorized, weights_of
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from ctrl.agents import MemoryPPO, MlpMemoryPolicy
+
+STEPS = 24 * 3
+BOTH = pytest.mark.parametrize("core", ["compressive", "lstm"])
+
+
+def trained(core: str = "compressive") -> MemoryPPO:
+    return make_model(staggered_env(), core, policy_kwargs={"previous_reward": True}).learn(2 * STEPS)
+
+
+def assert_same_optimizer(one: torch.optim.Optimizer | None, other: torch.optim.Optimizer | None) -> None:
+    if one is None or other is None:
+        assert one is other
+        return
+    first, second = one.state_dict(), other.state_dict()
+    assert first["param_groups"] == second["param_groups"]
+    assert first["state"].keys() == second["state"].keys() and first["state"]
+    for key, entry in first["state"].items():
+        assert all(torch.equal(entry[name], second["state"][key][name]) for name in entry)
+        assert float(entry["step"]) > 0
+
+
+def predictions(model: MemoryPPO, envs: int = 4, steps: int = 12) -> list[Any]:
+    """Return all that `predict` says to a stream of observations, states included."""
+    random, state, found = np.random.default_rng(0), None, []
+    for _ in range(steps):
+        obs = random.normal(size=(envs, 3)).astype(np.float32)
+        actions, state = model.predict(obs, state, deterministic=True, reward=np.ones(envs))
+        found += [actions, *state]  # type: ignore[misc]
+    return found
+
+
+@BOTH
+def test_all_that_was_learned_is_kept(core: str, tmp_path: Path) -> None:
+    model = trained(core)
+    model.save(tmp_path / "agent")
+    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    assert same_weights(weights_of(loaded), weights_of(model))
+    assert_same_optimizer(loaded.policy.optimizer, model.policy.optimizer)
+    assert_same_optimizer(loaded.policy.memory_optimizer, model.policy.memory_optimizer)
+    assert (loaded.policy.memory_optimizer is None) == (core == "lstm")
+    for one, other in zip(predictions(loaded), predictions(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+    names = ("n_steps", "window", "batch_size", "memory_learning_rate", "memory_max_grad_norm", "num_timesteps")
+    assert {name: getattr(loaded, name) for name in names} == {name: getattr(model, name) for name in names}
+
+
+@BOTH
+def test_learning_goes_on_as_if_nothing_had_happened(core: str, tmp_path: Path) -> None:
+    """Both the loaded and the original agent start over in the same fresh envs, with the same random numbers."""
+    model = trained(core)
+    model.save(tmp_path / "agent")
+    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    results = []
+    for agent in (model, loaded):
+        agent.set_env(staggered_env())
+        agent.set_random_seed(5)
+        agent.learn(2 * STEPS, reset_num_timesteps=False)
+        results.append(weights_of(agent))
+        assert agent.num_timesteps == 4 * STEPS
+    assert same_weights(*results)
+
+
+def test_forgetting_an_optimizer_would_be_noticed(tmp_path: Path) -> None:
+    model = trained()
+    model.save(tmp_path / "agent")
+    results = []
+    for forget in (False, True):
+        loaded = MemoryPPO.load(tmp_path / "agent", staggered_env(), device="cpu")
+        loaded.set_random_seed(5)
+        if forget:
+            assert loaded.policy.memory_optimizer is not None
+            loaded.policy.memory_optimizer.state.clear()
+        results.append(weights_of(loaded.learn(STEPS)))
+    assert not same_weights(*results)
+
+
+@BOTH
+@pytest.mark.parametrize("envs", [1, 5])
+def test_load_with_another_number_of_envs(core: str, envs: int, tmp_path: Path) -> None:
+    trained(core).save(tmp_path / "agent")
+    env = DummyVecEnv(makers((STAGGERED * 2)[:envs]))  # type: ignore[arg-type]
+    loaded = MemoryPPO.load(tmp_path / "agent", env, device="cpu")
+    before = weights_of(loaded)
+    loaded.learn(24 * envs)
+    assert loaded.n_envs == envs and loaded.rollout_buffer.n_envs == envs
+    assert loaded.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
+    assert not same_weights(weights_of(loaded), before)
+
+
+def test_load_with_a_gymnasium_vector_env(tmp_path: Path) -> None:
+    trained().save(tmp_path / "agent")
+    envs = vectorized(makers(), AutoresetMode.NEXT_STEP).env  # type: ignore[union-attr]
+    loaded = MemoryPPO.load(tmp_path / "agent", envs, device="cpu")  # type: ignore[arg-type]
+    assert loaded.learn(STEPS).num_timesteps == STEPS
+
+
+def test_load_without_an_env_then_set_one(tmp_path: Path) -> None:
+    trained().save(tmp_path / "agent")
+    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    assert loaded.get_env() is None
+    predictions(loaded)
+    loaded.set_env(staggered_env())
+    loaded.learn(STEPS)
+    assert loaded.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
+
+
+def test_set_env_starts_new_episodes() -> None:
+    """The memory of the old env does not reach the new one."""
+    model = trained()
+    model.set_env(staggered_env())
+    model.learn(STEPS, reset_num_timesteps=False)
+    assert model.num_timesteps == 3 * STEPS
+    assert model.rollout_buffer.episode_starts[0].all()
+    assert model.rollout_buffer.observations[0, :, 1:].tolist() == [[0, 0]] * 3
+
+
+def test_set_env_refuses_what_does_not_fit() -> None:
+    model = trained()
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(DummyVecEnv(makers(STAGGERED[:2])))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Action spaces do not match"):
+        model.set_env(staggered_env(action_space=spaces.Discrete(5)))
+    with pytest.raises(ValueError, match="action_space must start at 0"):
+        model.set_env(staggered_env(action_space=spaces.Discrete(3, start=1)))
+
+
+def test_weights_of_another_core_are_refused(tmp_path: Path) -> None:
+    trained("lstm").save(tmp_path / "agent")
+    with pytest.raises(Exception, match="memory_optimizer|Missing key|do not match"):
+        make_model(staggered_env()).set_parameters(tmp_path / "agent")
+
+
+def test_a_saved_file_holds_no_memory_of_episodes(tmp_path: Path) -> None:
+    model = trained()
+    model.save(tmp_path / "agent")
+    assert model._last_state is not None
+    data, _, _ = load_from_zip_file(tmp_path / "agent")
+    assert data is not None and "_last_state" not in data
+    assert MemoryPPO.load(tmp_path / "agent", device="cpu")._last_state is None
+
+
+@BOTH
+def test_a_policy_alone_can_be_saved(core: str, tmp_path: Path) -> None:
+    model = trained(core)
+    model.policy.save(str(tmp_path / "policy"))
+    policy = MlpMemoryPolicy.load(str(tmp_path / "policy"), device="cpu")
+    assert all(torch.equal(tensor, policy.state_dict()[name]) for name, tensor in model.policy.state_dict().items())
+    obs = np.zeros((2, 3), dtype=np.float32)
+    actions, state = policy.predict(obs, deterministic=True)
+    again, _ = policy.predict(obs, state, deterministic=True, reward=np.ones(2))
+    expected, state = model.predict(obs, deterministic=True)
+    assert actions.tolist() == expected.tolist()
+    assert again.tolist() == model.predict(obs, state, deterministic=True, reward=np.ones(2))[0].tolist()
+
+
+def test_learning_rate_functions_survive(tmp_path: Path) -> None:
+    model = make_model(gym.make("CartPole-v1"), memory_learning_rate=lambda left: 0.5 * left).learn(24)
+    model.save(tmp_path / "agent")
+    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    assert loaded._memory_lr_schedule(0.5) == 0.25
