@@ -159,8 +159,8 @@ def agents() -> dict[str, Callable[[VecEnv], Any]]:
     return {
         f"MemoryPPO {REFERENCE}": partial(build_model, reference),
         "MemoryPPO lstm": partial(build_model, lstm),
-        "RecurrentPPO lstm (sb3-contrib)": partial(_recurrent_ppo, hidden),
-        "PPO, no memory (SB3)": _plain_ppo,
+        "sb3-contrib RecurrentPPO": partial(_recurrent_ppo, hidden),
+        "SB3 PPO, no memory": _plain_ppo,
     }
 
 
@@ -218,25 +218,26 @@ def bench_table(results: Sequence[Measured], threads: int) -> RenderableType:
     reference = _ratio_reference(results)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("agent", style="bold", no_wrap=True)
-    for name in ("params", "steps/s", "range", "acting", "learning", f"× {reference.agent.split()[0]}"):
-        table.add_column(name, justify="right")
+    for name in ("params", "steps/s", "range", "act", "learn", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
             result.agent,
             f"{result.parameters:,}",
             f"{median(result.speeds):,.0f}",
-            f"{min(result.speeds):,.0f} – {max(result.speeds):,.0f}",
-            f"{1e3 * fmean(turn.acting_seconds for turn in result.turns):,.0f} ms",
-            f"{1e3 * fmean(turn.learning_seconds for turn in result.turns):,.0f} ms",
+            f"{min(result.speeds):,.0f}–{max(result.speeds):,.0f}",
+            f"{1e3 * fmean(turn.acting_seconds for turn in result.turns):,.0f}",
+            f"{1e3 * fmean(turn.learning_seconds for turn in result.turns):,.0f}",
             f"{ratio(result, reference):.2f}",
         )
     title = f"training on CartPole without velocities, {NUM_ENVS} envs × {N_STEPS} steps, {N_EPOCHS} epochs"
     turns = len(results[0].turns)
-    return titled(title, table, f"median of {turns} interleaved turns; times of one update; torch threads: {threads}")
+    note = f"median of {turns} interleaved turns; act and learn: ms an update; torch threads: {threads}"
+    return titled(title, table, f"{note}\nratio of steps/s to {reference.agent}")
 
 
 def _ratio_reference(results: Sequence[Measured]) -> Measured:
-    return next((result for result in results if result.agent.startswith("RecurrentPPO")), results[0])
+    return next((result for result in results if "RecurrentPPO" in result.agent), results[0])
 
 
 def run_command(config: BenchConfig, console: Console) -> int:

@@ -18,7 +18,7 @@ MEMORY = "8,8x4"
 """8 raw steps and 8 slots of 4 steps: 40 steps of reach."""
 LAYERS = 1
 LEARNING_RATES = {"compressive": 1e-3, "lstm": 3e-3}
-"""Each core's best of 3e-4, 1e-3 and 3e-3 (compressive: of 1e-3 and 2e-3)."""
+"""Each core's best of a few; docs/benchmarks.md says which and how they were judged."""
 PPO = PPOOptions(n_steps=64, gamma=0.9, anneal=True)
 """Only the last action counts, so a short horizon keeps the noise of the others out of its credit."""
 EVAL_EPISODES = 200
