@@ -39,7 +39,10 @@ class Case(NamedTuple):
         return [space.sample() for _ in range(steps)]
 
 
-@pytest.fixture(params=[Case(TASKS[id_], arguments) for id_, cases in CASES.items() for arguments in cases], ids=str)
+@pytest.fixture(
+    params=[Case(TASKS[id_], arguments) for id_, cases in CASES.items() for arguments in cases],
+    ids=lambda case: f"{case.task.id}-{case.arguments}",
+)
 def case(request: pytest.FixtureRequest) -> Case:
     assert isinstance(request.param, Case)
     return request.param
