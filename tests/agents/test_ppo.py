@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -26,7 +28,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import ctrl
 from ctrl.agents import MemoryPPO
-from ctrl.agents.ppo import batch_windows
+from ctrl.agents.buffers import WindowBatch
+from ctrl.agents.ppo import _Statistics, batch_windows
 
 STEPS = 24 * 3
 TIMES = ("time/fps", "time/time_elapsed")
@@ -111,14 +114,93 @@ def test_an_update_ends_where_the_policy_has_moved_too_far() -> None:
     assert held._n_updates == 1, "the second minibatch already sees another policy"
 
 
-def test_values_can_be_clipped() -> None:
-    """With no room to move, the value loss has no gradient, so the value head stays (but for the first minibatch)."""
-    model = make_model(staggered_env(), "gru", clip_range_vf=1e-9, batch_size=24, learning_rate=0.1)
-    free = make_model(staggered_env(), "gru", batch_size=24, learning_rate=0.1)
-    before = model.policy.value_net.weight.detach().clone()
-    moved = [float((m.learn(STEPS).policy.value_net.weight.detach() - before).norm()) for m in (model, free)]
-    assert moved[0] < moved[1]
-    assert model.logger.name_to_value["train/clip_range_vf"] == 1e-9
+# Losses
+
+
+def losses(change: Callable[[WindowBatch], WindowBatch], **options: Any) -> dict[str, float]:
+    """Return what is logged of one minibatch, the whole rollout, after `change` to what is remembered of it."""
+    model = make_model(staggered_env(), "gru", **options).learn(STEPS)
+    batch = model.rollout_buffer.all_windows(model.policy)
+    with torch.no_grad():
+        now = model.policy.evaluate_windows(batch.windows)
+    batch = batch._replace(old_log_prob=now.log_prob, old_values=now.values, returns=now.values)
+    statistics = _Statistics()
+    model._loss_and_gradients(change(batch), model._clip_schedule(1), statistics, first=True)
+    return statistics.means()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.0, 3.0, 3.0),
+        (1.1, 3.0, 3.3),
+        (2.0, 3.0, 3.6),  # no more to be gained than by a ratio of 1.2
+        (2.0, -3.0, -6.0),  # but all to be lost
+        (0.5, 3.0, 1.5),
+        (0.5, -3.0, -2.4),
+    ],
+)
+def test_the_gain_of_a_ratio_is_clipped(ratio: float, advantage: float, expected: float) -> None:
+    def change(batch: WindowBatch) -> WindowBatch:
+        old = batch.old_log_prob - math.log(ratio)
+        return batch._replace(old_log_prob=old, advantages=torch.full_like(old, advantage))
+
+    found = losses(change, clip_range=0.2, normalize_advantage=False)
+    assert -found["train/policy_gradient_loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["train/clip_fraction"] == float(abs(ratio - 1) > 0.2)
+    assert found["train/approx_kl"] == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-5)
+
+
+@pytest.mark.parametrize(("normalize", "expected"), [(False, -5.0), (True, 0.0)])
+def test_advantages_are_normalised_if_asked(normalize: bool, expected: float) -> None:
+    def change(batch: WindowBatch) -> WindowBatch:
+        return batch._replace(advantages=5 + torch.randn_like(batch.advantages) * 1e-3)
+
+    found = losses(change, normalize_advantage=normalize)
+    assert found["train/policy_gradient_loss"] == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(None, 1.0), (0.25, 0.0625), (2.0, 1.0)])
+def test_the_change_of_values_is_clipped_if_asked(clip: float | None, expected: float) -> None:
+    """Values have grown by 1, and the returns are what they were."""
+
+    def change(batch: WindowBatch) -> WindowBatch:
+        return batch._replace(old_values=batch.old_values - 1, returns=batch.returns - 1)
+
+    assert losses(change, clip_range_vf=clip)["train/value_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_losses_are_weighted() -> None:
+    found = losses(lambda batch: batch._replace(returns=batch.returns + 1), ent_coef=10.0, vf_coef=0.3)
+    assert found["train/value_loss"] == pytest.approx(1, rel=1e-4)
+    assert -math.log(3) < found["train/entropy_loss"] < -0.5
+    weighted = 10 * found["train/entropy_loss"] + 0.3 * found["train/value_loss"]
+    assert found["train/loss"] == pytest.approx(found["train/policy_gradient_loss"] + weighted, rel=1e-4)
+
+
+@pytest.mark.parametrize(("limit", "updates"), [(0.01, 20), (0.0101 / 1.5, 20), (0.0099 / 1.5, 1)])
+def test_an_update_ends_beyond_one_and_a_half_times_the_limit(
+    limit: float, updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryPPO, "_loss_and_gradients", lambda self, *args, **kwargs: 0.01)
+    monkeypatch.setattr(MemoryPPO, "_optimize", lambda self, statistics: None)
+    assert make_model(staggered_env(), "gru", n_epochs=20, target_kl=limit).learn(STEPS)._n_updates == updates
+
+
+def test_clip_ranges_follow_their_schedules() -> None:
+    used: list[float] = []
+    model = make_model(staggered_env(), "gru", clip_range=lambda left: 0.1 + left, clip_range_vf=lambda left: 1 + left)
+    compute = model._loss_and_gradients
+
+    def spy(batch: WindowBatch, clip_range: float, *args: Any, **kwargs: Any) -> float:
+        used.append(clip_range)
+        return compute(batch, clip_range, *args, **kwargs)
+
+    model._loss_and_gradients = spy  # type: ignore[method-assign]
+    model.learn(2 * STEPS)
+    assert sorted(set(used)) == pytest.approx([0.1, 0.6])  # nothing and half of the run are left
+    assert model.logger.name_to_value["train/clip_range"] == pytest.approx(0.1)
+    assert model.logger.name_to_value["train/clip_range_vf"] == 1
 
 
 # Arguments

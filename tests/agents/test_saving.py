@@ -22,7 +22,8 @@ BOTH = pytest.mark.parametrize("core", ["compressive", "lstm"])
 
 
 def trained(core: str = "compressive") -> MemoryPPO:
-    return make_model(staggered_env(), core, policy_kwargs={"previous_reward": True}).learn(2 * STEPS)
+    options: dict[str, Any] = {"memory_learning_rate": 2e-3, "policy_kwargs": {"previous_reward": True}}
+    return make_model(staggered_env(), core, **options).learn(2 * STEPS)
 
 
 def assert_same_optimizer(one: torch.optim.Optimizer | None, other: torch.optim.Optimizer | None) -> None:
@@ -157,12 +158,34 @@ def test_a_saved_file_holds_no_memory_of_episodes(tmp_path: Path) -> None:
     assert MemoryPPO.load(tmp_path / "agent", device="cpu")._last_state is None
 
 
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+@BOTH
+def test_what_is_saved(core: str, tmp_path: Path) -> None:
+    """Weights and optimizers by name, none with a graph; nothing else is a tensor."""
+    model = trained(core)
+    expected = {"policy", "policy.optimizer"} | ({"policy.memory_optimizer"} if core == "compressive" else set())
+    assert set(model.get_parameters()) == expected
+    model.save(tmp_path / "agent")
+    data, parameters, _ = load_from_zip_file(tmp_path / "agent", device="cpu")
+    assert data is not None and parameters is not None and set(parameters) == expected
+    assert not tensors_in(data)
+    assert not any(tensor.grad_fn is not None or tensor.requires_grad for tensor in tensors_in(dict(parameters)))
+
+
 @BOTH
 def test_a_policy_alone_can_be_saved(core: str, tmp_path: Path) -> None:
     model = trained(core)
     model.policy.save(str(tmp_path / "policy"))
     policy = MlpMemoryPolicy.load(str(tmp_path / "policy"), device="cpu")
     assert all(torch.equal(tensor, policy.state_dict()[name]) for name, tensor in model.policy.state_dict().items())
+    assert policy._get_constructor_parameters()["memory_lr"] == model.memory_learning_rate
     obs = np.zeros((2, 3), dtype=np.float32)
     actions, state = policy.predict(obs, deterministic=True)
     again, _ = policy.predict(obs, state, deterministic=True, reward=np.ones(2))

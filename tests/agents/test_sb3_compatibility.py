@@ -24,6 +24,7 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
     EvalCallback,
+    ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnRewardThreshold,
 )
@@ -33,6 +34,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import ctrl.envs  # noqa: F401  registers the task
 from ctrl.agents import GymnasiumVecEnv, MemoryPPO
 
 STEPS = 24 * 3
@@ -45,7 +47,7 @@ def told(length: int = 5, **options: Any) -> Monitor[Any, Any]:
 # Envs
 
 
-@pytest.mark.parametrize("kind", ["id", "env", "vec env", "vector env", "vector env of an id"])
+@pytest.mark.parametrize("kind", ["id", "env", "vec env", "vector env", "vector env of an id", "vector env, native"])
 def test_envs_of_all_kinds(kind: str) -> None:
     env: Any = {
         "id": lambda: "CartPole-v1",
@@ -53,6 +55,7 @@ def test_envs_of_all_kinds(kind: str) -> None:
         "vec env": lambda: make_vec_env("CartPole-v1", n_envs=3),
         "vector env": lambda: SyncVectorEnv(makers(), autoreset_mode=AutoresetMode.NEXT_STEP),
         "vector env of an id": lambda: gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync"),
+        "vector env, native": lambda: gym.make_vec("ctrl/Recall-v0", num_envs=3, length=8),
     }[kind]()
     model = make_model(env)
     assert model.n_envs == (1 if kind in ("id", "env") else 3)
@@ -156,8 +159,24 @@ def test_a_function_is_a_callback_and_sees_the_step() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")  # by tqdm, of itself
-def test_progress_bar() -> None:
-    assert make_model(told()).learn(48, progress_bar=True).num_timesteps == 48
+def test_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+    end = ProgressBarCallback._on_training_end
+
+    def spy(callback: ProgressBarCallback) -> None:
+        bars.append((callback.pbar.n, callback.pbar.total))
+        end(callback)
+
+    monkeypatch.setattr(ProgressBarCallback, "_on_training_end", spy)
+    make_model(told()).learn(48, progress_bar=True)
+    assert bars == [(48, 48)]
+
+
+def test_logs_are_written_as_often_and_over_as_many_episodes_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(told(), verbose=1, stats_window_size=2)
+    model.learn(4 * 24, log_interval=2)
+    assert capsys.readouterr().out.count("total_timesteps") == 2
+    assert model.ep_info_buffer is not None and model.ep_info_buffer.maxlen == 2
 
 
 def test_verbose_tables_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
