@@ -16,7 +16,7 @@ class NonFiniteError(ValueError):
 def check_finite(value: np.ndarray | Tensor | dict[str, Any] | None, name: str, step: int) -> None:
     """Raise a `NonFiniteError` with the tensor's name and the training step unless all of `value` is finite.
 
-    Of an array [B, ...] it also names the env.
+    Of an array [B, ...] it also names the env. What float32 cannot hold counts as infinite: networks compute in it.
     """
     if isinstance(value, dict):
         for key, part in value.items():
@@ -24,9 +24,12 @@ def check_finite(value: np.ndarray | Tensor | dict[str, Any] | None, name: str, 
     elif isinstance(value, Tensor):
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(f"{name} is not finite at step {step}")
-    elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-        env, *index = np.argwhere(~np.isfinite(value))[0].tolist()
-        raise NonFiniteError(f"{name} is not finite at step {step}: env {env}, index {index}")
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(value.astype(np.float32, copy=False))
+        if bad.any():
+            env, *index = np.argwhere(bad)[0].tolist()
+            raise NonFiniteError(f"{name} is not finite at step {step}: env {env}, index {index}")
 
 
 def check_gradients(norm: Tensor, module: nn.Module, step: int) -> None:

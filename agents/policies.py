@@ -267,6 +267,11 @@ class MemoryPolicy(ActorCriticPolicy):
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
+        for part in obs.values() if isinstance(obs, dict) else [obs]:
+            if part.is_floating_point() and not bool(torch.isfinite(part.float()).all()):
+                raise ValueError(f"observation must be finite, got {observation}")
+        if reward is not None and not self._previous_sizes[1]:
+            raise ValueError(f"this policy was built with previous_reward=False and takes no reward, got {reward}")
         batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         reset = self._reset_of(episode_start, batch)
         before = self.initial_state(batch) if state is None else self._state_from_numpy(state, batch)
@@ -378,6 +383,9 @@ class CnnMemoryPolicy(MemoryPolicy):
             observation_space, normalized_image=not normalize_images
         ):
             raise ValueError(f"CnnMemoryPolicy needs images (uint8, 0 to 255, 3 axes); got {observation_space}")
+        shape = cast("tuple[int, ...]", observation_space.shape)
+        if features_extractor_class is NatureCNN and sorted(shape)[1] < 36:
+            raise ValueError(f"CnnMemoryPolicy needs images of at least 36 x 36 pixels; got {observation_space}")
         super().__init__(
             observation_space,
             action_space,

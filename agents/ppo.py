@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -54,7 +56,8 @@ class MemoryPPO(OnPolicyAlgorithm):
     :param memory_learning_rate: of the compressors; likewise
     :param n_steps: steps per env and rollout
     :param window: T, steps that one unroll trains on; divides `n_steps`; None for `n_steps`
-    :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout
+    :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout, and all of it
+        where it has fewer
     :param n_epochs: passes over each rollout
     :param gamma: discount factor
     :param gae_lambda: trade-off between bias and variance of the advantages
@@ -112,6 +115,23 @@ class MemoryPPO(OnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        _check_numbers(
+            at_least_1={"n_steps": n_steps, "window": window, "batch_size": batch_size, "n_epochs": n_epochs},
+            positive={
+                "learning_rate": learning_rate,
+                "memory_learning_rate": memory_learning_rate,
+                "clip_range": clip_range,
+                "clip_range_vf": clip_range_vf,
+                "max_grad_norm": max_grad_norm,
+                "memory_max_grad_norm": memory_max_grad_norm,
+                "target_kl": target_kl,
+            },
+            not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma, "gae_lambda": gae_lambda},
+            at_most_1={"gamma": gamma, "gae_lambda": gae_lambda},
+        )
+        _check_device(device)
+        if isinstance(env, str):
+            _check_env_id(env)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -176,14 +196,27 @@ class MemoryPPO(OnPolicyAlgorithm):
             window=window,
         )
         policy_class: Any = self.policy_class
-        if not issubclass(policy_class, MemoryPolicy):
-            raise _unknown_policy(policy_class.__name__)
-        memory_lr = self._memory_lr_schedule(1)
-        policy = policy_class(
-            self.observation_space, self.action_space, self.lr_schedule, memory_lr=memory_lr, **self.policy_kwargs
-        )
+        if not (isinstance(policy_class, type) and issubclass(policy_class, MemoryPolicy)):
+            raise _unknown_policy(getattr(policy_class, "__name__", repr(policy_class)))
+        policy = self._make_policy(policy_class)
         self.policy = policy.to(self.device)
         self._last_state = None
+
+    def _make_policy(self, policy_class: type[MemoryPolicy]) -> MemoryPolicy:
+        kwargs = self.policy_kwargs
+        if not isinstance(kwargs, dict) or "memory_lr" in kwargs:
+            raise ValueError(
+                f"policy_kwargs must be a dict, without memory_lr (use memory_learning_rate); got {kwargs!r}"
+            )
+        if not isinstance(kwargs.get("core_kwargs") or {}, dict):
+            raise ValueError(f"core_kwargs must be a dict, got {kwargs['core_kwargs']!r}")
+        memory_lr = self._memory_lr_schedule(1)
+        try:
+            return policy_class(
+                self.observation_space, self.action_space, self.lr_schedule, memory_lr=memory_lr, **kwargs
+            )
+        except TypeError as error:
+            raise ValueError(f"policy_kwargs do not fit {policy_class.__name__}: {error}") from error
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -468,6 +501,51 @@ def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None
             f"got batch_size = {batch_size}"
         )
     return batch_size // window
+
+
+def _check_numbers(
+    *,
+    at_least_1: dict[str, Any],
+    positive: dict[str, Any],
+    not_negative: dict[str, Any],
+    at_most_1: dict[str, Any],
+) -> None:
+    """Raise a ValueError that names the first number out of range; None stands for a default, a function for itself."""
+    for name, value in at_least_1.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    for name, value in {**positive, **not_negative}.items():
+        if value is None or callable(value):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        if value < 0 or (value == 0 and name in positive):
+            raise ValueError(f"{name} must be {'above' if name in positive else 'at least'} 0, got {value}")
+    for name, value in at_most_1.items():
+        if value > 1:
+            raise ValueError(f"{name} must be at most 1, got {value}")
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Refuse a device that is not there; stable-baselines3 would silently take the CPU."""
+    try:
+        kind = "auto" if device == "auto" else torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto' or a torch device, got {device!r}: {error}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch sees no CUDA device; use 'auto' or 'cpu'")
+
+
+def _check_env_id(env_id: str) -> None:
+    """Import what `module:id` names, and answer an unknown id with the registered ones."""
+    try:
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
+        known = ", ".join(sorted(gym.registry))
+        raise ValueError(f"unknown env id {env_id!r} ({error}); registered are {known}") from error
 
 
 def _unknown_policy(name: str) -> ValueError:

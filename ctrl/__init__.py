@@ -7,6 +7,7 @@ See `ctrl.core` for what a core is.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -61,8 +62,9 @@ def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
     :raises ValueError: where the name is unknown or an option is unknown or does not fit
     """
     factory = choose("core", name, _CORES)
-    try:
-        core: MemoryCore[Any] = factory(input_size, **options)
-    except TypeError as error:
-        raise ValueError(f"core {name!r} does not take these options: {error}") from error
+    known = [option for option in inspect.signature(factory).parameters if option != "input_size"]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"core {name!r} does not take {', '.join(unknown)}; its options are {', '.join(known)}")
+    core: MemoryCore[Any] = factory(input_size, **options)
     return core

@@ -7,7 +7,7 @@ rings themselves.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +55,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         feedforward: int | None = None,
         reconstruction: str = "attention_reconstruction",
     ) -> None:
-        super().__init__(input_size, width)
+        require_positive(width=width, layers=layers, heads=heads)
         feedforward = 2 * width if feedforward is None else feedforward
-        require_positive(layers=layers, heads=heads, feedforward=feedforward)
+        require_positive(feedforward=feedforward)
+        super().__init__(input_size, width)
         if width % heads:
             raise ValueError(f"heads must divide width, got heads = {heads} and width = {width}")
         self.tiers: list[Tiers] = tiers_by_layer(memory, layers)
@@ -70,7 +71,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         )
         self.norm = nn.LayerNorm(width)
         self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
-        _initialise(self)
+        _initialise(self.embed)
+        _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
 
     def initial_state(self, batch_size: int) -> CompressiveState:
         """Return the empty memory: clock 0, all slots 0."""
@@ -236,10 +238,18 @@ def _initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def transformer_xl(input_size: int, *, slots: int = 64, **options: Any) -> CompressiveCore:
+def transformer_xl(
+    input_size: int,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    slots: int = 64,
+    feedforward: int | None = None,
+) -> CompressiveCore:
     """Build a Transformer-XL: the compressive core with raw memory only.
 
-    :param slots: how many steps each layer looks back
-    :param options: as `CompressiveCore`, except `memory`
+    :param slots: how many steps each layer looks back; the other options are those of `CompressiveCore`
     """
-    return CompressiveCore(input_size, memory=[Tier(slots)], **options)
+    memory = [Tier(slots)]
+    return CompressiveCore(input_size, layers=layers, width=width, heads=heads, memory=memory, feedforward=feedforward)

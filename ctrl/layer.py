@@ -31,19 +31,18 @@ class AgeBias(nn.Module):
         :param reach: the oldest age that is ever visible, in steps
         """
         super().__init__()
-        buckets = self._buckets(torch.arange(reach + 1))
-        self.register_buffer("bucket_of_age", buckets, persistent=False)
-        self.weight = nn.Parameter(torch.zeros(int(buckets.max()) + 1, heads))
-
-    @classmethod
-    def _buckets(cls, age: Tensor) -> Tensor:
-        octaves = torch.log2(age.double().clamp_min(1) / cls.EXACT)
-        return torch.where(age < cls.EXACT, age, cls.EXACT + (cls.PER_OCTAVE * octaves).floor().long())
+        starts = list(range(1, self.EXACT + 1))  # the first age of each entry but the first
+        while starts[-1] <= reach:
+            step = len(starts) + 1 - self.EXACT
+            starts.append(math.ceil(self.EXACT * 2 ** (step / self.PER_OCTAVE)))
+        starts = [start for start in starts if start <= reach]
+        self.register_buffer("starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(len(starts) + 1, heads))
 
     def forward(self, age: Tensor) -> Tensor:
         """[..., Q, W] -> [..., H, Q, W]; ages out of reach, which are never visible, read the nearest entry."""
-        buckets = self.get_buffer("bucket_of_age")
-        return F.embedding(buckets[age.clamp(0, len(buckets) - 1)], self.weight).movedim(-1, -3)
+        entry = torch.bucketize(age, self.get_buffer("starts"), right=True)
+        return F.embedding(entry, self.weight).movedim(-1, -3)
 
 
 class Attended(NamedTuple):

@@ -49,12 +49,14 @@ def tiers_by_layer(memory: MemorySpec, layers: int) -> list[Tiers]:
 
     :raises ValueError: where a list is empty, its length is not `layers`, or the rates do not fit the tiers
     """
+    if not isinstance(memory, Sequence):
+        raise ValueError(f"memory must be a list of Tier or one list of Tier per layer, got {memory!r}")
     if len(memory) == 0:
         raise ValueError("memory must hold at least one Tier, got an empty list")
     if all(isinstance(tier, Tier) for tier in memory):
         result = [tuple(memory)] * layers
-    elif any(isinstance(tiers, Tier) for tiers in memory):
-        raise ValueError(f"memory must be a list of Tier or one list of Tier per layer, got a mixture: {memory!r}")
+    elif any(isinstance(tiers, Tier) or not isinstance(tiers, Sequence) for tiers in memory):
+        raise ValueError(f"memory must be a list of Tier or one list of Tier per layer, got {memory!r}")
     else:
         result = [tuple(tiers) for tiers in memory]  # type: ignore[arg-type]
     if len(result) != layers:

@@ -232,7 +232,8 @@ def _formed_columns(rhythm: Rhythm, time: Tensor, episode: Tensor) -> Columns:
     """Lay out what the window forms."""
     since_first = time - rhythm.first  # [B, T]
     forms = (since_first >= 0) & (since_first.remainder(rhythm.span) == 0)
-    by_column = F.pad(forms, (0, -forms.shape[1] % rhythm.span)).unflatten(1, (-1, rhythm.span))  # [B, E, rho]
+    span = min(rhythm.span, forms.shape[1])  # a window shorter than rho is a single column
+    by_column = F.pad(forms, (0, -forms.shape[1] % span)).unflatten(1, (-1, span))  # [B, E, rho]
     starts = torch.arange(by_column.shape[1], device=time.device) * rhythm.span
     step = starts + by_column.to(torch.uint8).argmax(dim=2)
     index = torch.div(since_first.gather(1, step), rhythm.span, rounding_mode="floor")

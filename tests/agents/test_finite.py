@@ -141,3 +141,8 @@ def test_what_is_finite_passes() -> None:
     check_finite(torch.tensor(1.0), "x", 0)
     with pytest.raises(NonFiniteError, match=r"x\['b'\] is not finite at step 7"):
         check_finite({"a": np.zeros((1, 2)), "b": torch.tensor([0.0, torch.inf])}, "x", 7)
+
+
+def test_what_float32_cannot_hold_is_named() -> None:
+    with pytest.raises(NonFiniteError, match=r"observation is not finite at step 7: env 1, index \[0\]"):
+        check_finite(np.array([[1.0], [1e300]]), "observation", 7)

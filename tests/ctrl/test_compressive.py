@@ -222,10 +222,11 @@ def test_compressed_slots_are_read() -> None:
     [
         ({"heads": 3}, "heads must divide width, got heads = 3 and width = 64"),
         ({"layers": 0}, "layers"),
+        ({"width": 0}, "width must be a whole number of at least 1, got 0"),
         ({"reconstruction": "l2"}, "unknown reconstruction 'l2'.*attention_reconstruction"),
         ({"memory": [Tier(4), Tier(4, rate=2, compressor="zip")]}, "unknown compressor 'zip'.*conv.*max.*mean"),
         ({"memory": [Tier(2), Tier(4, rate=4)]}, "rate = 4"),
-        ({"widht": 3}, "widht"),
+        ({"widht": 3}, "does not take widht; its options are .*width"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, words: str) -> None:
@@ -247,3 +248,39 @@ def test_a_registered_compressor_can_be_used_by_name() -> None:
     inputs = torch.randn(1, 7, 3)
     state = core.unroll(inputs, state, no_reset(1, 7)).state
     torch.testing.assert_close(state.slots[0, 4:6], core.embed(inputs[0, [0, 2]]))
+
+
+def test_a_registered_compressor_starts_as_it_likes() -> None:
+    class Silent(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(width, width)
+            torch.nn.init.zeros_(self.linear.weight)
+
+        def forward(self, blocks: Tensor) -> Tensor:
+            return self.linear(blocks[:, 0])
+
+    if "silent" not in ctrl.compressor_names():
+        ctrl.register_compressor("silent", lambda width, rate: Silent(width))
+    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2, compressor="silent")])
+    assert all(not parameter.any() for name, parameter in core.compressors.named_parameters() if "weight" in name)
+
+
+def test_a_reach_of_millions_costs_no_more_memory() -> None:
+    """Sixteen slots a tier reach back 17 million steps; nothing that is built may grow with the reach."""
+    core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, rate=16)] * 5])
+    assert sum(tensor.numel() for tensor in [*core.parameters(), *core.buffers()]) < 10_000
+    state = core.initial_state(2)._replace(clock=torch.tensor([5, 123_456_789]))
+    inputs = torch.randn(2, 20, 3)
+    unrolled = core.unroll(inputs, state, no_reset(2, 20))
+    for t in range(20):
+        outputs, state = core.step(inputs[:, t], state, no_reset(2, 20)[:, t])
+        torch.testing.assert_close(outputs, unrolled.outputs[:, t], rtol=1e-4, atol=1e-5)
+
+
+def test_age_entries_are_exact_then_four_per_doubling() -> None:
+    bias = CompressiveCore(3, layers=1, memory=[Tier(300)]).layers[0].attention.age_bias
+    with torch.no_grad():
+        bias.weight.copy_(torch.arange(len(bias.weight)).float()[:, None].expand_as(bias.weight))
+    ages = torch.tensor([[-3, 0, 1, 31, 32, 38, 39, 45, 46, 53, 54, 63, 64, 128, 299]])
+    assert bias(ages)[0, 0].tolist() == [0, 0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 40, 44]

@@ -118,9 +118,11 @@ def test_reach_and_spans() -> None:
         ([Tier(3), Tier(8, rate=4)], "rate = 4.*slots = 3"),
         ([Tier(8, rate=2)], "rate must be 1, got 2"),
         ([[Tier(8)], [Tier(8)], [Tier(8)]], "3 layers, but layers is 2"),
-        ([Tier(8), [Tier(8)]], "mixture"),
+        ([Tier(8), [Tier(8)]], "one list of Tier per layer, got"),
         ([[Tier(8)], []], "layer 1"),
         ([["raw"], [Tier(8)]], "layer 0"),
+        (Tier(8), "must be a list of Tier"),
+        ([8, 8], "must be a list of Tier"),
     ],
 )
 def test_tiers_that_do_not_fit_are_refused(memory: list, words: str) -> None:
