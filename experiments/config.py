@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -148,8 +149,16 @@ class PPOOptions:
     """Clip of the gradient's norm, the compressors."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "n_steps", "n_epochs", "max_grad_norm", "memory_max_grad_norm", "clip_range"):
+        for name, value in asdict(self).items():
+            require(value is None or math.isfinite(value), f"--{name.replace('_', '-')} must be finite, got {value}")
+        for name in ("ent_coef", "vf_coef"):
             value = getattr(self, name)
+            require(value >= 0, f"--{name.replace('_', '-')} must be at least 0, got {value}")
+        positive = ("learning_rate", "memory_learning_rate", "n_steps", "n_epochs", "clip_range", "batch_size")
+        for name in (*positive, "max_grad_norm", "memory_max_grad_norm"):
+            value = getattr(self, name)
+            if value is None:
+                continue
             require(value > 0, f"--{name.replace('_', '-')} must be above 0, got {value}")
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)

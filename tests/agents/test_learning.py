@@ -49,7 +49,6 @@ def test_what_the_task_says_of_its_ceiling() -> None:
     assert SCORES.memoryless == 0.25 and SCORES.perfect == 1.0
 
 
-@pytest.mark.slow
 def test_compressed_slots_carry_the_answer() -> None:
     """Raw slots reach 3 steps back and the cue is 8 back, so the answer comes through compressed ones."""
     memory = [Tier(3), Tier(4, rate=2)]

@@ -273,3 +273,9 @@ def test_what_is_logged(core: str) -> None:
         "transformer_xl": {"state_bytes"} | attention,
     }
     assert of_memory == expected.get(core, {"state_bytes"})
+
+
+@pytest.mark.parametrize("env", ["Foo-v0", "no_such_package:Foo-v0"])
+def test_an_unknown_env_id_is_answered_with_the_registered_ones(env: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown env id '{env}'.*CartPole-v1"):
+        MemoryPPO("MlpMemoryPolicy", env)
