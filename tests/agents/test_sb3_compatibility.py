@@ -85,6 +85,18 @@ def test_evaluate_policy_with_more_and_fewer_envs_than_in_training() -> None:
         assert returns == [length * (length + 1) / 2 for length in counted]
 
 
+def test_evaluate_policy_never_tells_the_reward() -> None:
+    """Why the previous reward is off by default: an agent that learned with it would be judged without it.
+
+    `evaluate_policy` passes `predict` an observation, a state and episode starts. So the default agent works with it
+    unchanged, and one that asked for rewards is refused instead of being fed zeros.
+    """
+    env = DummyVecEnv([lambda: told()] * 1)
+    evaluate_policy(make_model(env), env, n_eval_episodes=2)
+    with pytest.raises(ValueError, match="previous_reward=True, so predict.* needs reward=, got None"):
+        evaluate_policy(make_model(env, policy_kwargs={"previous_reward": True}), env, n_eval_episodes=2)
+
+
 def test_evaluate_policy_resets_the_memory_of_ended_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(staggered_env())
     seen: list[tuple[Any, ...]] = []
