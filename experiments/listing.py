@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
+from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
@@ -47,24 +48,25 @@ def space_text(space: spaces.Space[Any]) -> str:
 
 def envs_table(tasks: Mapping[str, Task]) -> RenderableType:
     """Build the table of all tasks."""
-    table = Table(show_lines=True)
-    table.add_column("task")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("task", style="bold", no_wrap=True)
     table.add_column("sees")
     table.add_column("does")
     for name in ("memory", "random", "no memory", "perfect"):
         table.add_column(name, justify="right")
+    notes = ["memory: steps back to the oldest observation that a decision needs · scores: mean return an episode"]
     for task in tasks.values():
         facts = task_facts(task)
-        arguments = " ".join(f"{name}={value}" for name, value in facts["arguments"].items())
         table.add_row(
-            f"[bold]{task.id}[/]\n{task.summary}\n[dim]{arguments}[/]",
+            task.id,
             facts["observation"],
             facts["action"],
             str(facts["memory_steps"]),
             *(f"{facts[name]:.2f}" for name in ("random", "memoryless", "perfect")),
         )
-    caption = "memory: steps back to the oldest observation that a decision needs · scores: mean return an episode"
-    return titled("memory tasks, with their default arguments", table, caption)
+        arguments = ", ".join(f"{name}={value}" for name, value in facts["arguments"].items())
+        notes.append(f"{task.id} ({arguments}): {task.summary}")
+    return titled("memory tasks, with their default arguments", table, "\n".join(notes))
 
 
 def run_command(config: EnvsConfig, console: Console) -> int:
