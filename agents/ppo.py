@@ -395,6 +395,8 @@ class MemoryPPO(OnPolicyAlgorithm):
             self.logger.record("memory/learning_rate", rate)
 
     def _log_training(self, statistics: _Statistics, clip_range: float) -> None:
+        if not statistics.values:
+            return  # the env ignored every action of the rollout, so there was nothing to learn from
         buffer = self.rollout_buffer
         for name, value in statistics.means().items():
             self.logger.record(name, value)

@@ -162,6 +162,14 @@ def test_masked_steps_have_no_part_in_the_loss(batch_size: int) -> None:
 # The same from the definition, for cores that learn
 
 
+def test_a_rollout_of_ignored_steps_alone_teaches_nothing() -> None:
+    """Both envs end together after one step, so every second rollout of one step is all reset steps."""
+    model = bookkeeper(episodes([[1], [1]], "terminated", NEXT_STEP), n_steps=1, batch_size=1)
+    model.learn(2 * 6)
+    assert model.num_timesteps == 2 * 6
+    assert all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+
+
 def advantages_by_definition(model: MemoryPPO, env: int, ends: Sequence[str], lengths: Sequence[int]) -> list[float]:
     """Replay one env's real steps, episode by episode, from the initial state, and add up discounted errors."""
     buffer, policy = model.rollout_buffer, model.policy
