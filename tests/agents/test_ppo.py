@@ -28,8 +28,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import ctrl
 from ctrl.agents import MemoryPPO
+from ctrl.agents.arguments import batch_windows
 from ctrl.agents.buffers import WindowBatch
-from ctrl.agents.ppo import _Statistics, batch_windows
+from ctrl.agents.ppo import _Statistics
 
 STEPS = 24 * 3
 TIMES = ("time/fps", "time/time_elapsed")

@@ -1,0 +1,72 @@
+"""What an algorithm's arguments must be, so that a mistake is named before anything is built."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+
+def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None) -> int:
+    """Return how many windows make a minibatch of `batch_size` steps; a quarter of the rollout if that is None.
+
+    :raises ValueError: where `window` does not divide `n_steps` or `batch_size`
+    """
+    if n_steps < 1 or window < 1 or n_steps % window:
+        raise ValueError(f"window must divide n_steps, got window = {window} and n_steps = {n_steps}")
+    if batch_size is None:
+        return max(1, n_steps // window * n_envs // 4)
+    if batch_size < 1 or batch_size % window:
+        raise ValueError(
+            f"batch_size counts steps of whole windows, so it must be a multiple of window = {window}, "
+            f"got batch_size = {batch_size}"
+        )
+    return batch_size // window
+
+
+def check_numbers(
+    *,
+    at_least_1: dict[str, Any],
+    positive: dict[str, Any],
+    not_negative: dict[str, Any],
+    at_most_1: dict[str, Any],
+) -> None:
+    """Raise a ValueError that names the first number out of range; None stands for a default, a function for itself."""
+    for name, value in at_least_1.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    for name, value in {**positive, **not_negative}.items():
+        if value is None or callable(value):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        if value < 0 or (value == 0 and name in positive):
+            raise ValueError(f"{name} must be {'above' if name in positive else 'at least'} 0, got {value}")
+    for name, value in at_most_1.items():
+        if value > 1:
+            raise ValueError(f"{name} must be at most 1, got {value}")
+
+
+def check_device(device: torch.device | str) -> None:
+    """Refuse a device that is not there; stable-baselines3 would silently take the CPU."""
+    try:
+        kind = "auto" if device == "auto" else torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto' or a torch device, got {device!r}: {error}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch sees no CUDA device; use 'auto' or 'cpu'")
+
+
+def check_env_id(env_id: str) -> None:
+    """Import what `module:id` names, and answer an unknown id with the registered ones."""
+    try:
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
+        known = ", ".join(sorted(gym.registry))
+        raise ValueError(f"unknown env id {env_id!r} ({error}); registered are {known}") from error
