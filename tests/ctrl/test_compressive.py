@@ -159,6 +159,16 @@ def test_reconstruction_loss_counts_only_what_the_own_episode_evicts() -> None:
     torch.testing.assert_close(both, alone)
 
 
+def test_steps_ask_about_their_own_episode_alone() -> None:
+    """Two episodes one after the other lose what the same two lose side by side."""
+    core = make_core(layers=1)
+    inputs, reset = torch.randn(2, 11, 3), no_reset(2, 11)
+    beside = core.unroll(inputs, core.initial_state(2), reset).reconstruction_loss
+    reset[:, 0] = True
+    after = core.unroll(inputs.reshape(1, 22, 3), core.initial_state(1), reset.reshape(1, 22)).reconstruction_loss
+    torch.testing.assert_close(after, beside)
+
+
 def test_a_window_that_evicts_nothing_has_no_loss() -> None:
     core = make_core()
     unrolled = core.unroll(torch.randn(2, 3, 3), core.initial_state(2), no_reset(2, 3))
