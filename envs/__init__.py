@@ -10,8 +10,9 @@
 
 from ctrl.envs import recall
 from ctrl.envs.recall import RecallEnv, RecallVectorEnv
+from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import Agent, RandomAgent, play
-from ctrl.envs.task import Scores, Task
+from ctrl.envs.task import Task
 
 TASKS: dict[str, Task] = {task.id: task for task in (recall.TASK,)}
 """All tasks of this package by gymnasium id."""

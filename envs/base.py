@@ -1,8 +1,8 @@
 """The two forms of a memory task, a single env and a native vector env, from one set of rules.
 
-A task states its dynamics once, for a batch of copies, in a `Rules` class without hidden state. `TaskEnv` runs a batch
-of one, `TaskVectorEnv` runs all copies in one numpy step; so env i of `vector.reset(seed=s)` plays exactly the
-episodes of `single.reset(seed=s + i)`.
+A task states its dynamics once, for a batch of copies, in a `Rules` dataclass: its fields are the task's arguments, its
+methods are pure. `TaskEnv` runs a batch of one, `TaskVectorEnv` runs all copies in one numpy step; so env i of
+`vector.reset(seed=s)` plays exactly the episodes of `single.reset(seed=s + i)`.
 
 Shapes: B is the number of copies; each leaf of a task's state has it first.
 """
@@ -10,7 +10,8 @@ Shapes: B is the number of copies; each leaf of a task's state has it first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -20,8 +21,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ctrl.envs.randomness import Bits, derive, seed_keys
+from ctrl.envs.scores import Scores
 
-Observations = npt.NDArray[np.float32]
+Observations = npt.NDArray[Any]
 Actions = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Picture = npt.NDArray[np.uint8]
@@ -33,30 +35,53 @@ RENDER_MODES = ["ansi", "rgb_array"]
 
 
 class Outcome(NamedTuple):
-    """What one step of all copies leads to."""
+    """What one step of all copies leads to. An episode ends in one way only: never terminated and truncated."""
 
     state: Any
     """The task's state after the step, before any reset."""
     rewards: npt.NDArray[np.float64]
     """[B]"""
     terminated: Bools
-    """[B] the episode ended with this step."""
+    """[B] the task itself ended the episode with this step."""
+    truncated: Bools
+    """[B] the time limit, which is not seen, cut the episode off after this step."""
     success: Bools
-    """[B] the episode was a success; read where `terminated`."""
+    """[B] the episode was a success; read where it ended."""
 
 
 class Rules(ABC, Generic[StateT]):
     """A task's dynamics for a batch of copies. Its state is a NamedTuple of arrays; nothing is kept in `self`."""
 
+    group_names: tuple[str, ...] = ()
+    """Kinds of episodes whose success is worth telling apart; `group` says which one an episode was."""
+
     @property
     @abstractmethod
-    def observation_space(self) -> spaces.Box[np.floating[Any]]:
+    def observation_space(self) -> spaces.Box[Any]:
         """The space of one copy's observations."""
 
     @property
     @abstractmethod
     def action_space(self) -> spaces.Discrete:
         """The space of one copy's actions."""
+
+    @property
+    @abstractmethod
+    def scores(self) -> Scores:
+        """The expected returns of an episode that a score is measured against."""
+
+    @property
+    @abstractmethod
+    def memory_steps(self) -> int:
+        """How many steps back the oldest observation lies that a decision depends on.
+
+        Where the distance is random, it covers 99 of 100 decisions.
+        """
+
+    @property
+    @abstractmethod
+    def max_episode_steps(self) -> int:
+        """Decisions in the longest episode."""
 
     @abstractmethod
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> StateT:
@@ -71,7 +96,7 @@ class Rules(ABC, Generic[StateT]):
 
     @abstractmethod
     def advance(self, state: StateT, actions: Actions) -> Outcome:
-        """Take one step; `state` is left as it is."""
+        """Take one step; `state` is left as it is. After the end any outcome will do."""
 
     @abstractmethod
     def text(self, state: StateT, row: int) -> str:
@@ -81,20 +106,35 @@ class Rules(ABC, Generic[StateT]):
     def picture(self, state: StateT, row: int) -> Picture:
         """Return a small picture [height, width, 3] that shows copy `row` to a human."""
 
+    def group(self, state: StateT) -> npt.NDArray[np.int64]:
+        """Return [B] indices into `group_names`; only called where there are groups."""
+        raise NotImplementedError
+
+    def facts(self, state: StateT, success: Bools) -> dict[str, npt.NDArray[Any]]:
+        """Return what an ended episode's info holds, each an array [B]."""
+        return {"is_success": success, **({"group": self.group(state)} if self.group_names else {})}
+
     def show(self, state: StateT, row: int, render_mode: str) -> str | Picture:
         """Return the text or the picture of copy `row`."""
         return self.text(state, row) if render_mode == "ansi" else self.picture(state, row)
 
 
 class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
-    """One copy of a task. After `reset(seed=s)`, `reset()` moves on to the next episode of seed s."""
+    """One copy of a task. After `reset(seed=s)`, `reset()` moves on to the next episode of seed s.
 
+    :param render_mode: "ansi", "rgb_array" or None.
+    :param arguments: the fields of the task's `Rules`, by name.
+    :raises ValueError: if an argument is out of range.
+    """
+
+    rules_class: ClassVar[Callable[..., Rules[Any]]]
+    """Set by each task: its `Rules` dataclass, whose fields are the env's arguments."""
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 8}
 
-    def __init__(self, rules: Rules[StateT], render_mode: str | None) -> None:
-        self.rules = rules
-        self.observation_space = rules.observation_space
-        self.action_space = rules.action_space
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+        self.rules = self.rules_class(**arguments)
+        self.observation_space = self.rules.observation_space
+        self.action_space = self.rules.action_space
         self.render_mode = _known_render_mode(render_mode)
         self._key: Bits | None = None
         self._episode = 0
@@ -117,15 +157,20 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
         return self._observe(), {}
 
     def step(self, action: np.int64) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
-        """Take one step; `info["is_success"]` is there on an episode's last step."""
+        """Take one step; on an episode's last step `info` says whether it was a success ("is_success")."""
         if self._state is None or self._ended:
             raise gym.error.ResetNeeded("step() needs a running episode: call reset() first.")
         if not self.action_space.contains(action):
             raise ValueError(f"action must be in {self.action_space}, got {action!r}.")
         outcome = self.rules.advance(self._state, np.array([action], dtype=np.int64))
-        self._state, self._ended = outcome.state, bool(outcome.terminated[0])
-        info = {"is_success": bool(outcome.success[0])} if self._ended else {}
-        return self._observe(), float(outcome.rewards[0]), self._ended, False, info
+        self._state = outcome.state
+        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
+        self._ended = terminated or truncated
+        info = {}
+        if self._ended:
+            facts = self.rules.facts(outcome.state, outcome.success)
+            info = {name: values[0].item() for name, values in facts.items()}
+        return self._observe(), float(outcome.rewards[0]), terminated, truncated, info
 
     def render(self) -> Any:
         """Return a line of text ("ansi") or a picture [height, width, 3] ("rgb_array") of the current step."""
@@ -142,31 +187,52 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
 
 
 class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[StateT]):
-    """`num_envs` copies of a task in one numpy step. A copy restarts in the step that ends its episode (SAME_STEP).
+    """`num_envs` copies of a task in one numpy step, with the returns and infos of gymnasium's own vector envs.
 
-    Where an episode ends, `infos["final_obs"]` (an object array, as in gymnasium's own vector envs) and
-    `infos["final_info"]["is_success"]` hold the last observation and the success, with the masks `_final_obs`,
-    `_final_info` and `_is_success`.
+    With `SAME_STEP` a copy restarts in the step that ends its episode: `infos["final_obs"]` (an object array) holds the
+    last observation and `infos["final_info"]` what the single env's info would, each with its mask `_…`. With `NEXT_STEP`
+    the last observation is returned as any other, and the next step restarts the copy, whatever its action.
+
+    :param num_envs: number of copies.
+    :param stagger: copies that begin together may end together for good. With `stagger`, the first episode of copy i
+        after `reset` lacks the first `i / num_envs` of its idle part, so that the ends spread over time. Later episodes
+        are complete.
+    :param autoreset_mode: `SAME_STEP` or `NEXT_STEP`.
+    :param render_mode: "ansi", "rgb_array" or None.
+    :param arguments: the fields of the task's `Rules`, by name.
+    :raises ValueError: if an argument is out of range.
     """
 
+    rules_class: ClassVar[Callable[..., Rules[Any]]]
+    """Set by each task: its `Rules` dataclass, whose fields are the env's arguments."""
     metadata: dict[str, Any] = {
         "render_modes": RENDER_MODES,
         "render_fps": 8,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
-    def __init__(self, rules: Rules[StateT], num_envs: int, render_mode: str | None, stagger: bool) -> None:
-        self.rules = rules
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        stagger: bool = False,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        self.rules = self.rules_class(**arguments)
         self.num_envs = checked_integer("num_envs", num_envs, at_least=1)
         self.stagger = stagger
-        self.single_observation_space = rules.observation_space
-        self.single_action_space = rules.action_space
-        self.observation_space = batch_space(rules.observation_space, self.num_envs)
-        self.action_space = batch_space(rules.action_space, self.num_envs)
+        self.single_observation_space = self.rules.observation_space
+        self.single_action_space = self.rules.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.render_mode = _known_render_mode(render_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": _known_autoreset_mode(autoreset_mode)}
         self._keys: Bits | None = None
         self._episodes = np.zeros(self.num_envs, dtype=np.int64)
         self._state: StateT | None = None
+        self._waiting = np.zeros(self.num_envs, dtype=np.bool_)  # NEXT_STEP: ended, to restart with the next step
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -183,6 +249,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
             keys = _random_keys(self.np_random, self.num_envs) if seed is None else seed_keys(seed, self.num_envs)
             self._keys = keys if self._keys is None else np.where(mask, keys, self._keys)
             self._episodes[mask] = 0
+        self._waiting &= ~mask
         self._begin(mask, self._phase())
         assert self._state is not None
         return self.rules.observe(self._state), {}
@@ -193,13 +260,36 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
             raise gym.error.ResetNeeded("step() needs running episodes: call reset() first.")
         outcome = self.rules.advance(self._state, self._checked_actions(actions))
         self._state = outcome.state
-        infos = {}
-        if outcome.terminated.any():
-            infos = self._final(outcome)
-            self._episodes[outcome.terminated] += 1
-            self._begin(outcome.terminated, np.zeros(self.num_envs))
-        truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        return self.rules.observe(self._state), outcome.rewards, outcome.terminated, truncated, infos
+        infos = self._same_step(outcome) if self._restarts_in_the_same_step else self._next_step(outcome)
+        return self.rules.observe(self._state), outcome.rewards, outcome.terminated, outcome.truncated, infos
+
+    @property
+    def _restarts_in_the_same_step(self) -> bool:
+        return self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+    def _same_step(self, outcome: Outcome) -> dict[str, Any]:
+        """Restart the copies whose episode ended; return their final infos."""
+        ended = outcome.terminated | outcome.truncated
+        if not ended.any():
+            return {}
+        infos = self._final(outcome, ended)
+        self._restart(ended)
+        return infos
+
+    def _next_step(self, outcome: Outcome) -> dict[str, Any]:
+        """Restart the copies whose episode ended a step ago, for which this step was none; return the infos of others."""
+        waiting = self._waiting
+        if waiting.any():
+            self._restart(waiting)
+            for array in outcome[1:]:
+                array[waiting] = 0
+        self._waiting = outcome.terminated | outcome.truncated
+        return self._facts(outcome, self._waiting) if self._waiting.any() else {}
+
+    def _restart(self, mask: Bools) -> None:
+        """Start the next episodes of the copies in `mask`."""
+        self._episodes[mask] += 1
+        self._begin(mask, np.zeros(self.num_envs))
 
     def render(self) -> tuple[Any, ...] | None:
         """Return a line of text ("ansi") or a picture ("rgb_array") for each copy."""
@@ -220,19 +310,24 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         for leaf, rows in zip(self._state, fresh, strict=True):
             leaf[mask] = rows
 
-    def _final(self, outcome: Outcome) -> dict[str, Any]:
+    def _final(self, outcome: Outcome, ended: Bools) -> dict[str, Any]:
         """Return the infos of the copies whose episode ended, in gymnasium's SAME_STEP form."""
-        ended = outcome.terminated
         ended_state = take(outcome.state, ended)
         final_obs = np.full(self.num_envs, None, dtype=object)
         final_obs[ended] = np.fromiter(self.rules.observe(ended_state), dtype=object, count=int(ended.sum()))
-        final_info = {"is_success": outcome.success & ended, "_is_success": ended.copy()}
         return {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),
-            "final_info": final_info,
+            "final_info": self._facts(outcome, ended),
             "_final_info": ended.copy(),
         }
+
+    def _facts(self, outcome: Outcome, ended: Bools) -> dict[str, Any]:
+        """Return what the single env's infos hold at the end; zero in the copies that go on."""
+        infos: dict[str, Any] = {}
+        for name, values in self.rules.facts(outcome.state, outcome.success).items():
+            infos |= {name: np.where(ended, values, values.dtype.type(0)), f"_{name}": ended.copy()}
+        return infos
 
     def _phase(self) -> npt.NDArray[np.float64]:
         phase = np.arange(self.num_envs) / self.num_envs
@@ -283,6 +378,16 @@ def _known_render_mode(render_mode: str | None) -> str | None:
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode must be None or one of {RENDER_MODES}, got {render_mode!r}.")
     return render_mode
+
+
+def _known_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        known = AutoresetMode(mode)
+    except ValueError:
+        known = AutoresetMode.DISABLED
+    if known is AutoresetMode.DISABLED:
+        raise ValueError(f"autoreset_mode must be SAME_STEP or NEXT_STEP, got {mode!r}.")
+    return known
 
 
 def _random_keys(generator: np.random.Generator, count: int) -> Bits:
