@@ -8,13 +8,24 @@
 `TASKS` holds what is known of each task: its scores to measure against, and the memory that it asks for.
 """
 
-from ctrl.envs import recall
+from ctrl.envs import copy_sequence, endless_copy, endless_recall, rare_cue, recall, rewrite, t_maze
 from ctrl.envs.recall import RecallEnv, RecallVectorEnv
 from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import Agent, RandomAgent, play
 from ctrl.envs.task import Task
 
-TASKS: dict[str, Task] = {task.id: task for task in (recall.TASK,)}
+TASKS: dict[str, Task] = {
+    task.id: task
+    for task in (
+        recall.TASK,
+        endless_recall.TASK,
+        rare_cue.TASK,
+        rewrite.TASK,
+        copy_sequence.TASK,
+        endless_copy.TASK,
+        t_maze.TASK,
+    )
+}
 """All tasks of this package by gymnasium id."""
 
 for _task in TASKS.values():

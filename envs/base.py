@@ -190,8 +190,8 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
     """`num_envs` copies of a task in one numpy step, with the returns and infos of gymnasium's own vector envs.
 
     With `SAME_STEP` a copy restarts in the step that ends its episode: `infos["final_obs"]` (an object array) holds the
-    last observation and `infos["final_info"]` what the single env's info would, each with its mask `_…`. With `NEXT_STEP`
-    the last observation is returned as any other, and the next step restarts the copy, whatever its action.
+    last observation and `infos["final_info"]` what the single env's info would, each with its mask `_…`. With
+    `NEXT_STEP` the last observation is returned as any other, and the next step restarts the copy, whatever its action.
 
     :param num_envs: number of copies.
     :param stagger: copies that begin together may end together for good. With `stagger`, the first episode of copy i
@@ -277,7 +277,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         return infos
 
     def _next_step(self, outcome: Outcome) -> dict[str, Any]:
-        """Restart the copies whose episode ended a step ago, for which this step was none; return the infos of others."""
+        """Restart the copies whose episode ended a step ago: for them this step was none. Return the others' infos."""
         waiting = self._waiting
         if waiting.any():
             self._restart(waiting)
@@ -371,6 +371,14 @@ def checked_fraction(name: str, value: Any) -> float:
     """Return `value` as a float in [0, 1], or raise a ValueError that names the argument and the value."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
+    return float(value)
+
+
+def checked_number(name: str, value: Any, *, at_least: float) -> float:
+    """Return `value` as a finite float, or raise a ValueError that names the argument and the value."""
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not at_least <= value < float("inf"):
+        raise ValueError(f"{name} must be a number of at least {at_least}, got {value!r}.")
     return float(value)
 
 

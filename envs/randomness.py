@@ -47,3 +47,8 @@ def integers_below(bits: Bits, bound: int) -> npt.NDArray[np.int64]:
 def happens(bits: Bits, probability: float) -> npt.NDArray[np.bool_]:
     """Return True with this probability, from the high half of the bits: independent of `integers_below`."""
     return (bits >> _WORD) < np.uint64(round(probability * 2**32))
+
+
+def uniform(bits: Bits) -> npt.NDArray[np.float64]:
+    """Return uniform numbers in [0, 1) with the 53 bits that a float64 holds."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

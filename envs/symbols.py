@@ -1,7 +1,7 @@
 """What the tasks have in common in which symbols are shown and asked for: what is seen, the board for humans, agents.
 
-An observation is a one-hot symbol, or none, and two flags: "cue" where the symbol must be kept, "answer" where the action
-must name one. Actions name symbols.
+An observation is a one-hot symbol, or none, and two flags: "cue" where the symbol must be kept, "answer" where the
+action must name one. Actions name symbols.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known about a task beside its dynamics: its id, its arguments, and the scripted agents that reach its scores."""
+"""What is known about a task beside its dynamics: its id, its arguments, and the agents that reach its scores."""
 
 from __future__ import annotations
 

@@ -19,6 +19,31 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"length": 1, "num_cues": 2, "noise": 1.0},
         {"length": 9, "num_cues": 5, "noise": 0.0},
     ],
+    "ctrl/EndlessRecall-v0": [
+        {"length": 6, "num_cues": 3, "noise": 0.5, "max_rounds": 3},
+        {"length": 1, "num_cues": 2, "noise": 1.0, "max_rounds": 1},
+    ],
+    "ctrl/RareCue-v0": [
+        {"length": 6, "num_cues": 11, "noise": 0.5, "exponent": 1.0},
+        {"length": 5, "num_cues": 3, "noise": 0.2, "exponent": 0.0},
+    ],
+    "ctrl/Rewrite-v0": [
+        {"steps": 13, "num_cues": 3, "change": 0.2, "query": 0.3, "noise": 0.5},
+        {"steps": 7, "num_cues": 2, "change": 0.5, "query": 0.5, "noise": 0.0},
+    ],
+    "ctrl/CopySequence-v0": [
+        {"length": 2, "delay": 6, "num_symbols": 3, "noise": 0.5},
+        {"length": 3, "delay": 5, "num_symbols": 2, "noise": 0.0},
+    ],
+    "ctrl/EndlessCopy-v0": [
+        {"delay": 5, "num_symbols": 2, "max_length": 2},
+        {"delay": 0, "num_symbols": 3, "max_length": 3},
+    ],
+    "ctrl/TMaze-v0": [
+        {"length": 7, "rules": "passive"},
+        {"length": 6, "rules": "active"},
+        {"length": 2, "rules": "original"},
+    ],
 }
 COPIES, STEPS, SEED = 5, 60, 11
 
@@ -84,7 +109,7 @@ def test_vector_env_is_single_envs_with_consecutive_seeds(case: Case) -> None:
     ends = 0
     for ours, reference in zip(run(case.vector(), actions), run(singles, actions), strict=True):
         assert data_equivalence(ours, reference, exact=True)
-        ends += len(ours) == 5 and ours[2].sum()
+        ends += len(ours) == 5 and (ours[2] | ours[3]).sum()
     assert ends >= 2 * COPIES
 
 
@@ -163,7 +188,7 @@ def test_stagger_spreads_the_ends_and_keeps_later_episodes(case: Case) -> None:
     plain, staggered = case.vector(), case.vector(stagger=True)
     action = np.zeros_like(case.actions(1)[0])
     streams = [run(envs, [action] * STEPS) for envs in (plain, staggered)]
-    ends = [np.array([step[2] for step in stream[1:]]) for stream in streams]  # [STEPS, B]
+    ends = [np.array([step[2] | step[3] for step in stream[1:]]) for stream in streams]  # [STEPS, B]
     assert (ends[1].argmax(0) <= ends[0].argmax(0)).all()
     if ends[0][:, 0].argmax() >= COPIES:
         assert len(set(ends[1].argmax(0))) > 1
@@ -191,7 +216,8 @@ def test_perfect_agent_succeeds_and_others_sometimes_fail(case: Case) -> None:
         acting, seen = case.task.agents[agent](envs), set()
         observations, reset = envs.reset(seed=0)[0], np.ones(64, dtype=bool)
         for _ in range(STEPS):
-            observations, _, reset, _, infos = envs.step(acting(observations, reset))
+            observations, _, terminated, truncated, infos = envs.step(acting(observations, reset))
+            reset = terminated | truncated
             if infos:
                 seen |= set(infos["final_info"]["is_success"][infos["_final_info"]].tolist())
         assert seen == expected
@@ -253,7 +279,7 @@ def test_wrong_actions_are_refused(case: Case) -> None:
 def test_single_env_must_be_reset_after_the_end(case: Case) -> None:
     env = case.task.env(**case.arguments)
     env.reset(seed=0)
-    while not env.step(np.int64(0))[2]:
+    while not any(env.step(np.int64(0))[2:4]):
         pass
     with pytest.raises(gym.error.ResetNeeded):
         env.step(np.int64(0))
