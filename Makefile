@@ -9,9 +9,12 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint format types wheel clean help
 .PRECIOUS: $(VENV)/.installed-%
 
-# What each kind of target installs, and which kinds are then satisfied as well.
-extras_test := [test,bench]
+# What each kind of target installs, and which kinds are then satisfied as well. memory-gym comes apart, without its
+# dependencies: its metadata pins an old gymnasium, with which nothing else here works.
+extras_test := [test,bench,tasks]
 extras_dev := [dev]
+apart_test := memory-gym
+apart_dev := memory-gym
 satisfied_demo := demo
 satisfied_test := test demo
 satisfied_dev := dev test demo
@@ -56,4 +59,5 @@ $(VENV)/.installed-%: pyproject.toml setup.py constraints.txt
 	@echo "installing what is missing in $(VENV); the first time takes minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.$(extras_$*)'
+	$(if $(apart_$*),$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(apart_$*))
 	@touch $(addprefix $(VENV)/.installed-,$(satisfied_$*))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import GymnasiumVecEnv
-from ctrl.envs import TASKS, Scores
+from ctrl.envs import TASKS, Scores, field
 from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.errors import UserError, unknown
 
@@ -36,17 +37,18 @@ def evaluation_seed(seed: int) -> int:
 
 
 def make_task(task: TaskOptions, *, seed: int, training: bool) -> VecEnv:
-    """Build the copies of a task; natively vectorised where the task offers that.
+    """Build the copies of a task: natively vectorised where it offers that, adapted where `ctrl.envs.field` knows it.
 
     :param task: id, arguments and number of copies
     :param seed: task seed of the first copy
     :param training: let the copies of our own tasks end their episodes at different times, so that each update sees
         all parts of an episode; the first episodes are shorter for that, so an evaluation must not
-    :raises UserError: where the id is unknown or the task does not take the arguments
+    :raises UserError: where the id is unknown, its package is missing or the task does not take the arguments
     """
-    spec = find_spec(task.env)
     try:
-        env = _make_native(task, training) if spec.vector_entry_point is not None else _make_from_single(task)
+        env = _make(task, training)
+    except gym.error.DependencyNotInstalled as error:
+        raise UserError(f"{task.env}: {error}") from error
     except (TypeError, ValueError, AssertionError, gym.error.Error) as error:
         raise UserError(f"{task.env} cannot be built with {task.env_arguments}: {error}") from error
     env.seed(seed)
@@ -64,6 +66,16 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
         raise UserError(f"env {env_id!r}: {module} cannot be imported: {error}") from error
     except gym.error.Error as error:
         raise _unknown_env(name) from error
+
+
+def field_task(env_id: str) -> field.FieldTask | None:
+    """Return what is known of a task of another package that `ctrl.envs.field` adapts; None for all others.
+
+    Before the id may stand the package, as in gymnasium: `minigrid:MiniGrid-MemoryS7-v0`.
+    """
+    module, _, name = env_id.rpartition(":")
+    task = field.FIELD_TASKS.get(name)
+    return task if task is not None and module in ("", *task.family.modules) else None
 
 
 def policy_name(observation_space: spaces.Space[object]) -> str:
@@ -96,6 +108,16 @@ def _bare_id(env_id: str) -> str:
     return env_id.rsplit(":", 1)[-1]
 
 
+def _make(task: TaskOptions, training: bool) -> VecEnv:
+    adapted = field_task(task.env)
+    if adapted is not None:
+        return _make_from_single(task, partial(field.make, adapted.id))
+    if find_spec(task.env).vector_entry_point is not None:
+        return _make_native(task, training)
+    # Not by id: for that SB3 asks every env for a render mode, which many don't have.
+    return _make_from_single(task, partial(gym.make, task.env))
+
+
 def _make_native(task: TaskOptions, training: bool) -> VecEnv:
     arguments = task.env_arguments
     ours = TASKS.get(_bare_id(task.env))
@@ -105,15 +127,15 @@ def _make_native(task: TaskOptions, training: bool) -> VecEnv:
     return GymnasiumVecEnv(envs)
 
 
-def _make_from_single(task: TaskOptions) -> VecEnv:
-    # Not by id: for that SB3 asks every env for a render mode, which many don't have.
-    return make_vec_env(partial(gym.make, task.env), n_envs=task.num_envs, env_kwargs=task.env_arguments)
+def _make_from_single(task: TaskOptions, make: Callable[..., gym.Env[Any, Any]]) -> VecEnv:
+    return make_vec_env(make, n_envs=task.num_envs, env_kwargs=task.env_arguments)
 
 
 def _unknown_env(env_id: str) -> UserError:
-    close = [name for name in difflib.get_close_matches(env_id, gym.registry, n=4, cutoff=0.6) if name not in TASKS]
-    others = f" Other ids that are close: {', '.join(close)}." if close else ""
+    others = sorted({*gym.registry, *field.FIELD_TASKS} - {*TASKS})
+    close = difflib.get_close_matches(env_id, others, n=4, cutoff=0.6)
+    hint = f" Other ids that are close: {', '.join(close)}." if close else ""
     return UserError(
-        f"{unknown('env', env_id, TASKS)}{others} {len(gym.registry)} ids are registered; "
+        f"{unknown('env', env_id, TASKS)}{hint} {len(gym.registry)} ids are registered; "
         "for a task of another package write package:Id-v0, so that the package is imported."
     )

@@ -34,9 +34,11 @@ OURS = {
     "agents": {"ctrl"},
     "experiments": {"ctrl", "ctrl.envs", "ctrl.agents"},
 }
-# Libraries that we plug into or compare with. Nobody has to have them, so only a function may import them.
+# Libraries that we plug into or compare with, and packages of tasks. Nobody has to have them, so only a function may
+# import them.
 OPTIONAL_HOSTS = {"sb3_contrib", "ray", "torchrl", "tensordict"}
-HOSTED = {"agents", "experiments"}
+TASK_PACKAGES = {"popgym", "minigrid", "memory_gym", "bsuite", "shimmy"}
+OPTIONAL = {"ctrl": set(), "envs": TASK_PACKAGES, "agents": OPTIONAL_HOSTS, "experiments": OPTIONAL_HOSTS}
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -75,7 +77,7 @@ def violation(folder: str, name: str, executed: bool) -> str | None:
         return None if package in OURS[folder] | {FOLDERS[folder]} else f"{folder}/ may not know {package}"
     if top in sys.stdlib_module_names or top in THIRD_PARTY[folder]:
         return None
-    if top in OPTIONAL_HOSTS and folder in HOSTED:
+    if top in OPTIONAL[folder]:
         return f"{top} is optional, import it inside the function that needs it" if executed else None
     return f"{folder}/ may not import {top}"
 
@@ -119,6 +121,8 @@ def test_import_arrows(folder: str) -> None:
         ("envs", "import torch"),
         ("envs", "from ctrl.core import MemoryCore"),
         ("envs", "import envs.recall"),
+        ("envs", "import minigrid"),
+        ("agents", "def f():\n    import minigrid"),
         ("agents", "from ctrl.envs import Recall"),
         ("agents", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ctrl.experiments import run"),
         ("agents", "class A:\n    import ray"),
@@ -138,6 +142,7 @@ def test_refused_import(folder: str, source: str) -> None:
     [
         ("ctrl", "import math, torch.nn.functional as F\nfrom ctrl.core import MemoryCore\nimport ctrl"),
         ("envs", "from gymnasium import spaces\nfrom ctrl.envs.base import Task"),
+        ("envs", "def f():\n    from popgym.wrappers import Antialias"),
         ("agents", "import ctrl\nfrom stable_baselines3.common.buffers import RolloutBuffer"),
         ("agents", "def f():\n    from ray.rllib import algorithms"),
         ("agents", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray"),
@@ -153,7 +158,8 @@ def test_permitted_import(folder: str, source: str) -> None:
     ("module", "absent"),
     [
         ("ctrl", {"gymnasium", "stable_baselines3", "tensorboard", "matplotlib"}),
-        ("ctrl.envs", {"stable_baselines3", "tensorboard", "matplotlib"}),
+        ("ctrl.envs", {"stable_baselines3", "tensorboard", "matplotlib", *TASK_PACKAGES}),
+        ("ctrl.envs.field", {"stable_baselines3", "tensorboard", "matplotlib", "pygame", *TASK_PACKAGES}),
         ("ctrl.agents", {"ctrl.envs", "ctrl.experiments", "tyro", *OPTIONAL_HOSTS}),
     ],
 )

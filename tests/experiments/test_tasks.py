@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.tasks import (
     evaluation_seed,
+    field_task,
     find_spec,
     known_scores,
     make_task,
@@ -73,11 +75,41 @@ def test_an_unknown_env_names_the_closest() -> None:
     assert "package:Id-v0" in str(caught.value)
     with pytest.raises(UserError, match="CartPole-v1"):
         find_spec("CartPol-v1")
+    with pytest.raises(UserError, match="popgym-RepeatFirstEasy-v0"):
+        find_spec("popgym-RepeatFirst-v0")
 
 
 def test_a_package_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="no_such_package"):
         find_spec("no_such_package:Thing-v0")
+
+
+@pytest.mark.parametrize("env_id", ["MiniGrid-MemoryS7-v0", "minigrid:MiniGrid-MemoryS7-v0"])
+def test_tasks_of_the_field_are_adapted(env_id: str) -> None:
+    env = make_task(TaskOptions(env=env_id, num_envs=2, env_kwargs=("max_steps=9",)), seed=0, training=True)
+    assert env.observation_space.shape == (180,)  # a view of 3 × 3 cells, one-hot
+    assert env.get_attr("max_steps") == [9, 9]
+    env.close()
+
+
+def test_another_package_may_have_an_id_of_the_field() -> None:
+    assert field_task("minigrid:MiniGrid-MemoryS7-v0") is field_task("MiniGrid-MemoryS7-v0")
+    assert field_task("my_package:MiniGrid-MemoryS7-v0") is None
+    assert field_task("CartPole-v1") is None
+
+
+def test_a_missing_package_of_the_field_gives_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    with pytest.raises(UserError, match=r'MiniGrid-MemoryS7-v0: .*pip install "ctrl-memory\[minigrid\]"'):
+        make_task(TaskOptions(env="MiniGrid-MemoryS7-v0"), seed=0, training=True)
+
+
+def test_an_argument_that_a_task_of_the_field_does_not_take_is_told() -> None:
+    with pytest.raises(UserError, match="MortarMayhem-v0 cannot be built.*comand_count"):
+        make_task(TaskOptions(env="MortarMayhem-v0", env_kwargs=("comand_count=[3]",)), seed=0, training=True)
 
 
 @pytest.mark.parametrize("argument", ["lenght=5", "length=-1", "length=many"])

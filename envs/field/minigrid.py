@@ -1,0 +1,63 @@
+"""MiniGrid's Memory tasks: see an object, walk down a hallway, turn to the same object at its end.
+
+With the package's own view of 7 × 7 cells the first object and those at the end can be seen together, so no memory is
+needed. Here the view is 3 × 3 (`agent_view_size=3`).
+
+What is seen: the cells of the view, one-hot and flattened (180 numbers): small integers that mean an object, a colour
+and a state are no image. The mission is the same text in each episode, and a view turns with the agent; both the text
+and the direction are left out.
+
+Memory: the shortest walk from the last place where the first object can be seen to the sight of an object at the end
+takes `size - 2` steps. In the tasks named Random the hallway's length is drawn for each episode.
+
+Best score: the shortest way past the first object and to the matching one, over all starts. Half of the time the object
+that is looked at first is the wrong one, which costs two turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.wrappers import FlattenObservation
+
+from ctrl.envs.field.task import PERFECT_PLAY, Family, FieldTask
+
+
+def _build(env_id: str, arguments: dict[str, Any]) -> gym.Env[Any, Any]:
+    from minigrid.wrappers import ImgObsWrapper, OneHotPartialObsWrapper
+
+    env = gym.make(env_id, disable_env_checker=True, **arguments)
+    return FlattenObservation(ImgObsWrapper(OneHotPartialObsWrapper(env)))
+
+
+FAMILY = Family(
+    name="minigrid",
+    distributions={"minigrid": None},
+    modules=("minigrid",),
+    install=('pip install "ctrl-memory[minigrid]"',),
+    build=_build,
+)
+
+
+def _task(name: str, size: int, *, random: float, best: float) -> FieldTask:
+    return FieldTask(
+        id=f"MiniGrid-Memory{name}-v0",
+        family=FAMILY,
+        arguments={"agent_view_size": 3},
+        length=5 * size**2,
+        memory_steps=None if name.endswith("Random") else size - 2,
+        random=random,
+        best=best,
+        source=PERFECT_PLAY,
+    )
+
+
+TASKS = (
+    _task("S7", 7, random=0.15, best=0.969),
+    _task("S9", 9, random=0.19, best=0.974),
+    _task("S11", 11, random=0.19, best=0.978),
+    _task("S13", 13, random=0.19, best=0.981),
+    _task("S13Random", 13, random=0.25, best=0.986),
+    _task("S17Random", 17, random=0.26, best=0.99),
+)
