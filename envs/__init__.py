@@ -9,6 +9,7 @@
 """
 
 from ctrl.envs import copy_sequence, endless_copy, endless_recall, rare_cue, recall, rewrite, t_maze
+from ctrl.envs.base import Rules
 from ctrl.envs.recall import RecallEnv, RecallVectorEnv
 from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import Agent, RandomAgent, play
@@ -31,4 +32,4 @@ TASKS: dict[str, Task] = {
 for _task in TASKS.values():
     _task.register()
 
-__all__ = ["TASKS", "Agent", "RandomAgent", "RecallEnv", "RecallVectorEnv", "Scores", "Task", "play"]
+__all__ = ["TASKS", "Agent", "RandomAgent", "RecallEnv", "RecallVectorEnv", "Rules", "Scores", "Task", "play"]

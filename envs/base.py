@@ -52,6 +52,8 @@ class Outcome(NamedTuple):
 class Rules(ABC, Generic[StateT]):
     """A task's dynamics for a batch of copies. Its state is a NamedTuple of arrays; nothing is kept in `self`."""
 
+    return_is_success: bool = False
+    """Whether an episode's return is 1 for a success and 0 for a failure, so that the scores are success rates."""
     group_names: tuple[str, ...] = ()
     """Kinds of episodes whose success is worth telling apart; `group` says which one an episode was."""
 

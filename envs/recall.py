@@ -15,7 +15,7 @@ after the last action  0                                                      0 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,8 @@ class RecallRules(SymbolRules[RecallState]):
     """How many cues there are, at least 2; also the number of actions."""
     noise: float = 0.5
     """Probability of a meaningless symbol at each step between cue and query."""
+
+    return_is_success: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         checked_integer("length", self.length, at_least=1)

@@ -102,6 +102,11 @@ class TMazeRules(Rules[TMazeState]):
         return Scores(random=float(in_time[-1] / count - np.mean(1 - in_time)), memoryless=0.5, perfect=1.0)
 
     @property
+    def return_is_success(self) -> bool:  # type: ignore[override]
+        """Where walking costs nothing."""
+        return self.rules != "original"
+
+    @property
     def memory_steps(self) -> int:
         """From the junction to the sign."""
         return self.length

@@ -17,26 +17,33 @@ from ctrl.experiments.config import EvaluateConfig, TaskOptions, TrainConfig
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, read_json
 from ctrl.experiments.summary import Evaluation, titled
-from ctrl.experiments.tasks import evaluation_seed, make_task
+from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, make_task
 
 MOST_ENVS = 16
 """Copies of the task in the evaluation after training."""
 
 
-def evaluate(model: Any, env: VecEnv, *, episodes: int, seed: int, deterministic: bool = True) -> Evaluation:
+def evaluate(
+    model: Any, env: VecEnv, task: TaskOptions, *, episodes: int, seed: int, deterministic: bool = True
+) -> Evaluation:
     """Play `episodes` with the agent.
 
     :param model: an agent with stable-baselines3's `predict`
     :param env: the task, wrapped so that it reports whole episodes
+    :param task: what `env` was built from
     :param episodes: how many to play, divided evenly among the copies so that short ones are not preferred
     :param seed: task seed of the first copy
     :param deterministic: take the likeliest action instead of sampling
     """
     successes: list[float] = []
+    grouped: dict[int, list[float]] = {}
 
     def collect(local: dict[str, Any], _: dict[str, Any]) -> None:
-        if local["done"] and "is_success" in local["info"]:
-            successes.append(float(local["info"]["is_success"]))
+        info = local["info"]
+        if local["done"] and "is_success" in info:
+            successes.append(float(info["is_success"]))
+            if "group" in info:
+                grouped.setdefault(info["group"], []).append(successes[-1])
 
     env.seed(seed)
     returns, lengths = evaluate_policy(
@@ -50,7 +57,25 @@ def evaluate(model: Any, env: VecEnv, *, episodes: int, seed: int, deterministic
         success=float(np.mean(successes)) if successes else None,
         seed=seed,
         deterministic=deterministic,
+        normalised=_normalised(task, float(np.mean(returns))),
+        groups=_by_name(task, grouped),
     )
+
+
+def _normalised(task: TaskOptions, score: float) -> float | None:
+    scores = known_scores(task)
+    return None if scores is None else scores.normalised(score)
+
+
+def _by_name(task: TaskOptions, grouped: dict[int, list[float]]) -> dict[str, tuple[int, float]]:
+    """Return the number of episodes and the success of each group of one of our tasks."""
+    rules = known_rules(task)
+    names = () if rules is None else rules.group_names
+    return {
+        name: (len(grouped[index]), float(np.mean(grouped[index])))
+        for index, name in enumerate(names)
+        if index in grouped
+    }
 
 
 def evaluate_run(model: MemoryPPO, config: TrainConfig) -> Evaluation:
@@ -59,7 +84,7 @@ def evaluate_run(model: MemoryPPO, config: TrainConfig) -> Evaluation:
     seed = evaluation_seed(config.seed)
     env = make_task(task, seed=seed, training=False)
     try:
-        return evaluate(model, env, episodes=config.run.eval_episodes, seed=seed)
+        return evaluate(model, env, task, episodes=config.run.eval_episodes, seed=seed)
     finally:
         env.close()
 
@@ -75,7 +100,8 @@ def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluatio
     env = make_task(task, seed=seed, training=False)
     try:
         model = _load(path, env, config.device)
-        brought = evaluate(model, env, episodes=config.episodes, seed=seed, deterministic=not config.stochastic)
+        deterministic = not config.stochastic
+        brought = evaluate(model, env, task, episodes=config.episodes, seed=seed, deterministic=deterministic)
     finally:
         env.close()
     return path, task, brought
@@ -122,8 +148,12 @@ def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> Rend
     table.add_column("value", justify="right")
     table.add_row("episodes", f"{brought.episodes}")
     table.add_row("return", f"{brought.return_mean:.3f} ± {brought.return_std:.3f}")
+    if brought.normalised is not None:
+        table.add_row("normalised (random 0, perfect 1)", f"{brought.normalised:.3f}")
     if brought.success is not None:
         table.add_row("success", f"{brought.success:.3f}")
+    for name, (episodes, success) in brought.groups.items():
+        table.add_row(f"  {name}", f"{success:.3f} of {episodes}")
     table.add_row("length", f"{brought.length_mean:.1f} steps")
     table.add_row("actions", "the likeliest" if brought.deterministic else "sampled")
     arguments = f" ({', '.join(task.env_kwargs)})" if task.env_kwargs else ""

@@ -34,6 +34,10 @@ class Evaluation:
     seed: int
     """Seed of the first copy of the task."""
     deterministic: bool
+    normalised: float | None = None
+    """`return_mean` where a random agent has 0 and a perfect one 1; None where these scores are not known."""
+    groups: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Episodes and their success by group, where the task tells groups of episodes apart."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class RunSummary:
         """Rebuild a summary from `to_json`."""
         known = {key: value for key, value in data.items() if key != "schema"}
         if known.get("evaluation") is not None:
-            known["evaluation"] = Evaluation(**known["evaluation"])
+            groups = {name: tuple(group) for name, group in known["evaluation"].get("groups", {}).items()}
+            known["evaluation"] = Evaluation(**known["evaluation"] | {"groups": groups})
         return cls(**known)
 
 

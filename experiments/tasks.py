@@ -16,7 +16,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import GymnasiumVecEnv
-from ctrl.envs import TASKS, Scores, field
+from ctrl.envs import TASKS, Rules, Scores, field
 from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.errors import UserError, unknown
 
@@ -85,23 +85,24 @@ def policy_name(observation_space: spaces.Space[object]) -> str:
     return "CnnMemoryPolicy" if is_image_space(observation_space) else "MlpMemoryPolicy"
 
 
+def known_rules(task: TaskOptions) -> Rules[Any] | None:
+    """Return the rules of one of our tasks with its arguments; None for tasks of others."""
+    ours = TASKS.get(_bare_id(task.env))
+    if ours is None:
+        return None
+    return ours.rules(**{name: value for name, value in task.env_arguments.items() if name in ours.defaults})
+
+
 def known_scores(task: TaskOptions) -> Scores | None:
     """Return the scores that the task states for its arguments; None for tasks of others."""
-    ours = TASKS.get(_bare_id(task.env))
-    return None if ours is None else ours.scores(**_scored_arguments(task))
+    rules = known_rules(task)
+    return None if rules is None else rules.scores
 
 
 def success_reference(task: TaskOptions) -> float | None:
-    """Return the best success rate without memory, where the task's scores say so.
-
-    That is where no episode can bring more than 1: such a return is 1 for a success and 0 otherwise.
-    """
-    scores = known_scores(task)
-    return scores.memoryless if scores is not None and scores.perfect == 1 and scores.memoryless >= 0 else None
-
-
-def _scored_arguments(task: TaskOptions) -> dict[str, Any]:
-    return {name: value for name, value in task.env_arguments.items() if name != "stagger"}
+    """Return the best success rate without memory, where the task's scores are success rates."""
+    rules = known_rules(task)
+    return rules.scores.memoryless if rules is not None and rules.return_is_success else None
 
 
 def _bare_id(env_id: str) -> str:

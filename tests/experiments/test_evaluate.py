@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ctrl.experiments.cli import main
 from ctrl.experiments.config import TaskOptions
-from ctrl.experiments.evaluate import evaluate
+from ctrl.experiments.evaluate import evaluate, evaluation_table
 from ctrl.experiments.tasks import evaluation_seed, make_task
 
 
@@ -33,9 +34,10 @@ def trained(tmp_path: Path, tiny: tuple[str, ...]) -> Path:
 
 
 def test_episodes_success_and_length_are_counted() -> None:
-    env = make_task(TaskOptions(env_kwargs=("length=5", "num_cues=2"), num_envs=3), seed=0, training=False)
-    first = evaluate(Constant(0), env, episodes=200, seed=11)
-    second = evaluate(Constant(1), env, episodes=200, seed=11)
+    task = TaskOptions(env_kwargs=("length=5", "num_cues=2"), num_envs=3)
+    env = make_task(task, seed=0, training=False)
+    first = evaluate(Constant(0), env, task, episodes=200, seed=11)
+    second = evaluate(Constant(1), env, task, episodes=200, seed=11)
     env.close()
     assert (first.episodes, first.length_mean, first.seed) == (200, 6.0, 11)
     assert first.success is not None and second.success is not None
@@ -44,11 +46,28 @@ def test_episodes_success_and_length_are_counted() -> None:
     assert 0.35 < first.success < 0.65
 
 
-def test_success_is_none_where_the_task_does_not_tell() -> None:
-    env = make_task(TaskOptions(env="CartPole-v1", num_envs=2), seed=0, training=False)
-    brought = evaluate(Constant(1), env, episodes=4, seed=0)
+def test_score_is_normalised_and_success_is_told_apart_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who always names the most frequent cue is right in its group alone."""
+    task = TaskOptions(env="ctrl/RareCue-v0", env_kwargs=("length=2", "num_cues=5"), num_envs=3)
+    env = make_task(task, seed=0, training=False)
+    brought = evaluate(Constant(0), env, task, episodes=300, seed=4)
     env.close()
-    assert brought.success is None
+    assert brought.normalised == pytest.approx((brought.return_mean - 0.2) / 0.8)
+    assert list(brought.groups) == ["rank 1", "ranks 2–3", "ranks 4–5"]
+    assert [success for _, success in brought.groups.values()] == [1, 0, 0]
+    assert sum(episodes for episodes, _ in brought.groups.values()) == 300
+    Console().print(evaluation_table(Path("model.zip"), task, brought))
+    printed = capsys.readouterr().out
+    assert "normalised" in printed
+    assert f"0.000 of {brought.groups['ranks 2–3'][0]}" in printed
+
+
+def test_success_is_none_where_the_task_does_not_tell() -> None:
+    task = TaskOptions(env="CartPole-v1", num_envs=2)
+    env = make_task(task, seed=0, training=False)
+    brought = evaluate(Constant(1), env, task, episodes=4, seed=0)
+    env.close()
+    assert (brought.success, brought.normalised, brought.groups) == (None, None, {})
     assert brought.return_mean == brought.length_mean < 20
 
 
