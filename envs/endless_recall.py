@@ -39,7 +39,7 @@ class EndlessRecallState(NamedTuple):
     round: npt.NDArray[np.int64]
     """[B] right answers so far."""
     step: npt.NDArray[np.int64]
-    """[B] in the round; `length` at the query."""
+    """[B] in the round; `length` at the query, `length + 1` after a mistake."""
     skip: npt.NDArray[np.int64]
     """[B] steps to leave out after the first cue; 0 except in the first episodes of a staggered vector env."""
     answer: Symbols
@@ -107,7 +107,7 @@ class EndlessRecallRules(SymbolRules[EndlessRecallState]):
         first = (state.step == 0) & (state.round == 0)
         after = state._replace(
             round=state.round + right,
-            step=np.where(is_query, 0, state.step + 1 + state.skip * first),
+            step=np.where(right, 0, state.step + 1 + state.skip * first),
             answer=np.where(is_query, actions, NO_ANSWER),
             right=right,
         )

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrl.envs.base import TaskEnv, TaskVectorEnv, checked_number
-from ctrl.envs.randomness import Bits, uniform
+from ctrl.envs.randomness import Bits, derive, uniform
 from ctrl.envs.recall import RecallRules, RecallState
 from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import RandomAgent
@@ -62,7 +62,8 @@ class RareCueRules(RecallRules):
 
     def draw(self, bits: Bits) -> Symbols:
         """Draw a cue or a noise symbol, each with its probability."""
-        return np.searchsorted(self._upper_bounds, uniform(bits), side="right")
+        fresh = derive(bits, np.zeros(1, dtype=np.int64))  # the bits themselves say whether there is noise
+        return np.searchsorted(self._upper_bounds, uniform(fresh), side="right")
 
     def group(self, state: RecallState) -> npt.NDArray[np.int64]:
         """Return [B] the octave of the cue's rank."""

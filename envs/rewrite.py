@@ -104,7 +104,7 @@ class RewriteRules(SymbolRules[RewriteState]):
         """From a query to the latest cue in 99 of 100 cases; at most from the last step to the first."""
         if self.change == 1:
             return 1
-        return min(math.ceil(math.log(0.01) / math.log(1 - self.change)), self.steps - 1)
+        return math.ceil(min(math.log(0.01) / math.log1p(-self.change), self.steps - 1))
 
     @property
     def max_episode_steps(self) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctrl.envs.randomness import derive, happens, integers_below, mix, seed_keys
+from ctrl.envs.randomness import derive, happens, integers_below, mix, seed_keys, uniform
 
 
 def test_derive_is_splitmix64_with_random_access() -> None:
@@ -46,3 +46,18 @@ def test_chance_has_its_probability_and_does_not_depend_on_the_integer(probabili
     for value in range(3):
         rate = hits[integers_below(bits, 3) == value].mean()
         assert abs(rate - probability) <= 4.5 * (probability * (1 - probability) / 20_000) ** 0.5 * 1.05
+
+
+def test_uniform_numbers_are_the_top_bits_as_a_fraction() -> None:
+    bits = np.array([0, 2**63, 3 * 2**62, 2**11 - 1, 2**11, 2**64 - 1], dtype=np.uint64)
+    assert uniform(bits).tolist() == [0, 0.5, 0.75, 0, 2**-53, 1 - 2**-53]
+
+
+def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
+    count, bins = 60_000, 20
+    drawn = uniform(derive(np.zeros(1, dtype=np.uint64), np.arange(count)))
+    shares = np.bincount((drawn * bins).astype(np.int64), minlength=bins) / count
+    assert len(shares) == bins
+    assert np.abs(shares - 1 / bins).max() < 4.5 * (1 / bins / count) ** 0.5
+    lag = np.corrcoef(drawn[1:], drawn[:-1])[0, 1]
+    assert abs(lag) < 4.5 / count**0.5
