@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ctrl.envs import TASKS, Rules, field
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     return [text for kind, text in found if kind == language]
 
 
@@ -38,6 +42,28 @@ def test_linked_files_exist() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_examples_of_the_tasks_page_run() -> None:
+    examples = blocks("python", TASKS_PAGE)
+    assert len(examples) == 2
+    exec("\n".join(examples), {"__name__": "tasks"})
+
+
+def test_table_of_the_tasks_page_is_what_the_code_says() -> None:
+    found = re.findall(r"^\| `(ctrl/\S+-v0)` \|((?:[ 0-9.,−]+\|){5})$", TASKS_PAGE, flags=re.MULTILINE)
+    stated = {name: [cell.strip() for cell in cells.split("|")[:-1]] for name, cells in found}
+    assert stated == {name: table_row(task.rules()) for name, task in TASKS.items()}
+
+
+def table_row(rules: Rules[Any]) -> list[str]:
+    scores = (rules.scores.random, rules.scores.memoryless, rules.scores.perfect)
+    return [str(rules.max_episode_steps), str(rules.memory_steps), *(f"{score:.4g}" for score in scores)]
+
+
+def test_install_commands_of_the_tasks_page_are_those_of_the_errors() -> None:
+    for family in field.FAMILIES.values():
+        assert f"`{' && '.join(family.install)}`" in TASKS_PAGE
 
 
 def test_make_targets_exist() -> None:
