@@ -117,12 +117,11 @@ class TMazeRules(Rules[TMazeState]):
         return self.length + 1 + (self.rules == "active")
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> TMazeState:
-        """Start episodes; a phase p leaves out p · length cells after the start, where the agent is carried along."""
+        """Start episodes; a phase p leaves out p · length cells after the start, unless the agent walks by itself."""
         zero = np.zeros(len(keys), dtype=np.int64)
         north = integers_below(derive(keys, zero), 2) == 0
         looking = np.full(len(keys), self.rules != "active")
-        carried = self.rules != "original"  # who walks loses nothing that could be left out
-        skip = (phase * self.length * carried).astype(np.int64)
+        skip = (phase * self.length).astype(np.int64)
         return TMazeState(north, zero, zero.copy(), looking, skip, zero.copy())
 
     def observe(self, state: TMazeState) -> Observations:

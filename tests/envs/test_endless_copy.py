@@ -137,22 +137,28 @@ def test_stagger_shortens_only_the_first_gap() -> None:
 
 def test_text_tells_which_symbol_is_asked_for() -> None:
     env = EndlessCopyEnv(delay=1, num_symbols=2, max_length=3, render_mode="ansi")
-    first = int(env.reset(seed=0)[0][:2].argmax())
+    first = int(env.reset(seed=1)[0][:2].argmax())
     lines = [env.render()]
     for _ in range(2):
         env.step(np.int64(0))
         lines.append(env.render())
     second = int(env.step(np.int64(first))[0][:2].argmax())
     lines.append(env.render())
+    for action in (0, 0, first):
+        env.step(np.int64(action))
+    third = int(env.step(np.int64(second))[0][:2].argmax())
+    lines.append(env.render())
     for action in (0, 0, first, 1 - second):
         env.step(np.int64(action))
     lines.append(env.render())
+    assert second != third
     assert lines == [
         f"step 0/12  cue {first}  (cue {first})",
         f"step 1/12  blank  (cue {first})",
         f"step 2/12  answer now  (cue {first})",
         f"step 3/12  answered {first}, right; cue {second}  (cue {first})",
-        f"step 7/12  answered {1 - second}, wrong  (cue {second})",
+        f"step 7/12  answered {second}, right; cue {third}  (cue {first})",
+        f"step 11/12  answered {1 - second}, wrong  (cue {second})",
     ]
 
 

@@ -147,6 +147,18 @@ def test_stagger_leaves_out_cells_only_where_the_agent_is_carried() -> None:
         assert found == [[first, first + 9] for first in firsts]
 
 
+def test_stagger_leaves_the_look_at_the_start() -> None:
+    envs = TMazeVectorEnv(2, length=8, rules="active", stagger=True)
+    agent, observations, none = TASK.agents["perfect"](envs), envs.reset(seed=0)[0], np.zeros(2, dtype=np.bool_)
+    seen, ends = [], []
+    for _ in range(10):
+        seen.append(observations)
+        observations, _, terminated, _, _ = envs.step(agent(observations, none))
+        ends.append(terminated)
+    assert np.array(seen)[:3, :, 2].tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert np.array(ends).argmax(0).tolist() == [9, 5]
+
+
 def test_scores_by_hand() -> None:
     assert TASK.defaults == {"length": 64, "rules": "passive"}
     for rules, random in (("passive", 1 / 2), ("active", 1 / 3), ("original", 1 / 16 - 3 / 4)):
