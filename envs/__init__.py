@@ -8,7 +8,7 @@
 `TASKS` holds what is known of each task: its scores to measure against, and the memory that it asks for.
 """
 
-from ctrl.envs import copy_sequence, endless_copy, endless_recall, rare_cue, recall, rewrite, t_maze
+from ctrl.envs import copy_sequence, endless_copy, endless_recall, rare_cue, recall, rewrite, select_nonmatching, t_maze
 from ctrl.envs.base import Rules
 from ctrl.envs.recall import RecallEnv, RecallVectorEnv
 from ctrl.envs.scores import Scores
@@ -25,6 +25,7 @@ TASKS: dict[str, Task] = {
         copy_sequence.TASK,
         endless_copy.TASK,
         t_maze.TASK,
+        select_nonmatching.TASK,
     )
 }
 """All tasks of this package by gymnasium id."""

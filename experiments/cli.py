@@ -56,9 +56,17 @@ EXAMPLES = {
         "ctrl evaluate runs/recall-v0-compressive-1 --episodes 100",
         "ctrl evaluate model.zip --env ctrl/Recall-v0 --env-kwargs length=96 --json",
     ],
-    "envs": ["ctrl envs"],
+    "envs": [
+        "ctrl envs --family minigrid",
+        "ctrl envs --check CartPole-v1",
+        "ctrl envs --check my_package:My-v0 --env-kwargs length=64 --steps 20000",
+        "ctrl envs --sheet results/tasks.png",
+    ],
     "demo": ["ctrl demo --out results/demo"],
-    "bench": ["ctrl bench train --repeats 3 --threads 1 --out results/bench_train.json"],
+    "bench": [
+        "ctrl bench train --repeats 3 --threads 1 --out results/bench_train.json",
+        "ctrl bench envs --num-envs 256 --tasks ctrl/Recall-v0 ctrl/TMaze-v0 --out results/bench_envs.json",
+    ],
 }
 
 

@@ -327,10 +327,33 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class EnvsConfig:
-    """List the memory tasks of `ctrl`: what is seen and done, how long to remember, and scores to compare with."""
+    """List the memory tasks, ours and installed ones of others; check the contract of any; draw ours."""
 
+    family: Annotated[str | None, _open("all", "NAME")] = None
+    """List one family alone: ctrl, popgym, minigrid, memory-gym or bsuite."""
+    check: Annotated[str | None, _open("list tasks", "ID")] = None
+    """Check what an agent with memory relies on, for any id; `my_package:My-v0` imports my_package first."""
+    env_kwargs: KeyValues = ()
+    """Arguments of the task to check, such as `length=64 num_cues=4`."""
+    steps: int = 100_000
+    """Steps of the check that nothing is left behind in memory."""
+    sheet: Annotated[Path | None, _open("list tasks", "FILE")] = None
+    """PNG file to draw episodes of our tasks in, as a person sees them."""
+    overwrite: bool = False
+    """Replace the file that --sheet names."""
     json: bool = False
     """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        require(self.check is None or self.sheet is None, "--check and --sheet are two commands; give one of them")
+        require(self.check is not None or not self.env_kwargs, "--env-kwargs needs --check ID")
+        require(self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
+        _ = self.env_arguments
+
+    @property
+    def env_arguments(self) -> dict[str, Any]:
+        """The checked task's keyword arguments."""
+        return parse_pairs(self.env_kwargs, "--env-kwargs")
 
 
 @dataclass(frozen=True)
@@ -348,24 +371,29 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure training speed beside stable-baselines3's PPO and sb3-contrib's RecurrentPPO (LSTM)."""
+    """Measure training beside stable-baselines3's PPO and sb3-contrib's LSTM, or our vector envs beside gymnasium's."""
 
-    what: tyro.conf.Positional[Literal["train"]] = "train"
-    """What to measure: train (acting and learning)."""
+    what: tyro.conf.Positional[Literal["train", "envs"]] = "train"
+    """What to measure: train (acting and learning) or envs (our tasks)."""
     repeats: int = 3
-    """Turns of each agent; median and range are reported."""
+    """Turns of each agent or env; median and range are reported."""
     updates: int = 4
-    """Timed updates of a turn, after one that is not timed."""
+    """train: timed updates of a turn, after one that is not timed."""
     threads: Annotated[int | None, _open("torch's own")] = None
-    """CPU threads that torch may use."""
+    """train: CPU threads that torch may use."""
+    num_envs: int = 256
+    """envs: copies of a task that are stepped together."""
+    tasks: Annotated[tuple[str, ...], _open("all of ours", "[ID ...]")] = ()
+    """envs: tasks to measure."""
     out: Annotated[Path | None, _open("printed only", "FILE")] = None
     """JSON file for the results."""
     overwrite: bool = False
     """Replace the file that --out names."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "updates"):
-            require(getattr(self, name) >= 1, f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("repeats", "updates", "num_envs"):
+            value = getattr(self, name)
+            require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
         require(self.threads is None or self.threads >= 1, f"--threads must be at least 1, got {self.threads}")
 
 

@@ -1,44 +1,92 @@
-"""`ctrl envs`: the memory tasks and what is known of them."""
+"""`ctrl envs`: the memory tasks, ours and those of others that are installed, and what is known of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from ctrl.envs import TASKS, Task
+from ctrl.envs import TASKS, Task, field
+from ctrl.envs.field import Family, FieldTask
 from ctrl.experiments.config import EnvsConfig
-from ctrl.experiments.summary import titled
+from ctrl.experiments.errors import unknown
+from ctrl.experiments.summary import MISSING, number_text, titled
+
+OURS = "ctrl"
+"""What `--family` calls our own tasks."""
+POPGYM = field.popgym.FAMILY
+LEVELS = field.popgym.LEVELS
+
+Facts = dict[str, Any]
 
 
-def task_facts(task: Task) -> dict[str, Any]:
-    """Return what is known of a task with its default arguments, as plain data."""
-    env = gym.make(task.id)
-    scores = task.scores()
+def task_facts(task: Task) -> Facts:
+    """Return what is known of a task of ours with its default arguments, as plain data."""
+    env, rules = gym.make(task.id), task.rules()
     facts = {
         "id": task.id,
+        "family": OURS,
         "summary": task.summary,
         "arguments": task.defaults,
-        "observation": space_text(env.observation_space),
-        "action": space_text(env.action_space),
-        "memory_steps": task.memory_steps(),
-        "random": scores.random,
-        "memoryless": scores.memoryless,
-        "perfect": scores.perfect,
+        **_spaces(env),
+        "max_episode_steps": rules.max_episode_steps,
+        "memory_steps": rules.memory_steps,
+        "random": rules.scores.random,
+        "memoryless": rules.scores.memoryless,
+        "perfect": rules.scores.perfect,
     }
     env.close()
     return facts
+
+
+def field_facts(task: FieldTask) -> Facts:
+    """Return what is known of a task of another package, which must be installed, as plain data."""
+    env = field.make(task.id)
+    facts = {
+        "id": task.id,
+        "family": task.family.name,
+        "arguments": dict(task.arguments),
+        **_spaces(env),
+        "max_episode_steps": task.length,
+        "memory_steps": task.memory_steps,
+        "random": task.random,
+        "best": task.best,
+        "source": task.source,
+    }
+    env.close()
+    return facts
+
+
+def missing_facts(family: Family, problem: str) -> Facts:
+    """Return why a family's tasks cannot be built, and what installs them."""
+    return {"family": family.name, "problem": problem, "install": list(family.install)}
+
+
+def problem_of(family: Family) -> str | None:
+    """Say why a family's tasks cannot be built; None where they can."""
+    try:
+        family.load()
+    except gym.error.DependencyNotInstalled as error:
+        return family.problem() or str(error.__cause__)
+    return None
+
+
+def _spaces(env: gym.Env[Any, Any]) -> Facts:
+    return {"observation": space_text(env.observation_space), "action": space_text(env.action_space)}
 
 
 def space_text(space: spaces.Space[Any]) -> str:
     """Describe a space in a word or two."""
     if isinstance(space, spaces.Discrete):
         return f"{space.n} choices"
+    if isinstance(space, spaces.MultiDiscrete):
+        return f"{' × '.join(map(str, space.nvec.ravel()))} choices"
     if isinstance(space, spaces.Box):
         return f"{' × '.join(map(str, space.shape))} {space.dtype}"
     if isinstance(space, spaces.Dict):
@@ -46,33 +94,140 @@ def space_text(space: spaces.Space[Any]) -> str:
     return str(space)
 
 
-def envs_table(tasks: Mapping[str, Task]) -> RenderableType:
-    """Build the table of all tasks."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("task", style="bold", no_wrap=True)
-    table.add_column("sees")
-    table.add_column("does")
-    for name in ("memory", "random", "no memory", "perfect"):
-        table.add_column(name, justify="right")
-    notes = ["memory: steps back to the oldest observation that a decision needs · scores: mean return an episode"]
-    for task in tasks.values():
-        facts = task_facts(task)
-        table.add_row(
-            task.id,
-            facts["observation"],
-            facts["action"],
-            str(facts["memory_steps"]),
-            *(f"{facts[name]:.2f}" for name in ("random", "memoryless", "perfect")),
-        )
+def short(space: str) -> str:
+    """Shorten what `space_text` says of numbers and choices to their counts, for a narrow column."""
+    parts = [part.rsplit(": ", 1)[-1].rsplit(" ", 1)[0] for part in space.split("; ")]
+    return " + ".join(part.replace(" × ", "×") for part in parts)
+
+
+def compact_table(first: str, columns: Sequence[str]) -> Table:
+    """Start a table whose columns stand close together: long ids must fit into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column(first, style="bold", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def our_table(tasks: Iterable[Facts]) -> RenderableType:
+    """Build the table of our own tasks, and below it what each is about."""
+    table = compact_table("task", ["sees", "does", "steps", "memory", "random", "no\nmemory", "perfect"])
+    notes = Table.grid(padding=(0, 2, 0, 0))
+    for facts in tasks:
+        scores = [number_text(facts[name]) for name in ("random", "memoryless", "perfect")]
+        table.add_row(*_cells(facts), *scores)
         arguments = ", ".join(f"{name}={value}" for name, value in facts["arguments"].items())
-        notes.append(f"{task.id} ({arguments}): {task.summary}")
-    return titled("memory tasks, with their default arguments", table, "\n".join(notes))
+        notes.add_row(_short_name(facts["id"]), Text(f"{facts['summary']} ({arguments})", style="dim"))
+    return Group(titled("our tasks, with their default arguments", table), Text(), notes)
+
+
+def _short_name(env_id: str) -> str:
+    return env_id.removeprefix("ctrl/").removesuffix("-v0")
+
+
+def field_table(tasks: Iterable[Facts]) -> RenderableType:
+    """Build the table of other packages' tasks, by family."""
+    table, family = compact_table("task", ["sees", "does", "steps", "memory", "random", "best"]), None
+    for facts in tasks:
+        if facts["family"] != family:
+            family = facts["family"]
+            table.add_section()
+            table.add_row(Text(family, style="italic"))
+        table.add_row(*_cells(facts), number_text(facts["random"]), number_text(facts["best"]))
+    return titled("tasks of the field that are installed", table)
+
+
+def popgym_table(tasks: Sequence[Facts]) -> RenderableType:
+    """Build the table of popgym's tasks, with their three levels in one line."""
+    table = compact_table("task", ["steps", "memory", "random", "best"])
+    levels: dict[str, list[Facts]] = {}
+    for facts in tasks:
+        name = facts["id"].removeprefix("popgym-").removesuffix("-v0")
+        levels.setdefault(next(name.removesuffix(level) for level in LEVELS if name.endswith(level)), []).append(facts)
+    for name, group in levels.items():
+        counts = [_merged([_count(facts[key]) for facts in group]) for key in ("max_episode_steps", "memory_steps")]
+        scores = [_merged([number_text(facts[key]) for facts in group]) for key in ("random", "best")]
+        table.add_row(name, *counts, *scores)
+    title = f"popgym-NAME{{{','.join(LEVELS)}}}-v0, numbers in this order"
+    return titled(title, table, "ctrl envs --family popgym says what each of them sees and does")
+
+
+def _cells(facts: Facts) -> list[str]:
+    steps = [_count(facts[name]) for name in ("max_episode_steps", "memory_steps")]
+    return [facts["id"], short(facts["observation"]), short(facts["action"]), *steps]
+
+
+def _count(number: int | None) -> str:
+    return MISSING if number is None else str(number)
+
+
+def _merged(texts: Sequence[str]) -> str:
+    """Return the one text that all are, or all of them."""
+    return texts[0] if len(set(texts)) == 1 else "/".join(texts)
+
+
+def missing_lines(families: Iterable[Facts]) -> list[Text]:
+    """Say how to install what is missing; the commands stand alone, to be copied."""
+    lines = []
+    for facts in families:
+        lines += [
+            Text(f"{facts['family']}: {facts['problem']}. Install with", style="dim"),
+            Text(f"  {' && '.join(facts['install'])}"),
+        ]
+    return lines
+
+
+NOTE = (
+    "sees: numbers observed · does: an action's choices or numbers · steps: longest episode\n"
+    "memory: steps back to the oldest observation that a decision needs\n"
+    "scores: mean return an episode"
+)
+
+
+def catalogue(family: str | None = None) -> dict[str, list[Facts]]:
+    """Return the facts of our tasks, of installed ones of others, and of families that are missing.
+
+    :param family: one family alone
+    :raises UserError: if there is none of that name
+    """
+    if family not in (None, OURS, *field.FAMILIES):
+        raise unknown("family", str(family), [OURS, *field.FAMILIES])
+    chosen = {family} if family is not None else {OURS, *field.FAMILIES}
+    problems = {name: problem_of(other) for name, other in field.FAMILIES.items() if name in chosen}
+    working = [name for name, problem in problems.items() if problem is None]
+    return {
+        "ours": [task_facts(task) for task in TASKS.values() if OURS in chosen],
+        "field": [field_facts(task) for task in field.FIELD_TASKS.values() if task.family.name in working],
+        "missing": [missing_facts(field.FAMILIES[name], problem) for name, problem in problems.items() if problem],
+    }
+
+
+def envs_text(found: Mapping[str, list[Facts]], *, fold_popgym: bool) -> Group:
+    """Build all tables."""
+    folded = [facts for facts in found["field"] if fold_popgym and facts["family"] == POPGYM.name]
+    listed = [facts for facts in found["field"] if facts not in folded]
+    parts: list[RenderableType] = [our_table(found["ours"])] if found["ours"] else []
+    parts += [Text(), field_table(listed)] if listed else []
+    parts += [Text(), popgym_table(folded)] if folded else []
+    parts += [Text(), Text(NOTE, style="dim")] if parts else []
+    return Group(*parts)
 
 
 def run_command(config: EnvsConfig, console: Console) -> int:
     """Carry out `ctrl envs`."""
+    if config.check is not None:
+        from ctrl.experiments.checking import check_env
+
+        return check_env(config, console)
+    if config.sheet is not None:
+        from ctrl.experiments.contact_sheet import write_sheet
+
+        return write_sheet(config, console)
+    found = catalogue(config.family)
     if config.json:
-        console.print_json(data=[task_facts(task) for task in TASKS.values()])
-    else:
-        console.print(envs_table(TASKS))
+        console.print_json(data=found)
+        return 0
+    console.print(envs_text(found, fold_popgym=config.family is None))
+    for line in missing_lines(found["missing"]):
+        console.print(line, soft_wrap=True)
     return 0

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from ctrl.envs import TASKS
 from ctrl.experiments.cli import EXAMPLES, main, parse
 from ctrl.experiments.config import CompareConfig, TrainConfig
 
@@ -62,6 +60,13 @@ def test_options_arrive() -> None:
         ("train --memory 2,8x4", "too small"),
         ("compare --cores lstm rnn", "unknown core 'rnn'"),
         ("evaluate no/such/run", "does not exist"),
+        ("envs --family popgim", "did you mean 'popgym'"),
+        ("envs --check ctrl/Recal-v0", "did you mean 'ctrl/Recall-v0'"),
+        ("envs --check ctrl/Recall-v0 --sheet a.png", "give one of them"),
+        ("envs --env-kwargs length=3", "--env-kwargs needs --check ID"),
+        ("envs --steps 0", "--steps must be at least 1, got 0"),
+        ("bench envs --tasks ctrl/Recal-v0", "did you mean 'ctrl/Recall-v0'"),
+        ("bench envs --num-envs 0", "--num-envs must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_told_in_a_line_and_nothing_is_written(
@@ -74,17 +79,3 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(
     assert told in shown
     assert len(shown.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_envs_lists_our_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["envs"]) == 0
-    text = capsys.readouterr().out
-    assert all(task in text for task in TASKS)
-    assert max(map(len, text.splitlines())) <= 100
-
-
-def test_envs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["envs", "--json"]) == 0
-    recall = next(task for task in json.loads(capsys.readouterr().out) if task["id"] == "ctrl/Recall-v0")
-    assert recall["memory_steps"] == recall["arguments"]["length"]
-    assert recall["random"] <= recall["memoryless"] < recall["perfect"]

@@ -1,0 +1,182 @@
+"""What envs returned, call by call, and where two records of that differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import iterate
+
+
+class Event(NamedTuple):
+    """What one call of `reset` or `step` returned, of one env or of a vector env."""
+
+    observation: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    info: dict[str, Any]
+    final: Any = None
+    """The last observation of an episode that ended, where `observation` is the next one's first already."""
+
+    @property
+    def ended(self) -> Any:
+        """Whether an episode ended with this step; [B] for a vector env."""
+        return np.logical_or(self.terminated, self.truncated)
+
+
+class Restarting:
+    """A single env that restarts by itself, as a copy in gymnasium's vector envs does.
+
+    :param mode: `NEXT_STEP`: the step after an end is a reset. `SAME_STEP`: the end's own step is one.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> None:
+        self.env = env
+        self.action_space = env.action_space
+        self.observation_space = env.observation_space
+        self._mode = mode
+        self._waiting = False
+
+    def reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        self._waiting = False
+        return self.env.reset(seed=seed)
+
+    def step(self, action: Any) -> Event:
+        """Take one step, or restart."""
+        if self._waiting:
+            observation, info = self.reset()
+            return Event(observation, 0.0, False, False, info)
+        event = Event(*self.env.step(action))
+        if not event.ended:
+            return event
+        if self._mode is AutoresetMode.NEXT_STEP:
+            self._waiting = True
+            return event
+        observation, info = self.reset()
+        return event._replace(observation=observation, info=info, final=event.observation)
+
+
+_BY_IDENTITY: Any = object.__eq__
+
+Playable = Restarting | VectorEnv[Any, Any, Any]
+
+
+def begin(envs: Playable, seed: int) -> Event:
+    """Reset with a seed; what a reset has no word for is 0 and False."""
+    observation, info = envs.reset(seed=seed)
+    count = envs.num_envs if isinstance(envs, VectorEnv) else None
+    never = False if count is None else np.zeros(count, dtype=np.bool_)
+    return Event(observation, 0.0 if count is None else np.zeros(count), never, never, info)
+
+
+def actions(envs: Playable, seed: int) -> Iterator[Any]:
+    """Draw the same actions for the same seed, without end; the env's own space is left as it is."""
+    space = copy.deepcopy(envs.action_space)
+    space.seed(seed)
+    while True:
+        yield space.sample()
+
+
+def play(
+    envs: Playable,
+    *,
+    seed: int,
+    calls: int,
+    episodes: int | None = None,
+    action_seed: int = 0,
+    tick: Callable[[], None] | None = None,
+) -> Iterator[Event]:
+    """Yield the reset and all steps of random play.
+
+    :param seed: the env's
+    :param calls: how many steps at most
+    :param episodes: stop one step after each copy has ended that many, so that play stops within an episode
+    :param action_seed: which random actions
+    :param tick: called after each step
+    """
+    event = begin(envs, seed)
+    yield event
+    ended = np.zeros_like(np.atleast_1d(event.ended), dtype=np.int64)
+    for action, _ in zip(actions(envs, action_seed), range(calls), strict=False):
+        event = Event(*envs.step(action))
+        yield event
+        if tick is not None:
+            tick()
+        if episodes is not None and ended.min() >= episodes:
+            return
+        ended += np.atleast_1d(event.ended)
+
+
+def copy_of(event: Event, envs: VectorEnv[Any, Any, Any], index: int) -> Event:
+    """Return what a vector env's event says of one copy, without its infos."""
+    observation = list(iterate(envs.observation_space, event.observation))[index]
+    final = event.info["final_obs"][index] if "final_obs" in event.info else None
+    return Event(observation, event.reward[index], event.terminated[index], event.truncated[index], {}, final)
+
+
+def keep(event: Event) -> Event:
+    """Return a copy that later steps cannot change."""
+    return copy.deepcopy(event)
+
+
+def difference(one: Any, other: Any, name: str = "") -> str | None:
+    """Say where two values differ first; None where they are equal. NaN equals NaN, and a number its numpy scalar.
+
+    :param name: what the value is called, for the text
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        return _of_dicts(one, other, name)
+    if isinstance(one, Event) and isinstance(other, Event):
+        return _of_items(Event._fields, one, other, name)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        if len(one) != len(other):
+            return f"{name} has {len(one)} items and {len(other)}"
+        return _of_items([f"[{index}]" for index in range(len(one))], one, other, name)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return _of_arrays(one, other, name)
+    return None if _equal(one, other) else f"{name} is {_short(one)} and {_short(other)}"
+
+
+def _of_dicts(one: dict[Any, Any], other: dict[Any, Any], name: str) -> str | None:
+    if one.keys() != other.keys():
+        return f"{name} has the keys {sorted(map(str, one))} and {sorted(map(str, other))}"
+    return _of_items([f"[{key!r}]" for key in one], list(one.values()), [other[key] for key in one], name)
+
+
+def _of_items(labels: Any, one: Any, other: Any, name: str) -> str | None:
+    found = (difference(a, b, f"{name}{label}") for label, a, b in zip(labels, one, other, strict=True))
+    return next((text for text in found if text is not None), None)
+
+
+def _of_arrays(one: npt.NDArray[Any], other: npt.NDArray[Any], name: str) -> str | None:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return f"{name} is {one.dtype} of shape {one.shape} and {other.dtype} of shape {other.shape}"
+    if one.dtype == object:
+        return _of_items([f"[{index}]" for index in range(one.size)], one.ravel(), other.ravel(), name)
+    unequal = one != other
+    if one.dtype.kind in "fc":
+        unequal &= ~(np.isnan(one) & np.isnan(other))
+    if not unequal.any():
+        return None
+    where = tuple(int(i) for i in np.argwhere(unequal)[0])
+    return f"{name}{list(where) if where else ''} is {one[where]} and {other[where]}"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is type(other) and type(one).__eq__ is _BY_IDENTITY:
+        return True  # it compares by identity, which says nothing
+    if np.ndim(one) != np.ndim(other):
+        return False
+    return bool(np.all(one == other)) or (one != one and other != other)
+
+
+def _short(value: Any) -> str:
+    text = repr(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= 60 else text[:57] + "…"

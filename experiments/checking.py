@@ -1,0 +1,105 @@
+"""`ctrl envs --check ID`: what an agent with memory relies on, checked for any task."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import gymnasium as gym
+from rich.console import Console, RenderableType
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from ctrl.envs.contract import Finding, check, subject_of
+from ctrl.envs.laws import LAWS, Subject
+from ctrl.experiments.config import EnvsConfig
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.tasks import field_task, find_spec
+
+MARKS = {"kept": ("✓", "green"), "broken": ("✗", "bold red"), "not applicable": ("–", "dim")}
+
+
+def check_env(config: EnvsConfig, console: Console) -> int:
+    """Print a line for each law and return 1 if one is broken, else 0.
+
+    :raises UserError: where there is no such task or its package is missing
+    """
+    assert config.check is not None
+    subject = find_subject(config.check, config)
+    if not config.json:
+        console.print(f"{config.check}, {config.steps:,} steps", style="bold", soft_wrap=True)
+    findings = []
+    with _live(console if console.is_terminal and not config.json else None) as show:
+        for finding in watched(subject, show):
+            findings.append(finding)
+            if not config.json:
+                console.print(line(finding))
+    counts: Counter[str] = Counter(finding.status for finding in findings)
+    if config.json:
+        console.print_json(data=[asdict(finding) for finding in findings])
+    else:
+        console.print(", ".join(f"{counts[status]} {status}" for status in MARKS), style="bold")
+    return 1 if counts["broken"] else 0
+
+
+def find_subject(env_id: str, config: EnvsConfig) -> Subject:
+    """Find the task; a `UserError` says what would work where there is none."""
+    adapted = field_task(env_id)
+    try:
+        if adapted is not None:
+            adapted.family.load()
+        else:
+            find_spec(env_id)
+        return subject_of(adapted.id if adapted else env_id, config.env_arguments, steps=config.steps)
+    except gym.error.DependencyNotInstalled as error:
+        raise UserError(f"{env_id}: {error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def line(finding: Finding) -> RenderableType:
+    """Say what came of one law; a long detail stays to the right of the mark."""
+    mark, style = MARKS[finding.status]
+    detail = f": {finding.detail}" if finding.detail else ""
+    row = Table.grid(padding=(0, 1, 0, 0))
+    row.add_row(Text(mark, style), Text.assemble((finding.law, style if finding.status != "kept" else ""), detail))
+    return row
+
+
+def watched(subject: Subject, show: Callable[[str], None]) -> Iterator[Finding]:
+    """Yield the findings, and meanwhile show which law is checked and how many steps it took so far."""
+    findings = check(subject)
+    for law in LAWS:
+        subject.tick = _counting(law.name, show)
+        show(law.name)
+        finding = next(findings, None)
+        if finding is None:
+            return
+        yield finding
+
+
+def _counting(name: str, show: Callable[[str], None]) -> Callable[[], None]:
+    steps, shown = 0, time.monotonic()
+
+    def tick() -> None:
+        nonlocal steps, shown
+        steps += 1
+        if time.monotonic() > shown + 0.5:
+            shown = time.monotonic()
+            show(f"{name}  {steps:,} steps")
+
+    return tick
+
+
+@contextmanager
+def _live(console: Console | None) -> Iterator[Callable[[str], None]]:
+    """Give what shows a text below the lines; in no terminal it shows nothing."""
+    if console is None:
+        yield lambda text: None
+        return
+    with Status("", console=console) as status:
+        yield status.update
