@@ -115,8 +115,9 @@ class EndlessRecallRules(SymbolRules[EndlessRecallState]):
         return Outcome(after, right.astype(np.float64), is_query & ~right, truncated, truncated.copy())
 
     def wanted(self, state: EndlessRecallState) -> Symbols:
-        """Return the round's cue."""
-        return integers_below(derive(state.keys, self._total_step(state) - state.step), self.num_cues)
+        """Return the round's cue; after the last round its cue."""
+        cue_step = np.minimum(state.round, self.max_rounds - 1) * (self.length + 1)
+        return integers_below(derive(state.keys, cue_step), self.num_cues)
 
     def progress(self, state: EndlessRecallState) -> tuple[Symbols, int]:
         """Return the step of the episode."""
