@@ -132,7 +132,7 @@ def envs_table(results: Sequence[Measured], num_envs: int) -> RenderableType:
         )
         table.add_row(result.name, native, f"{lowest}–{highest}", sync, f"{result.ratio:.1f}")
     turns = len(results[0].native)
-    note = f"median of {turns} interleaved turns; one process, one thread; actions are drawn beforehand"
+    note = f"median of {turns} interleaved turns; one process, one thread; actions drawn beforehand"
     return titled(f"native vector envs, {num_envs} copies, all their steps together", table, note)
 
 
