@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scores:
-    """Expected returns of an episode. An agent without memory can't pass `memoryless`, no agent passes `perfect`.
+    """Expected returns of an episode. No agent passes `perfect`.
+
+    `memoryless` is that of the best agent without memory that is known; where a better one may exist, the scripted agent
+    that reaches it says so.
 
     Memoryless means that an action depends on the current observation alone. An agent that is shown its previous action
     has a memory: it can write there what it saw.
