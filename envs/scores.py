@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Scores:
     """Expected returns of an episode. No agent passes `perfect`.
 
-    `memoryless` is that of the best agent without memory that is known; where a better one may exist, the scripted agent
+    `memoryless` is that of the best known agent without memory; where a better one may exist, the scripted agent
     that reaches it says so.
 
     Memoryless means that an action depends on the current observation alone. An agent that is shown its previous action
