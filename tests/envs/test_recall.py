@@ -197,3 +197,13 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
     for make in (RecallEnv, RecallVectorEnv):
         with pytest.raises(ValueError, match=message):
             make(**arguments)
+
+
+def test_a_copy_that_was_reset_after_its_end_is_not_restarted_again() -> None:
+    """With NEXT_STEP, both copies wait for their restart; the reset starts copy 0, the step copy 1."""
+    envs, actions = RecallVectorEnv(2, length=1, autoreset_mode="NextStep"), np.zeros(2, dtype=np.int64)
+    envs.reset(seed=0)
+    envs.step(actions)
+    assert envs.step(actions)[2].all()
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    assert envs.step(actions)[0][:, -2:].tolist() == [[0, 1], [1, 0]]  # the query, and the cue
