@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from ctrl.envs import TASKS, Rules, field
+from ctrl.experiments.summary import count_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,14 +53,22 @@ def test_examples_of_the_tasks_page_run() -> None:
 
 
 def test_table_of_the_tasks_page_is_what_the_code_says() -> None:
-    found = re.findall(r"^\| `(ctrl/\S+-v0)` \|((?:[ 0-9.,−]+\|){5})$", TASKS_PAGE, flags=re.MULTILINE)
+    found = re.findall(r"^\| `(ctrl/\S+-v0)` \|((?:[ 0-9.,−kM]+\|){6})$", TASKS_PAGE, flags=re.MULTILINE)
     stated = {name: [cell.strip() for cell in cells.split("|")[:-1]] for name, cells in found}
-    assert stated == {name: table_row(task.rules()) for name, task in TASKS.items()}
+    speeds = measured_speeds()
+    assert stated == {name: [*table_row(task.rules()), speeds[name]] for name, task in TASKS.items()}
 
 
 def table_row(rules: Rules[Any]) -> list[str]:
     scores = (rules.scores.random, rules.scores.memoryless, rules.scores.perfect)
     return [str(rules.max_episode_steps), str(rules.memory_steps), *(f"{score:.4g}" for score in scores)]
+
+
+def measured_speeds() -> dict[str, str]:
+    """Return steps/s of each task with its default arguments, as `ctrl bench envs` measured and prints them."""
+    tasks = json.loads((ROOT / "docs" / "bench_envs.json").read_text(encoding="utf-8"))["tasks"]
+    medians = {each["task"]: each["steps_per_second"]["native"]["median"] for each in tasks if not each["arguments"]}
+    return {name: count_text(round(speed)) for name, speed in medians.items()}
 
 
 def test_install_commands_of_the_tasks_page_are_those_of_the_errors() -> None:
