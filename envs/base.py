@@ -57,6 +57,15 @@ class Rules(ABC, Generic[StateT]):
     group_names: tuple[str, ...] = ()
     """Kinds of episodes whose success is worth telling apart; `group` says which one an episode was."""
 
+    def __post_init__(self) -> None:
+        """Make numpy's numbers Python's: a uint8 would stay one, and overflow, in all that is derived from it.
+
+        A task's own goes on with the checks.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+
     @property
     @abstractmethod
     def observation_space(self) -> spaces.Box[Any]:
@@ -241,7 +250,8 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
     ) -> tuple[Observations, dict[str, Any]]:
         """Start the first episodes of the seeds `seed`, `seed + 1`, …, or without a seed each copy's next episode.
 
-        :param options: `{"reset_mask": mask}` with a [B] bool array restarts only these copies.
+        :param options: `{"reset_mask": mask}` with a [B] bool array restarts only these copies; the first reset starts
+            all.
         """
         super().reset(seed=seed)
         mask = self._checked_mask((options or {}).get("reset_mask"))
@@ -347,14 +357,15 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         return array.astype(np.int64, copy=False)
 
     def _checked_mask(self, mask: Any) -> Bools:
-        if mask is None or self._state is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
+        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        if mask is None:
+            return everywhere
         array = np.asarray(mask)
         if array.shape != (self.num_envs,) or array.dtype != np.bool_:
             raise ValueError(
                 f"reset_mask must be bool of shape ({self.num_envs},), got {array.dtype} of shape {array.shape}."
             )
-        return cast(Bools, array)
+        return everywhere if self._state is None else cast(Bools, array)
 
 
 def take(state: StateT, rows: Any) -> StateT:
@@ -371,14 +382,14 @@ def checked_integer(name: str, value: Any, *, at_least: int) -> int:
 
 def checked_fraction(name: str, value: Any) -> float:
     """Return `value` as a float in [0, 1], or raise a ValueError that names the argument and the value."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
     return float(value)
 
 
 def checked_number(name: str, value: Any, *, at_least: float) -> float:
     """Return `value` as a finite float, or raise a ValueError that names the argument and the value."""
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not at_least <= value < float("inf"):
         raise ValueError(f"{name} must be a number of at least {at_least}, got {value!r}.")
     return float(value)

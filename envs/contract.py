@@ -76,7 +76,9 @@ def _native(env_id: str, given: dict[str, Any]) -> tuple[Mapping[AutoresetMode, 
         return {}, None
     make: Callable[..., Vector] = partial(gym.make_vec, env_id, vectorization_mode="vector_entry_point", **given)
     try:
-        probe = make(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            probe = make(1)
     except Exception as error:
         return {}, f"the vector env cannot be built: {error}"
     own_mode = probe.metadata.get("autoreset_mode")

@@ -65,6 +65,7 @@ class CopyRules(SymbolRules[CopyState]):
     """Probability of a meaningless symbol at each step of the gap."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_integer("length", self.length, at_least=1)
         checked_integer("delay", self.delay, at_least=0)
         checked_integer("num_symbols", self.num_symbols, at_least=2)

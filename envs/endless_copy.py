@@ -49,6 +49,7 @@ class EndlessCopyRules(SymbolRules[EndlessCopyState]):
     """Symbols after which an episode is cut off, at least 1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_integer("delay", self.delay, at_least=0)
         checked_integer("num_symbols", self.num_symbols, at_least=2)
         checked_integer("max_length", self.max_length, at_least=1)

@@ -60,6 +60,7 @@ class EndlessRecallRules(SymbolRules[EndlessRecallState]):
     """Right answers that cut an episode off, at least 1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_integer("length", self.length, at_least=1)
         checked_integer("num_cues", self.num_cues, at_least=2)
         checked_fraction("noise", self.noise)

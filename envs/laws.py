@@ -374,21 +374,21 @@ def steps_leave_no_memory_behind(subject: Subject) -> str:
 
 
 def _growth(subject: Subject, envs: Playable, calls: int) -> int:
+    some = list(itertools.islice(actions(envs, 0), 500))  # to draw all would take longer than the steps
     traced = tracemalloc.is_tracing()
     tracemalloc.start()
     try:
-        before = _allocated(subject, envs, calls // 10)
-        return _allocated(subject, envs, calls) - before
+        before = _allocated(subject, envs, itertools.islice(itertools.cycle(some), calls // 10))
+        return _allocated(subject, envs, itertools.islice(itertools.cycle(some), calls)) - before
     finally:
         if not traced:
             tracemalloc.stop()
 
 
-def _allocated(subject: Subject, envs: Playable, calls: int) -> int:
-    """Return the bytes in use after random play, and a reset so that each time the same episode is held."""
-    some = list(itertools.islice(actions(envs, 0), min(calls, 500)))  # to draw all would take longer than the steps
+def _allocated(subject: Subject, envs: Playable, drawn: Iterator[Any]) -> int:
+    """Return the bytes in use after all actions, and a reset so that each time the same episode is held."""
     begin(envs, subject.seed)
-    for action in itertools.islice(itertools.cycle(some), calls):
+    for action in drawn:
         envs.step(action)
         if subject.tick is not None:
             subject.tick()

@@ -66,6 +66,7 @@ class RecallRules(SymbolRules[RecallState]):
     return_is_success: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_integer("length", self.length, at_least=1)
         checked_integer("num_cues", self.num_cues, at_least=2)
         checked_fraction("noise", self.noise)

@@ -79,6 +79,7 @@ class RewriteRules(SymbolRules[RewriteState]):
     """Probability of a meaningless symbol at each other step."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_integer("steps", self.steps, at_least=2)
         checked_integer("num_cues", self.num_cues, at_least=2)
         for name in ("change", "query"):

@@ -148,10 +148,11 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
     """What is seen: 7 × 7 cells of 20 channels ("symbolic"), or 56 × 56 × 3 bytes ("pixels")."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_integer("depth", self.depth, at_least=2)
         checked_integer("steps", self.steps, at_least=self.trial_steps)
         checked_integer("delay", self.delay, at_least=0)
-        if not isinstance(self.resample_each_trial, (bool, np.bool_)):
+        if not isinstance(self.resample_each_trial, bool):
             raise ValueError(f"resample_each_trial must be True or False, got {self.resample_each_trial!r}.")
         for name, value, known in (("split", self.split, Split), ("observation", self.observation, Form)):
             if value not in get_args(known):

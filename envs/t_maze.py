@@ -78,6 +78,7 @@ class TMazeRules(Rules[TMazeState]):
     """Who walks, and what is tested beside memory: "passive", "active" or "original"."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_integer("length", self.length, at_least=1)
         if self.rules not in get_args(Walk):
             raise ValueError(f"rules must be one of {get_args(Walk)}, got {self.rules!r}.")

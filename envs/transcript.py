@@ -53,7 +53,8 @@ class Restarting:
         if self._waiting:
             observation, info = self.reset()
             return Event(observation, 0.0, False, False, info)
-        event = Event(*self.env.step(action))
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        event = Event(observation, reward, terminated, truncated, info)
         if not event.ended:
             return event
         if self._mode is AutoresetMode.NEXT_STEP:
@@ -139,8 +140,8 @@ def difference(one: Any, other: Any, name: str = "") -> str | None:
         if len(one) != len(other):
             return f"{name} has {len(one)} items and {len(other)}"
         return _of_items([f"[{index}]" for index in range(len(one))], one, other, name)
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return _of_arrays(one, other, name)
+    if _is_array(one) and _is_array(other):
+        return _of_arrays(np.asarray(one), np.asarray(other), name)
     return None if _equal(one, other) else f"{name} is {_short(one)} and {_short(other)}"
 
 
@@ -169,12 +170,21 @@ def _of_arrays(one: npt.NDArray[Any], other: npt.NDArray[Any], name: str) -> str
     return f"{name}{list(where) if where else ''} is {one[where]} and {other[where]}"
 
 
+def _is_array(value: Any) -> bool:
+    """Return whether it is an array of numpy's or of others, such as a tensor; numpy's scalars are numbers."""
+    return hasattr(value, "__array__") and not isinstance(value, np.generic | type)
+
+
+def _has_items(value: Any) -> bool:
+    return isinstance(value, list | tuple) or np.ndim(value) > 0
+
+
 def _equal(one: Any, other: Any) -> bool:
     if type(one) is type(other) and type(one).__eq__ is _BY_IDENTITY:
         return True  # it compares by identity, which says nothing
-    if np.ndim(one) != np.ndim(other):
+    if type(one) is not type(other) and (_has_items(one) or _has_items(other)):
         return False
-    return bool(np.all(one == other)) or (one != one and other != other)
+    return bool(one == other) or bool(one != one and other != other)
 
 
 def _short(value: Any) -> str:

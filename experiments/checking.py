@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 
 import gymnasium as gym
@@ -29,21 +30,27 @@ def check_env(config: EnvsConfig, console: Console) -> int:
     :raises UserError: where there is no such task or its package is missing
     """
     assert config.check is not None
-    subject = find_subject(config.check, config)
-    if not config.json:
-        console.print(f"{config.check}, {config.steps:,} steps", style="bold", soft_wrap=True)
-    findings = []
-    with _live(console if console.is_terminal and not config.json else None) as show:
-        for finding in watched(subject, show):
-            findings.append(finding)
-            if not config.json:
-                console.print(line(finding))
-    counts: Counter[str] = Counter(finding.status for finding in findings)
     if config.json:
+        with redirect_stdout(sys.stderr):  # what an env prints is no JSON
+            findings = list(check(find_subject(config.check, config)))
         console.print_json(data=[asdict(finding) for finding in findings])
     else:
-        console.print(", ".join(f"{counts[status]} {status}" for status in MARKS), style="bold")
-    return 1 if counts["broken"] else 0
+        subject = find_subject(config.check, config)
+        console.print(f"{config.check}, {config.steps:,} steps", style="bold", soft_wrap=True)
+        findings = print_findings(subject, console)
+    return 1 if any(finding.status == "broken" for finding in findings) else 0
+
+
+def print_findings(subject: Subject, console: Console) -> list[Finding]:
+    """Check all laws, print a line for each and their number, and return them."""
+    findings = []
+    with _live(console if console.is_terminal else None) as show:
+        for finding in watched(subject, show):
+            findings.append(finding)
+            console.print(line(finding))
+    counts: Counter[str] = Counter(finding.status for finding in findings)
+    console.print(", ".join(f"{counts[status]} {status}" for status in MARKS), style="bold")
+    return findings
 
 
 def find_subject(env_id: str, config: EnvsConfig) -> Subject:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from ctrl.envs import TASKS, Task
 from ctrl.experiments.config import EnvsConfig
-from ctrl.experiments.errors import require
+from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.plots import save_figure
 
 SEED = 4
@@ -54,8 +54,11 @@ def write_sheet(config: EnvsConfig, console: Console) -> int:
     assert path is not None
     require(config.overwrite or not path.exists(), f"--sheet {path} exists; name another, or add --overwrite")
     require(path.suffix == ".png", f"--sheet must name a .png file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_figure(contact_sheet(TASKS), path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(contact_sheet(TASKS), path)
+    except OSError as error:
+        raise UserError(f"--sheet {path} cannot be written: {error}") from error
     console.print(f"pictures: {path}", soft_wrap=True)
     return 0
 

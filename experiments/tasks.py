@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -49,7 +51,7 @@ def make_task(task: TaskOptions, *, seed: int, training: bool) -> VecEnv:
         env = _make(task, training)
     except gym.error.DependencyNotInstalled as error:
         raise UserError(f"{task.env}: {error}") from error
-    except (TypeError, ValueError, AssertionError, gym.error.Error) as error:
+    except (TypeError, ValueError, AssertionError, ImportError, gym.error.Error) as error:
         raise UserError(f"{task.env} cannot be built with {task.env_arguments}: {error}") from error
     env.seed(seed)
     return env
@@ -58,14 +60,22 @@ def make_task(task: TaskOptions, *, seed: int, training: bool) -> VecEnv:
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     """Look an env id up; a `UserError` names the closest ones."""
     module, _, name = env_id.rpartition(":")
+    if module:
+        _import(module)
     try:
-        if module:
-            importlib.import_module(module)
         return gym.spec(name)
-    except ImportError as error:
-        raise UserError(f"env {env_id!r}: {module} cannot be imported: {error}") from error
     except gym.error.Error as error:
         raise _unknown_env(name) from error
+
+
+def _import(module: str) -> None:
+    """Import a user's module, also from the working directory, which is not on the path of the `ctrl` command."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def field_task(env_id: str) -> field.FieldTask | None:

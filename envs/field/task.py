@@ -52,7 +52,7 @@ class Family:
         try:
             for module in self.modules:
                 importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # a package that doesn't fit another one may raise anything
             raise self._not_installed(f"its import fails ({error})") from error
 
     def _not_installed(self, problem: str) -> gym.error.DependencyNotInstalled:

@@ -241,8 +241,26 @@ def test_wrong_actions_are_refused(case: Case) -> None:
             envs.step(actions)
     with pytest.raises(ValueError, match="actions must be in"):
         envs.step(zeros + envs.single_action_space.n)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="reset_mask must be bool of shape"):
-        envs.reset(options={"reset_mask": zeros})
+    for fresh_or_not in (envs, case.vector()):
+        with pytest.raises(ValueError, match="reset_mask must be bool of shape"):
+            fresh_or_not.reset(options={"reset_mask": zeros})
+
+
+def test_numbers_of_numpy_become_plain_ones(case: Case) -> None:
+    """As they are, the sum of two bytes would stay a byte."""
+    narrow = {int: np.uint8, float: np.float16, bool: np.bool_}
+    given = {name: narrow.get(type(value), type(value))(value) for name, value in case.arguments.items()}
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    rules = case.task.rules(**given)
+    assert not any(isinstance(getattr(rules, name), np.generic) for name in given)
+    assert (rules, rules.scores) == (case.task.rules(**plain), case.task.scores(**plain))
+
+
+@pytest.mark.filterwarnings("error")
+def test_bytes_do_not_overflow() -> None:
+    assert TASKS["ctrl/Recall-v0"].rules(length=np.uint8(255), num_cues=np.uint8(255)).max_episode_steps == 256
+    assert TASKS["ctrl/CopySequence-v0"].memory_steps(length=np.uint8(200), delay=np.uint8(100)) == 300
+    assert 0.5 < TASKS["ctrl/RareCue-v0"].scores(exponent=np.uint8(2)).memoryless < 1
 
 
 def test_single_env_must_be_reset_after_the_end(case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,15 @@ def test_an_import_that_fails_gives_reason_and_command(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, family.modules[0], None)
     with pytest.raises(gym.error.DependencyNotInstalled, match=r"its import fails \(.*halted.*Install with: pip"):
         field.make(env_id)
+
+
+def test_an_import_may_fail_with_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A package that was built against another numpy raises ValueError or AttributeError."""
+    (tmp_path / "stale_tasks.py").write_text("raise ValueError('numpy.dtype size changed')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    family = dataclasses.replace(FAMILIES["bsuite"], modules=("stale_tasks",))
+    with pytest.raises(gym.error.DependencyNotInstalled, match=r"its import fails \(numpy\.dtype size changed\)"):
+        family.load()
 
 
 def test_install_commands_name_what_exists() -> None:

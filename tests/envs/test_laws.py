@@ -393,6 +393,19 @@ def test_everything_that_was_built_is_closed() -> None:
     assert len(closed) == 1
 
 
+@pytest.mark.parametrize("steps", [200, 2_000])
+def test_large_actions_are_no_memory_left_behind(steps: int) -> None:
+    """Few steps take few of the actions that are drawn beforehand."""
+
+    class LargeActions(Good):
+        action_space: spaces.Space[Any] = spaces.Box(0.0, 1.0, (1_000,), np.float32)
+
+        def reward(self, action: Any) -> float:
+            return 0.0
+
+    assert finding(GROWTH, subject(LargeActions, steps=steps)) == Finding(GROWTH, "kept", "")
+
+
 def test_episodes_without_an_end_are_told() -> None:
     class Endless(Good):
         def end(self) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import gymnasium as gym
@@ -61,6 +62,17 @@ def test_copies_of_a_vector_env_are_single_envs_that_restart(mode: AutoresetMode
     assert difference(singles[-2], copies[0]) is not None
 
 
+def test_step_without_all_five_results_is_told_as_gymnasium_does() -> None:
+    class Old(Counter):
+        def step(self, action: np.int64) -> Any:
+            return super().step(action)[1:]
+
+    env = Restarting(Old())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="expected 5, got 4"):
+        env.step(np.int64(0))
+
+
 def test_play_stops_one_step_into_the_next_episode() -> None:
     assert seen(list(play(Restarting(Counter()), seed=0, calls=99, episodes=2)))[-2:] == [(1, 3), (2, 0)]
 
@@ -95,6 +107,19 @@ class Opaque:
     """Compares by identity."""
 
 
+class Tensor:
+    """Another library's array: comparing two gives one more, which is neither true nor false."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = np.array(values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.values
+
+    def __eq__(self, other: object) -> Any:
+        return self.values == np.asarray(other)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -105,6 +130,10 @@ class Opaque:
         (np.array([None, np.ones(2)], dtype=object), np.array([None, np.ones(2)], dtype=object)),
         (Opaque(), Opaque()),
         ((), ()),
+        (deque([1, 2]), deque([1, 2])),
+        (Tensor([1.0, NAN]), Tensor([1.0, NAN])),
+        (np.float32, np.float32),
+        (True, np.array(True)),
     ],
 )
 def test_equal_values_have_no_difference(one: Any, other: Any) -> None:
@@ -125,6 +154,10 @@ def test_equal_values_have_no_difference(one: Any, other: Any) -> None:
         ({"a": 1}, {"b": 1}, "x has the keys ['a'] and ['b']"),
         ([1, 2], [1, 3], "x[1] is 2 and 3"),
         ([1, 2], [1], "x has 2 items and 1"),
+        ([1, 2], np.array([1, 3]), "x is [1, 2] and array([1, 3])"),
+        ([1, 2], np.ones(3), "x is [1, 2] and array([1., 1., 1.])"),
+        (None, [[1], 2], "x is None and [[1], 2]"),
+        (Tensor([1.0, 2.0]), Tensor([1.0, 3.0]), "x[1] is 2.0 and 3.0"),
         (np.array([1, "a"], dtype=object), np.array([1, "b"], dtype=object), "x[1] is 'a' and 'b'"),
         ("a" * 80, "b", "x is '" + "a" * 56 + "… and 'b'"),
     ],

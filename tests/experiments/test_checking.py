@@ -77,6 +77,17 @@ def test_findings_as_json(my_package: str, capsys: pytest.CaptureFixture[str]) -
     assert {finding["status"] for finding in findings} == {"kept", "not applicable"}
 
 
+def test_what_an_env_prints_is_not_among_the_json(
+    my_package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talking = MINE.replace("super().reset", "print('hello'); super().reset")
+    (tmp_path / "my_checked_package.py").write_text(f"print('hello')\n{talking}")
+    assert main(["envs", "--check", my_package, "--steps", "50", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == len(LAWS)
+    assert captured.err.startswith("hello\nhello\n")
+
+
 def test_our_own_tasks_are_checked_natively_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envs", "--check", "ctrl/Recall-v0", "--env-kwargs", "length=5", "--steps", "50"]) == 0
     assert "15 kept, 0 broken, 0 not applicable" in capsys.readouterr().out

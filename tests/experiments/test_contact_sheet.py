@@ -72,6 +72,15 @@ def test_sheet_is_written_and_not_overwritten(tmp_path: Path, monkeypatch: pytes
     assert write_sheet(EnvsConfig(sheet=path, overwrite=True), Console()) == 0
 
 
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheets, "TASKS", {RECALL: TASKS[RECALL]})
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder.png", tmp_path / "file" / "tasks.png"):
+        with pytest.raises(UserError, match=f"--sheet {path} cannot be written"):
+            write_sheet(EnvsConfig(sheet=path, overwrite=True), Console())
+
+
 def test_only_png_files_are_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--sheet must name a \.png file"):
         write_sheet(EnvsConfig(sheet=tmp_path / "tasks.jpg"), Console())

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import re
+import sys
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -82,6 +86,43 @@ def test_an_unknown_env_names_the_closest() -> None:
 def test_a_package_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="no_such_package"):
         find_spec("no_such_package:Thing-v0")
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tasks_right_here.py").write_text("")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert find_spec("tasks_right_here:CartPole-v1").id == "CartPole-v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def f(:", "SyntaxError: invalid syntax (broken_tasks.py, line 1)"),
+        ("raise RuntimeError('no display')", "RuntimeError: no display"),
+    ],
+)
+def test_a_module_that_breaks_on_import_is_told(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_tasks.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(f"broken_tasks cannot be imported: {told}")):
+        find_spec("broken_tasks:My-v0")
+
+
+def test_a_relative_module_is_told() -> None:
+    with pytest.raises(UserError, match=r"\.tasks cannot be imported: TypeError"):
+        find_spec(".tasks:My-v0")
+
+
+def test_an_env_whose_module_is_missing_is_told() -> None:
+    gym.register("test/Nowhere-v0", "no_such_package:Env")
+    try:
+        with pytest.raises(UserError, match=r"test/Nowhere-v0 cannot be built with .*no_such_package"):
+            make_task(TaskOptions(env="test/Nowhere-v0"), seed=0, training=True)
+    finally:
+        del gym.registry["test/Nowhere-v0"]
 
 
 @pytest.mark.parametrize("env_id", ["MiniGrid-MemoryS7-v0", "minigrid:MiniGrid-MemoryS7-v0"])
