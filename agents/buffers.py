@@ -73,19 +73,22 @@ class WindowBuffer(RolloutBuffer):
         self.pos = 0
         self.full = False
 
-    def add_step(
-        self, obs: Observation, acted: Acted, before: PolicyState, rewards: np.ndarray, episode_starts: np.ndarray
-    ) -> None:
+    def starts_window(self) -> bool:
+        """Whether the next step is the first of a window: then `add_snapshot` comes before it."""
+        return self.pos % self.window == 0
+
+    def add_snapshot(self, state: PolicyState) -> None:
+        """Store the state before the first step of a window."""
+        self.snapshots.append(state)
+
+    def add_step(self, obs: Observation, acted: Acted, rewards: np.ndarray, episode_starts: np.ndarray) -> None:
         """Store one step of all envs.
 
         :param obs: [B, ...] what was seen
         :param acted: what was done
-        :param before: the state before the step, kept only where a window starts
         :param rewards: [B]
         :param episode_starts: [B] true where `obs` is the first of an episode
         """
-        if self.pos % self.window == 0:
-            self.snapshots.append(before)
         if isinstance(obs, dict):
             for key, part in obs.items():
                 self.observations[key][self.pos] = part.reshape(self.observations[key].shape[1:])

@@ -1,7 +1,7 @@
 """Actor-critic policies around a memory core.
 
 What a step passes through: the features extractor of stable-baselines3, joined by the previous action (and reward),
-the encoder, the core, and the heads. Acting takes one step at a time (`act`), learning whole windows
+the encoder, the core, and the heads. Acting takes one step at a time (`actor`), learning whole windows
 (`evaluate_windows`).
 """
 
@@ -45,7 +45,7 @@ class PolicyState(NamedTuple):
 
 
 class Acted(NamedTuple):
-    """What `MemoryPolicy.act` returns; B envs."""
+    """What `Actor.act` returns; B envs."""
 
     actions: Tensor
     """[B, ...] as sampled; Box actions are not clipped yet."""
@@ -53,8 +53,6 @@ class Acted(NamedTuple):
     """[B]"""
     log_prob: Tensor
     """[B]"""
-    state: PolicyState
-    """The state after the step, with these actions as previous ones."""
 
 
 class Windows(NamedTuple):
@@ -196,17 +194,19 @@ class MemoryPolicy(ActorCriticPolicy):
         started = reset[:, None]
         action = torch.where(started, 0, state.previous_action)
         reward = torch.where(started, 0, state.previous_reward)
-        latent, core_state = self.core.step(self._embed(obs, action, reward), state.core, reset)
+        latent, core_state = self.core.step(self.embed(obs, action, reward), state.core, reset)
         return latent, PolicyState(core_state, action, reward)
 
-    def act(self, obs: PyTorchObs, state: PolicyState, reset: Tensor, deterministic: bool = False) -> Acted:
-        """Choose actions; arguments as `step`. The new state still lacks the reward that they bring."""
-        latent, state = self.step(obs, state, reset)
+    def actor(self, state: PolicyState) -> Actor:
+        """Return what acts from `state` on and keeps the state to itself between steps."""
+        return Actor(self, state)
+
+    def decide(self, latent: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions, values [B] and log probabilities [B] for the core's outputs [B, O]."""
         latent_pi, latent_vf = self.mlp_extractor(latent)
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
-        state = state._replace(previous_action=self.encode_action(actions))
-        return Acted(actions, self.value_net(latent_vf)[:, 0], distribution.log_prob(actions), state)
+        return actions, self.value_net(latent_vf)[:, 0], distribution.log_prob(actions)
 
     def values_after(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> Tensor:
         """Return the values [B] of observations that follow `state`, without keeping what they do to it."""
@@ -222,7 +222,7 @@ class MemoryPolicy(ActorCriticPolicy):
         """
         shape = windows.reset.shape
         obs = _flatten_steps(windows.observations)
-        inputs = self._embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
+        inputs = self.embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
         unrolled = self.core.unroll(inputs.unflatten(0, shape), windows.core_state, windows.reset, diagnose=diagnose)
         latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
         distribution = self._get_action_dist_from_latent(latent_pi)
@@ -277,12 +277,12 @@ class MemoryPolicy(ActorCriticPolicy):
         before = self.initial_state(batch) if state is None else self._state_from_numpy(state, batch)
         if self._previous_sizes[1] and state is not None:
             before = before._replace(previous_reward=self._known_reward(reward, reset))
-        with torch.no_grad():
-            acted = self.act(obs, before, reset, deterministic)
-        actions = self.env_actions(acted.actions)
-        return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in _leaves(acted.state))
+        actor = self.actor(before)
+        actions = self.env_actions(actor.act(obs, reset, deterministic).actions)
+        return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in _leaves(actor.state()))
 
-    def _embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:
+    def embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:
+        """Return the core's inputs [N, I] for observations, previous actions [N, A] and rewards [N, 1]."""
         features: Any = self.extract_features(obs)
         embedded: Tensor = self.encoder(torch.cat([features, action, reward], dim=1))
         return embedded
@@ -330,7 +330,7 @@ class MemoryPolicy(ActorCriticPolicy):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a memory policy has no meaning without a state."""
-        raise NotImplementedError("a memory policy needs its state: use act(), evaluate_windows() or predict()")
+        raise NotImplementedError("a memory policy needs its state: use actor(), evaluate_windows() or predict()")
 
     def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse, as `forward`."""
@@ -345,6 +345,43 @@ class MemoryPolicy(ActorCriticPolicy):
         """Refuse, as `forward`."""
         result: Tensor = self.forward()
         return result
+
+
+class Actor:
+    """A policy that acts in B envs, with the state kept from step to step; made by `MemoryPolicy.actor`.
+
+    Weights may change between two steps.
+    """
+
+    def __init__(self, policy: MemoryPolicy, state: PolicyState) -> None:
+        self._policy = policy
+        self._core = policy.core.acting(state.core)
+        self._action, self._reward = state.previous_action, state.previous_reward
+
+    @torch.no_grad()
+    def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
+        """Choose actions.
+
+        :param obs: [B, ...]
+        :param reset: [B] bool, true where `obs` is the first of an episode
+        :param deterministic: take the most likely action
+        """
+        policy, started = self._policy, reset[:, None]
+        self._action = self._action.masked_fill(started, 0)
+        self._reward = self._reward.masked_fill(started, 0)
+        latent = self._core.step(policy.embed(obs, self._action, self._reward), reset)
+        actions, values, log_prob = policy.decide(latent, deterministic)
+        self._action = policy.encode_action(actions)
+        return Acted(actions, values, log_prob)
+
+    def tell_rewards(self, rewards: np.ndarray) -> None:
+        """Give the rewards [B] that the last actions brought, which the next step may see."""
+        self._reward = self._policy.encode_reward(rewards)
+
+    def state(self, envs: np.ndarray | None = None) -> PolicyState:
+        """Return the state after the last step, of all envs or of those with the numbers `envs`."""
+        index = slice(None) if envs is None else torch.as_tensor(envs, device=self._action.device)
+        return PolicyState(self._core.state(envs), self._action[index], self._reward[index])
 
 
 class MlpMemoryPolicy(MemoryPolicy):

@@ -28,11 +28,11 @@ from ctrl.agents.arguments import batch_windows, check_device, check_env_id, che
 from ctrl.agents.buffers import WindowBatch, WindowBuffer
 from ctrl.agents.finite import check_finite, check_gradients
 from ctrl.agents.policies import (
+    Actor,
     CnnMemoryPolicy,
     MemoryPolicy,
     MlpMemoryPolicy,
     MultiInputMemoryPolicy,
-    PolicyState,
 )
 from ctrl.agents.spaces import check_spaces
 from ctrl.agents.vector_env import GymnasiumVecEnv
@@ -160,7 +160,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.memory_max_grad_norm = memory_max_grad_norm
         self.target_kl = target_kl
-        self._last_state: PolicyState | None = None
+        self._actor: Actor | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -199,7 +199,7 @@ class MemoryPPO(OnPolicyAlgorithm):
             raise _unknown_policy(getattr(policy_class, "__name__", repr(policy_class)))
         policy = self._make_policy(policy_class)
         self.policy = policy.to(self.device)
-        self._last_state = None
+        self._actor = None
 
     def _make_policy(self, policy_class: type[MemoryPolicy]) -> MemoryPolicy:
         kwargs = self.policy_kwargs
@@ -240,44 +240,45 @@ class MemoryPPO(OnPolicyAlgorithm):
         """Act once in every env and store what came of it; return the step's infos, None if a callback says stop."""
         obs: Any = self._last_obs
         check_finite(obs, "observation", self.num_timesteps)
-        state = self._state_to_act_from(env.num_envs)
-        with torch.no_grad():
-            acted = self.policy.act(self._last_obs_tensor(), state, self._last_reset())
+        actor = self._actor_in(env.num_envs)
+        if self.rollout_buffer.starts_window():
+            self.rollout_buffer.add_snapshot(actor.state())
+        acted = actor.act(self._last_obs_tensor(), self._last_reset())
         actions = self.policy.env_actions(acted.actions)
         new_obs, rewards, dones, infos = env.step(actions)
         self.num_timesteps += env.num_envs
         callback.update_locals(locals())
         keep_going = callback.on_step()
         reset = np.asarray(self._last_episode_starts)
-        after = acted.state._replace(previous_reward=self.policy.encode_reward(rewards))
+        actor.tell_rewards(rewards)
         # Also if a callback stops here: learning may be resumed, and the env has gone on.
-        self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, after  # type: ignore[assignment]
+        self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         if not keep_going:
             return None
         self._update_info_buffer(infos, dones)
         check_finite(rewards, "reward", self.num_timesteps)
-        self.rollout_buffer.add_step(obs, acted, state, rewards, reset)
-        self._settle_episode_ends(infos, dones, after)
+        self.rollout_buffer.add_step(obs, acted, rewards, reset)
+        self._settle_episode_ends(infos, dones, actor)
         return infos
 
     def _values_after_rollout(self, infos: list[dict[str, Any]]) -> Tensor:
         """Return the values [B] of the observations that the rollout ends with; `infos` are of its last step."""
         check_finite(self._last_obs, "observation", self.num_timesteps)
-        state = self._state_to_act_from(len(infos))
+        state = self._actor_in(len(infos)).state()
         with torch.no_grad():
             values = self.policy.values_after(self._last_obs_tensor(), state, self._last_reset())
         # Where `GymnasiumVecEnv` reports an end one step late, a terminated episode looks as if it went on.
         over = [info.get("NextStep.terminated", False) for info in infos]
         return values.masked_fill(torch.as_tensor(over, device=self.device), 0.0)
 
-    def _state_to_act_from(self, n_envs: int) -> PolicyState:
-        """Return the state after the last step; without one every env starts afresh, as at an episode's start."""
-        if self._last_state is None:
-            self._last_state = self.policy.initial_state(n_envs)
+    def _actor_in(self, n_envs: int) -> Actor:
+        """Return who acts on after the last step; at first every env starts afresh, as at an episode's start."""
+        if self._actor is None:
+            self._actor = self.policy.actor(self.policy.initial_state(n_envs))
             self._last_episode_starts = np.ones(n_envs, dtype=bool)
-        return self._last_state
+        return self._actor
 
-    def _settle_episode_ends(self, infos: list[dict[str, Any]], dones: np.ndarray, after: PolicyState) -> None:
+    def _settle_episode_ends(self, infos: list[dict[str, Any]], dones: np.ndarray, actor: Actor) -> None:
         """Bootstrap what a time limit cut, and leave steps whose action the env ignored out of the losses.
 
         A cut episode's return goes on with the value of its terminal observation, seen from the state after the
@@ -291,18 +292,13 @@ class MemoryPPO(OnPolicyAlgorithm):
             buffer.ignore_step(env, terminated=env not in cut)
         in_time = [env for env in cut if env not in late]
         if in_time:
-            buffer.rewards[buffer.pos - 1, in_time] += self.gamma * self._terminal_values(in_time, infos, after)
+            buffer.rewards[buffer.pos - 1, in_time] += self.gamma * self._terminal_values(in_time, infos, actor)
 
-    def _terminal_values(self, envs: list[int], infos: list[dict[str, Any]], after: PolicyState) -> np.ndarray:
+    def _terminal_values(self, envs: list[int], infos: list[dict[str, Any]], actor: Actor) -> np.ndarray:
         observations = [self.policy.obs_to_tensor(infos[env]["terminal_observation"])[0] for env in envs]
         for env, observation in zip(envs, observations, strict=True):
             check_finite(observation, f"terminal_observation of env {env}", self.num_timesteps)
-        index = torch.as_tensor(np.asarray(envs), device=self.device)
-        state = PolicyState(
-            self.policy.core.make_state([leaf[index] for leaf in after.core]),
-            after.previous_action[index],
-            after.previous_reward[index],
-        )
+        state = actor.state(np.asarray(envs))
         going_on = torch.zeros(len(envs), dtype=torch.bool, device=self.device)
         with torch.no_grad():
             return self.policy.values_after(_concatenate(observations), state, going_on).cpu().numpy()
@@ -465,7 +461,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         return torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state"]
+        return [*super()._excluded_save_params(), "_actor"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]

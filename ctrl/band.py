@@ -1,20 +1,28 @@
 """Banded attention: a window's steps in blocks, each with only the columns that its steps can see.
 
 A step sees at most the n + 1 columns of a tier up to its own (see `ctrl.timeline`), so a block of Q steps needs
-n + Q / rho or so of them, however long the window is.
+n + Q / rho or so of them, however long the window is. What a step sees at all, and how old it is, is one number: the
+row of a layer's table of biases (`age_row`), the last of which means "not visible". It is the same for all layers with
+the same tiers, so it is worked out once a window.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ctrl.timeline import StepPlan, TierPlan, WindowPlan
+from ctrl.timeline import TierPlan, WindowPlan
 
 BLOCK = 32
 """Steps in a block: enough for good matrix products, and not many columns that are masked for most of its steps."""
+COPIES = 8
+"""Copies of each bias, read in turn along the columns: neighbours often have the same row, and a sum that waits for the
+one before it is slow."""
+EXACT = 32
+"""Ages below this have a row each, older ones share four per doubling."""
 
 
 class Band(NamedTuple):
@@ -24,87 +32,78 @@ class Band(NamedTuple):
     """[N, W] columns that each block attends to, numbered through all tiers."""
     widths: list[int]
     """W by tier."""
-    visible: Tensor
-    """[B, N, Q, W] bool, true where a step may attend to a column."""
-    raw_age: Tensor
-    """[Q, W_0] int64, steps from a column of tier 0 to a step: the same in all blocks. Negative: not yet formed."""
-    compressed_age: Tensor
-    """[B, N, Q, W - W_0] int64, likewise for the other tiers, from the slot's centre, rounded down."""
+    age: Tensor
+    """[B, N, Q, W] int64, steps from a slot's centre to a step, rounded down; meaningless where it is not visible."""
+    row: Tensor
+    """[B, N, Q, W] int64, the row of the table of biases: `age_row(age)`, or `hidden_row` where not visible; times
+    `COPIES`, plus which copy of the row this column reads."""
 
     def split(self, steps: Tensor) -> Tensor:
         """[B, T, ...] -> [B, N, Q, ...]; the last block is filled up with zeros."""
-        return _split(steps, *self.visible.shape[1:3])
+        return _split(steps, *self.row.shape[1:3])
 
     def join(self, blocks: Tensor, length: int) -> Tensor:
         """[B, N, Q, ...] -> [B, T, ...], T = `length`."""
         return blocks.flatten(1, 2)[:, :length]
 
-    def gather(self, slots: Tensor) -> Tensor:
-        """[B, C, F] of all tiers' columns -> [B, N, W, F]."""
-        if len(self.columns) == 1:
-            return slots[:, None]
-        picked: Tensor = slots.index_select(1, self.columns.flatten()).unflatten(1, self.columns.shape)
-        return picked
+
+def age_row(age: Tensor) -> Tensor:
+    """Return the row of each age, int64: one per step up to 32 steps, then 4 per doubling, evenly within it.
+
+    The exponent and the first two digits of a float are just that.
+    """
+    rounded = (age.clamp_min(EXACT).float().view(torch.int32) >> 21) - (_EXACT_BITS - EXACT)
+    return torch.where(age < EXACT, age, rounded)
 
 
-def make_band(plan: WindowPlan) -> Band:
-    """Cut a planned window into blocks."""
+_EXACT_BITS = int(torch.tensor(float(EXACT)).view(torch.int32)) >> 21
+
+
+@lru_cache
+def hidden_row(reach: int) -> int:
+    """Return the row after that of the oldest age, `reach`; it stands for all that is not visible."""
+    return int(age_row(torch.tensor(reach))) + 1
+
+
+def make_band(plan: WindowPlan, reach: int) -> Band:
+    """Cut a planned window into blocks.
+
+    :param plan: the window, planned for a layer's tiers
+    :param reach: how far these tiers reach back
+    """
     length = plan.episode.shape[1]
     size = min(BLOCK, length)
-    steps = torch.arange(length, device=plan.episode.device)
     blocks = -(-length // size)
-    columns, in_range, visible, ages = [], [], [], []
+    steps = torch.arange(blocks * size, device=plan.episode.device).view(1, blocks, size, 1)
+    columns, born, gone, centre = [], [], [], []
     offset = 0
     for tier in plan.tiers:
         count = tier.columns.number.shape[1]
         wanted = _columns_of_blocks(tier, blocks, size, count)
         picked = wanted.clamp_max(count - 1)
+        never = ~tier.columns.exists[:, picked] | (wanted >= count)
         columns.append(picked + offset)
-        in_range.append(wanted < count)
-        seen, age = _look(tier, picked, _split(steps[None], blocks, size), plan, (blocks, size))
-        visible.append(seen & in_range[-1][:, None, :])
-        ages.append(age)
+        born.append(torch.where(never, length, tier.columns.step[:, picked]))  # [B, N, W_i]
+        gone.append(tier.columns.gone[:, picked])
+        centre.append(born[-1] - (tier.rhythm.first - tier.rhythm.span // 2))
         offset += count
-    return Band(
-        torch.cat(columns, dim=1),
-        [part.shape[1] for part in columns],
-        torch.cat(visible, dim=3),
-        steps[:size, None] - torch.arange(columns[0].shape[1], device=steps.device) + plan.tiers[0].rhythm.slots,
-        torch.cat(ages[1:], dim=3) if len(ages) > 1 else ages[0][..., :0],
-    )
-
-
-def step_band(plan: StepPlan) -> Band:
-    """Look at a layer's rings from a single step: one block of one step, every position a column."""
-    size = plan.kept.shape[1]
-    return Band(
-        torch.arange(size, device=plan.kept.device)[None],
-        [0, size],
-        plan.kept[:, None, None],
-        plan.age[:1, :0],
-        plan.age[:, None, None],
-    )
+    born_at, gone_at, centre_at = (torch.cat(parts, dim=2).unsqueeze(2) for parts in (born, gone, centre))
+    age = steps - centre_at  # [B, N, Q, W]
+    visible = (steps >= born_at) & (steps < gone_at)
+    row = torch.where(visible, age_row(age), hidden_row(reach)) * COPIES
+    row += torch.arange(row.shape[3], device=row.device) % COPIES
+    return Band(torch.cat(columns, dim=1), [part.shape[1] for part in columns], age, row)
 
 
 def _columns_of_blocks(tier: TierPlan, blocks: int, size: int, count: int) -> Tensor:
     """Return [N, W_i], the columns up to that of each block's last step, from n before that of its first step."""
+    device = tier.stored.device
     if blocks == 1:
-        return torch.arange(count, device=tier.evicted.device)[None]
+        return torch.arange(count, device=device)[None]
     span = tier.rhythm.span
-    first = torch.arange(blocks, device=tier.evicted.device) * size
-    width = 1 + tier.rhythm.slots + max((start + size - 1) // span - start // span for start in first.tolist())
-    return torch.div(first, span, rounding_mode="floor")[:, None] + torch.arange(width, device=first.device)
-
-
-def _look(
-    tier: TierPlan, picked: Tensor, steps: Tensor, plan: WindowPlan, shape: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Return which of the picked columns each step sees, and their ages: [B, N, Q, W_i]."""
-    exists, step, number, episode = (part[:, picked][:, :, None, :] for part in tier.columns)  # [B, N, 1, W_i]
-    visible = exists & (episode == _split(plan.episode, *shape)[..., None])
-    visible &= (_split(tier.evicted, *shape)[..., None] <= number) & (step <= steps[..., None])
-    age = steps[..., None] - step + (tier.rhythm.first - tier.rhythm.span // 2)
-    return visible, age
+    first = [start // span for start in range(0, blocks * size, size)]
+    width = 1 + tier.rhythm.slots + max((index * size + size - 1) // span - start for index, start in enumerate(first))
+    return torch.tensor(first, device=device)[:, None] + torch.arange(width, device=device)
 
 
 def _split(steps: Tensor, blocks: int, size: int) -> Tensor:

@@ -12,13 +12,14 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ctrl.band import Band, make_band, step_band
+from ctrl.acting import CompressiveActing
+from ctrl.band import Band, make_band
 from ctrl.compressors import make_compressor
 from ctrl.core import MemoryCore, Unrolled, choose, require_positive
 from ctrl.layer import Attended, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
 from ctrl.reconstruction import RECONSTRUCTION_LOSSES, Compression
-from ctrl.timeline import StepPlan, TierPlan, WindowPlan, plan_step, plan_window
+from ctrl.timeline import TierPlan, WindowPlan, plan_window
 
 
 class CompressiveState(NamedTuple):
@@ -89,30 +90,20 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """Return the compressors' parameters."""
         return list(self.compressors.parameters())
 
+    def acting(self, state: CompressiveState) -> CompressiveActing:
+        """Return what keeps the state in place, with projected keys and values, while B envs act."""
+        return CompressiveActing(self, state)
+
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
-        plans = {tiers: plan_step(tiers, state.clock) for tiers in set(self.tiers)}
-        bands = {tiers: step_band(plan) for tiers, plan in plans.items()}
-        rings = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in self.tiers], dim=1)
-        hidden = self.embed(inputs)
-        after: list[Tensor] = []
-        for number, (tiers, ring) in enumerate(zip(self.tiers, rings, strict=True)):
-            slots = self._write_step(number, hidden, ring, plans[tiers])
-            after.append(slots.detach())
-            hidden = self.layers[number](hidden[:, None], slots, bands[tiers])[0][:, 0]
-        return self.norm(hidden), CompressiveState(state.clock + 1, torch.cat(after, dim=1))
+        none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+        if torch.is_grad_enabled():
+            outputs, state, _ = self._run_window(inputs[:, None], state, none[:, None])
+            return outputs[:, 0], state
+        acting = CompressiveActing(self, state)
+        return acting.step(inputs, none), acting.state()
 
-    def _write_step(self, number: int, hidden: Tensor, ring: Tensor, plan: StepPlan) -> Tensor:
-        """Compress what is due in a layer, drop what is evicted, and write the step itself: [B, S, D]."""
-        slots = torch.where(plan.kept[:, :, None], ring, 0)
-        for position, merge in enumerate(plan.merges):
-            if len(merge.envs):
-                blocks = ring[merge.envs[:, None], merge.source]  # [K, m, D]
-                slots[merge.envs, merge.target] = self._compressor(number, position + 1)(blocks).detach()
-        slots[torch.arange(len(slots), device=slots.device), plan.target] = hidden
-        return slots
-
-    def _compressor(self, number: int, position: int) -> nn.Module:
-        """Return what forms the slots of a layer's tier."""
+    def compressor(self, number: int, position: int) -> nn.Module:
+        """Return what forms the slots of a layer's tier, 1 being the first that is compressed."""
         return cast(nn.ModuleList, self.compressors[number])[position - 1]
 
     def _unroll(self, inputs: Tensor, state: CompressiveState, reset: Tensor, diagnose: bool) -> Unrolled:
@@ -136,7 +127,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             plan, band = plans[tiers]
             memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], plan.tiers)
             kept += [memory.write_back(tier) for memory, tier in zip(memories, plan.tiers, strict=True)]
-            hidden, attended = self.layers[number](hidden, _attendable(hidden, memories), band)
+            own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
+            hidden, attended = self.layers[number](hidden, _attendable(hidden, memories), own, band)
             passes.append(_LayerPass(plan, band, memories, attended))
         clock = passes[0].plan.clock
         return self.norm(hidden), CompressiveState(clock, torch.cat(kept, dim=1)), passes
@@ -152,7 +144,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 continue
             blocks = _take(memories[-1].slots(), plan.source)  # [B, E, m, D]
             blocks = torch.where(exists[:, ring.shape[1] :, None, None], blocks, 0)
-            formed = self._compressor(number, position)(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
+            formed = self.compressor(number, position)(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
             memories.append(_Memory(stored, formed))
         return memories
 
@@ -197,7 +189,7 @@ class _LayerPass(NamedTuple):
 
 def _planned(tiers: Tiers, clock: Tensor, reset: Tensor) -> tuple[WindowPlan, Band]:
     plan = plan_window(tiers, clock, reset)
-    return plan, make_band(plan)
+    return plan, make_band(plan, reach(tiers))
 
 
 def _attendable(hidden: Tensor, memories: list[_Memory]) -> Tensor:
@@ -211,12 +203,10 @@ def _attention_statistics(passes: list[_LayerPass]) -> dict[str, Tensor]:
     statistics: dict[str, Tensor] = {}
     for number, (plan, band, _, attended) in enumerate(passes):
         length = plan.episode.shape[1]
-        weights = band.join(attended.weights.detach().mean(dim=2), length)  # [B, T, W]
+        weights = band.join(attended.weights.mean(dim=0), length)  # [B, T, W]
         for position, share in enumerate(weights.split(band.widths, dim=2)):
             statistics[f"attention_mass/layer{number}/tier{position}"] = share.sum(dim=2).mean()
-        raw_age = band.raw_age.expand(*band.visible.shape[:2], -1, -1)
-        ages = band.join(torch.cat([raw_age, band.compressed_age], dim=3), length)
-        statistics[f"attended_age/layer{number}"] = (weights * ages).sum(dim=2).mean()
+        statistics[f"attended_age/layer{number}"] = (weights * band.join(band.age, length)).sum(dim=2).mean()
     return statistics
 
 

@@ -18,6 +18,8 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,60 @@ class Unrolled(NamedTuple):
     """Scalar; its gradient reaches `compression_parameters()` only. 0 where the core has none."""
     diagnostics: dict[str, Tensor]
     """Detached scalars by name, such as `reconstruction_loss/layer0/tier1`. Attention statistics join on request."""
+
+
+class Acting(ABC, Generic[StateT]):
+    """The state of B envs that act, kept from step to step; made by `MemoryCore.acting`.
+
+        acting = core.acting(core.initial_state(8))
+        outputs = acting.step(inputs, reset)
+        state = acting.state()
+
+    It means what the core's own `step` means, without a graph, and may be faster, since the state need not be handed
+    around. Weights may change between two steps.
+    """
+
+    def __init__(self, core: MemoryCore[StateT], state: StateT) -> None:
+        self.core = core
+        self.batch_size = len(state[0])
+        core.check_state(state, self.batch_size)
+
+    def step(self, inputs: Tensor, reset: Tensor) -> Tensor:
+        """Consume one observation embedding per env.
+
+        :param inputs: [B, I]
+        :param reset: [B] bool, true where `inputs` is the first of an episode
+        :return: outputs [B, O]
+        :raises ValueError: where a shape, dtype or device does not fit
+        """
+        self.core.check_inputs(inputs, reset, (self.batch_size,))
+        with torch.no_grad():
+            return self._step(inputs, reset)
+
+    @abstractmethod
+    def state(self, envs: npt.NDArray[np.int64] | None = None) -> StateT:
+        """Return the core's state as it is now, of all envs or of those with the numbers `envs`, as a copy."""
+
+    @abstractmethod
+    def _step(self, inputs: Tensor, reset: Tensor) -> Tensor: ...
+
+
+class PlainActing(Acting[StateT]):
+    """Acting with a core that has no faster way than its `step`."""
+
+    def __init__(self, core: MemoryCore[StateT], state: StateT) -> None:
+        super().__init__(core, state)
+        self._state = state
+
+    def state(self, envs: npt.NDArray[np.int64] | None = None) -> StateT:
+        """Return the state of all envs, or of some."""
+        if envs is None:
+            return self._state
+        return self.core.make_state([leaf[torch.as_tensor(envs, device=leaf.device)] for leaf in self._state])
+
+    def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
+        outputs, self._state = self.core.step(inputs, self._state, reset)
+        return outputs
 
 
 class MemoryCore(nn.Module, ABC, Generic[StateT]):
@@ -70,7 +126,8 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         :return: outputs [B, O] and the state after the step, which carries no graph
         :raises ValueError: where a shape, dtype, device or the kind of state does not fit
         """
-        self._check(inputs, state, reset, (inputs.shape[0],))
+        self.check_inputs(inputs, reset, (inputs.shape[0],))
+        self.check_state(state, inputs.shape[0])
         return self._step(inputs, self.reset_state(state, reset))
 
     def unroll(self, inputs: Tensor, state: StateT, reset: Tensor, *, diagnose: bool = False) -> Unrolled:
@@ -82,8 +139,17 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         :param diagnose: also report attention statistics in `Unrolled.diagnostics`, where the core has attention
         :raises ValueError: where a shape, dtype, device or the kind of state does not fit
         """
-        self._check(inputs, state, reset, tuple(inputs.shape[:2]))
+        self.check_inputs(inputs, reset, tuple(inputs.shape[:2]))
+        self.check_state(state, inputs.shape[0])
         return self._unroll(inputs, state, reset, diagnose)
+
+    def acting(self, state: StateT) -> Acting[StateT]:
+        """Return what keeps the state in place while B envs act.
+
+        :param state: the state after the step before, or `initial_state(B)`; it is copied, not changed
+        :raises ValueError: where it does not fit the core
+        """
+        return PlainActing(self, state)
 
     def reset_state(self, state: StateT, reset: Tensor) -> StateT:
         """Put the initial state where `reset` [B] is true, by selection, so that even a NaN there is harmless."""
@@ -115,12 +181,16 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
     @property
     def device(self) -> torch.device:
         """Where the core's parameters live; the CPU if it has none."""
-        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        return self._kind()[1]
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the core's parameters; float32 if it has none."""
-        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+        return self._kind()[0]
+
+    def _kind(self) -> tuple[torch.dtype, torch.device]:
+        first = next(self.parameters(), None)
+        return (torch.float32, torch.device("cpu")) if first is None else (first.dtype, first.device)
 
     @cached_property
     def _state_layout(self) -> tuple[type, list[tuple[str, torch.Size, bool]]]:
@@ -129,23 +199,28 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         leaves = zip(state._fields, state, strict=True)
         return type(state), [(name, leaf.shape[1:], leaf.is_floating_point()) for name, leaf in leaves]
 
-    def _check(self, inputs: Tensor, state: StateT, reset: Tensor, leading: tuple[int, ...]) -> None:
+    def check_inputs(self, inputs: Tensor, reset: Tensor, leading: tuple[int, ...]) -> None:
+        """Raise a ValueError unless `inputs` are [*leading, I] and `reset` is `leading`, as the core needs them."""
         expected = (*leading, self.input_size)
         axes = "[B, I]" if len(leading) == 1 else "[B, T, I]"
+        parameter = next(self.parameters(), None)
+        dtype, device = (
+            (torch.float32, torch.device("cpu")) if parameter is None else (parameter.dtype, parameter.device)
+        )
         if tuple(inputs.shape) != expected or 0 in leading:
             raise ValueError(
                 f"inputs must be {axes} with I = {self.input_size} and no empty axis, got {tuple(inputs.shape)}"
             )
-        if inputs.dtype != self.dtype:
-            raise ValueError(f"inputs must be {self.dtype} as the core's parameters, got {inputs.dtype}")
+        if inputs.dtype != dtype:
+            raise ValueError(f"inputs must be {dtype} as the core's parameters, got {inputs.dtype}")
         if reset.dtype != torch.bool or tuple(reset.shape) != leading:
             raise ValueError(f"reset must be bool of shape {leading}, got {reset.dtype} of {tuple(reset.shape)}")
         for name, tensor in (("inputs", inputs), ("reset", reset)):
-            if tensor.device != self.device:
-                raise ValueError(f"{name} must be on {self.device} as the core's parameters, got {tensor.device}")
-        self._check_state(state, leading[0])
+            if tensor.device != device:
+                raise ValueError(f"{name} must be on {device} as the core's parameters, got {tensor.device}")
 
-    def _check_state(self, state: StateT, batch_size: int) -> None:
+    def check_state(self, state: StateT, batch_size: int) -> None:
+        """Raise a ValueError unless `state` is this core's, for `batch_size` envs."""
         state_class, layout = self._state_layout
         if type(state) is not state_class:
             raise ValueError(

@@ -1,6 +1,7 @@
 """One layer: attention over the memory and a feed-forward part, each behind a gate (Parisotto et al. 2020, GTrXL).
 
-Read from top to bottom, in the order in which data meets it.
+Read from top to bottom, in the order in which data meets it. What a step passes through after attention is a function
+of weights, `finish`, since acting calls it thousands of times a second and keeps them at hand.
 """
 
 from __future__ import annotations
@@ -12,54 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.band import Band
-
-
-class AgeBias(nn.Module):
-    """A learned bias per head on the age of a slot: one entry per step up to 32 steps, then 4 per doubling.
-
-    The role is that of relative positions in Transformer-XL; age, not distance in slots, lets raw and compressed
-    slots share one scale.
-    """
-
-    EXACT = 32
-    PER_OCTAVE = 4
-
-    def __init__(self, heads: int, reach: int) -> None:
-        """
-        :param heads: H
-        :param reach: the oldest age that is ever visible, in steps
-        """
-        super().__init__()
-        starts = list(range(1, self.EXACT + 1))  # the first age of each entry but the first
-        while starts[-1] <= reach:
-            step = len(starts) + 1 - self.EXACT
-            starts.append(math.ceil(self.EXACT * 2 ** (step / self.PER_OCTAVE)))
-        starts = [start for start in starts if start <= reach]
-        self.register_buffer("starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(len(starts) + 1, heads))
-
-    def forward(self, age: Tensor) -> Tensor:
-        """[..., Q, W] -> [..., H, Q, W]; ages out of reach, which are never visible, read the nearest entry."""
-        entry = torch.bucketize(age, self.get_buffer("starts"), right=True)
-        return F.embedding(entry, self.weight).movedim(-1, -3)
+from ctrl.band import Band, hidden_row
+from ctrl.banded import HIDDEN, banded_attention
 
 
 class Attended(NamedTuple):
     """What `MemoryAttention` returns."""
 
-    output: Tensor
-    """[B, T, D]"""
+    read: Tensor
+    """[B, T, D] what the heads read, side by side."""
     queries: Tensor
     """[B, T, D]"""
     keys_values: Tensor
     """[B, C, 2 D] of all columns."""
     weights: Tensor
-    """[B, N, H, Q, W]"""
+    """[H, B, N, Q, W]"""
 
 
 class MemoryAttention(nn.Module):
-    """Multi-head attention of the window's steps to all slots of a layer; queries, keys and values without bias."""
+    """Multi-head attention of the window's steps to all slots of a layer; queries, keys and values without bias.
+
+    A learned bias per head on a slot's age has the role that relative positions have in Transformer-XL. Age, not
+    distance in slots, lets raw and compressed slots share one scale; `ctrl.band.age_row` says which ages share a bias.
+    """
 
     def __init__(self, width: int, heads: int, reach: int) -> None:
         super().__init__()
@@ -68,22 +44,19 @@ class MemoryAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.age_bias = AgeBias(heads, reach)
+        self.age_bias = nn.Parameter(torch.zeros(heads, hidden_row(reach)))
 
-    def forward(self, inputs: Tensor, slots: Tensor, band: Band) -> Attended:
+    def forward(self, columns: Tensor, own: slice, band: Band) -> Attended:
         """Attend.
 
-        :param inputs: [B, T, D] the layer's inputs
-        :param slots: [B, C, D] all columns, as layer inputs
+        :param columns: [B, C, D] all columns, as layer inputs
+        :param own: which of them are the window's steps themselves
         :param band: which step sees which of them, and at what age
         """
-        queries = self.query(self.norm(inputs))
-        keys_values = self._project(slots, self.norm.weight, self.norm.bias, self.key_value.weight)
-        bias = self.age_bias(band.raw_age).expand(*band.visible.shape[:2], -1, -1, -1)  # [B, N, H, Q, W_0]
-        if band.compressed_age.shape[-1]:
-            bias = torch.cat([bias, self.age_bias(band.compressed_age)], dim=-1)
-        read, weights = self._read(band.split(queries), band.gather(keys_values), band.visible, bias)
-        return Attended(self.output(band.join(read, inputs.shape[1])), queries, keys_values, weights)
+        normed = normalise(columns, self.norm.weight, self.norm.bias)
+        queries, keys_values = self.query(normed[:, own]), self.key_value(normed)
+        read, weights = banded_attention(queries, keys_values, self.age_bias, band)
+        return Attended(read, queries, keys_values, weights)
 
     def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
         """Attend by content alone, without age and output projection.
@@ -93,54 +66,80 @@ class MemoryAttention(nn.Module):
         :param visible: [B, Q, W] bool; a row without any gives a meaningless, finite result
         :return: [B, Q, D]
         """
-        return self._read(queries, keys_values, visible, None)[0]
+        keys, values = (_split_heads(part, self.heads) for part in keys_values.chunk(2, dim=-1))
+        query = _split_heads(queries / math.sqrt(queries.shape[-1] // self.heads), self.heads)
+        scores = (query @ keys.transpose(-1, -2)).masked_fill(~visible.unsqueeze(-3), HIDDEN)
+        return (scores.softmax(dim=-1) @ values).transpose(-2, -3).flatten(start_dim=-2)
 
     def fixed_keys_values(self, slots: Tensor) -> Tensor:
         """[.., D] -> [.., 2 D] with this layer's weights held fixed, so that a gradient reaches `slots` only.
 
         Fixed by functional use of detached weights: the parameters themselves stay as they are.
         """
-        norm = self.norm
-        return self._project(slots, norm.weight.detach(), norm.bias.detach(), self.key_value.weight.detach())
-
-    def _project(self, slots: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
-        normed = F.layer_norm(slots, self.norm.normalized_shape, scale, shift, self.norm.eps)
-        # What another episode left in the window may overflow here. It gets no weight, but 0 * NaN is NaN.
-        return F.linear(normed.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), weight)
-
-    def _read(
-        self, queries: Tensor, keys_values: Tensor, visible: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return what the queries [.., Q, D] read [.., Q, D] and the weights [.., H, Q, W]."""
-        keys, values = keys_values.chunk(2, dim=-1)
-        query = _split_heads(queries / math.sqrt(queries.shape[-1] // self.heads), self.heads)
-        scores = query @ _split_heads(keys, self.heads).transpose(-1, -2)
-        if bias is not None:
-            scores = scores + bias
-        # Finite, so that a row without any visible slot stays finite; exp() of it is exactly 0 beside a real score.
-        scores = scores.masked_fill(~visible.unsqueeze(-3), torch.finfo(scores.dtype).min / 2)
-        weights = scores.softmax(dim=-1)
-        return (weights @ _split_heads(values, self.heads)).transpose(-2, -3).flatten(start_dim=-2), weights
+        normed = normalise(slots, self.norm.weight.detach(), self.norm.bias.detach())
+        return F.linear(normed, self.key_value.weight.detach())
 
 
-class Gate(nn.Module):
-    """GRU-type gate in place of a residual sum (GTrXL, equations 5 to 7); at first it lets its input pass."""
+def normalise(slots: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Norm slots [.., D] for their projection."""
+    normed = torch.layer_norm(slots, weight.shape, weight, bias)
+    # What another episode left in the window may overflow here. It gets no weight, but 0 * NaN is NaN.
+    normed.detach().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return normed
+
+
+class Gate(nn.GRUCell):
+    """GRU-type gate in place of a residual sum (GTrXL, equations 5 to 7): the stream is what a GRU cell remembers.
+
+    It starts with a bias to keep, so that at first it lets its input pass. As in torch's cell, the reset gate acts
+    after the matrix product, and not before it as in GTrXL.
+    """
+
+    KEEP = 2.0
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.of_update = nn.Linear(width, 3 * width, bias=False)
-        self.of_input = nn.Linear(width, 2 * width, bias=False)
-        self.of_reset_input = nn.Linear(width, width, bias=False)
-        self.bias = nn.Parameter(torch.full((width,), 2.0))
+        super().__init__(width, width)
 
-    def forward(self, inputs: Tensor, update: Tensor) -> Tensor:
-        """Gate `update` [.., D] into `inputs` [.., D]."""
-        reset_update, mix_update, candidate_update = self.of_update(update).chunk(3, dim=-1)
-        reset_input, mix_input = self.of_input(inputs).chunk(2, dim=-1)
-        reset = torch.sigmoid(reset_update + reset_input)
-        mix = torch.sigmoid(mix_update + mix_input - self.bias)
-        candidate = torch.tanh(candidate_update + self.of_reset_input(reset * inputs))
-        return torch.lerp(inputs, candidate, mix)
+    def reset_parameters(self) -> None:
+        """Xavier weights for each of the three maps, zero biases but for that of keeping."""
+        with torch.no_grad():
+            for weights in (self.weight_ih, self.weight_hh):
+                for part in weights.chunk(3):
+                    nn.init.xavier_uniform_(part)
+            self.bias_ih.zero_()
+            self.bias_hh.zero_()
+            self.bias_ih.chunk(3)[1].fill_(self.KEEP)  # the three are: reset, keep, candidate
+
+    def weights(self) -> GateWeights:
+        """Return what `torch.gru_cell` takes."""
+        return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+
+GateWeights = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class FinishWeights(NamedTuple):
+    """What `finish` needs of a layer."""
+
+    output: Tensor
+    attention_gate: GateWeights
+    norm: Tensor
+    norm_bias: Tensor
+    widen: Tensor
+    widen_bias: Tensor
+    narrow: Tensor
+    narrow_bias: Tensor
+    feedforward_gate: GateWeights
+
+
+def finish(inputs: Tensor, read: Tensor, weights: FinishWeights) -> Tensor:
+    """Return a layer's outputs [N, D] for its inputs [N, D] and what its heads `read` [N, D]."""
+    update = F.linear(read, weights.output).relu_()
+    hidden = torch.gru_cell(update, inputs, *weights.attention_gate)
+    normed = torch.layer_norm(hidden, weights.norm.shape, weights.norm, weights.norm_bias)
+    wide = F.linear(normed, weights.widen, weights.widen_bias).relu_()
+    update = F.linear(wide, weights.narrow, weights.narrow_bias).relu_()
+    return torch.gru_cell(update, hidden, *weights.feedforward_gate)
 
 
 class MemoryLayer(nn.Module):
@@ -150,16 +149,30 @@ class MemoryLayer(nn.Module):
         super().__init__()
         self.attention = MemoryAttention(width, heads, reach)
         self.attention_gate = Gate(width)
-        self.feedforward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, feedforward), nn.ReLU(), nn.Linear(feedforward, width), nn.ReLU()
-        )
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, feedforward)
+        self.narrow = nn.Linear(feedforward, width)
         self.feedforward_gate = Gate(width)
 
-    def forward(self, inputs: Tensor, slots: Tensor, band: Band) -> tuple[Tensor, Attended]:
+    def forward(self, inputs: Tensor, columns: Tensor, own: slice, band: Band) -> tuple[Tensor, Attended]:
         """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
-        attended = self.attention(inputs, slots, band)
-        hidden = self.attention_gate(inputs, attended.output.relu())
-        return self.feedforward_gate(hidden, self.feedforward(hidden)), attended
+        attended = self.attention(columns, own, band)
+        outputs = finish(inputs.flatten(0, 1), attended.read.flatten(0, 1), self.finish_weights())
+        return outputs.view_as(inputs), attended
+
+    def finish_weights(self) -> FinishWeights:
+        """Return what `finish` needs."""
+        return FinishWeights(
+            self.attention.output.weight,
+            self.attention_gate.weights(),
+            self.norm.weight,
+            self.norm.bias,
+            self.widen.weight,
+            self.widen.bias,
+            self.narrow.weight,
+            self.narrow.bias,
+            self.feedforward_gate.weights(),
+        )
 
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:

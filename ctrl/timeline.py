@@ -10,7 +10,8 @@ with n_i slots and rates m_i. Unfolded, slot k of tier i is formed at exactly
 
     t = a_i + k * rho_i,        a_i = sum of n_j * rho_j over j < i,        rho_i = m_1 * ... * m_i
 
-A step sees slot k exactly when evicted_i <= k < created_i. The slot stands for the steps
+A step sees slot k exactly when evicted_i <= k < created_i, so slot k leaves at t = a_(i+1) + floor(k / m_(i+1)) *
+rho_(i+1), or n_i * rho_i steps after it was formed where there is no next tier. The slot stands for the steps
 [k * rho_i, (k + 1) * rho_i) and is kept at position k mod n_i of the tier's ring. Nothing here depends on what the
 slots hold, so all of a window is known before its first layer runs (`plan_window`).
 
@@ -53,6 +54,8 @@ class Columns(NamedTuple):
     """[B, C] the slot's number k within its episode."""
     episode: Tensor
     """[B, C] its episode's number within the window."""
+    gone: Tensor
+    """[B, C] the step of the window at which the slot has left the tier, or its episode is over."""
 
 
 class Rhythm(NamedTuple):
@@ -66,6 +69,8 @@ class Rhythm(NamedTuple):
     """rho, the steps that a slot stands for and the steps from one slot to the next."""
     first: int
     """a, the time at which slot 0 is formed."""
+    block: int
+    """Slots that leave together: the next tier's m; 1 for the last tier."""
 
     def created(self, time: Tensor) -> Tensor:
         """Count the slots formed by `time`."""
@@ -75,6 +80,10 @@ class Rhythm(NamedTuple):
         """Find the columns of slots `number`, all formed by a `step` of the window, which is `time` in the episode."""
         formed = step - (time - self.first - number * self.span)
         return self.slots + torch.div(formed, self.span, rounding_mode="floor")
+
+    def life(self, number: Tensor) -> Tensor:
+        """Return for how many steps the tier holds slots `number`; those of a block leave together."""
+        return (self.slots - number.remainder(self.block)) * self.span
 
     def newest_in_ring(self, created: Tensor) -> Tensor:
         """Return [B, n]: the newest slot k < created with k mod n equal to the position; negative where none is."""
@@ -87,8 +96,6 @@ class TierPlan(NamedTuple):
 
     rhythm: Rhythm
     columns: Columns
-    evicted: Tensor
-    """[B, T] slots that have left the tier by each step."""
     stored: Tensor
     """[B, n] ring positions of the first n columns."""
     source: Tensor
@@ -97,6 +104,17 @@ class TierPlan(NamedTuple):
     """[B, n] the column that each ring position holds after the window."""
     kept: Tensor
     """[B, n] bool, the ring positions that hold something after the window."""
+
+
+class Episodes(NamedTuple):
+    """Where each step of a window is in its episode."""
+
+    time: Tensor
+    """[B, T] int64, from 0 at the episode's first step."""
+    number: Tensor
+    """[B, T] how many resets the env has seen since the window began."""
+    next_reset: Tensor
+    """[B, T + 1] the first reset at or after each step; T where there is none."""
 
 
 class WindowPlan(NamedTuple):
@@ -109,35 +127,12 @@ class WindowPlan(NamedTuple):
     tiers: list[TierPlan]
 
 
-class Merge(NamedTuple):
-    """What one tier forms in a single step: K of the envs are due."""
-
-    envs: Tensor
-    """[K]"""
-    source: Tensor
-    """[K, m] the layer's ring positions that are merged."""
-    target: Tensor
-    """[K] the layer's ring position that takes the new slot."""
-
-
-class StepPlan(NamedTuple):
-    """A single step; ring positions are numbered through all tiers of a layer, S in all."""
-
-    kept: Tensor
-    """[B, S] bool, the positions that hold something after the step."""
-    age: Tensor
-    """[B, S] steps from the slot's centre, rounded down; meaningless where nothing is kept."""
-    target: Tensor
-    """[B] the position that takes the step itself."""
-    merges: list[Merge]
-    """By tier, from tier 1 on. No slot that is formed in a step is merged in it, so their order does not matter."""
-
-
 def rhythms(tiers: Sequence[Tier]) -> list[Rhythm]:
     """Return when each tier of a layer forms its slots."""
     result, first = [], 0
-    for tier, span in zip(tiers, spans(tiers), strict=True):
-        result.append(Rhythm(tier.slots, tier.rate, span, first))
+    blocks = [*(tier.rate for tier in tiers[1:]), 1]
+    for tier, span, block in zip(tiers, spans(tiers), blocks, strict=True):
+        result.append(Rhythm(tier.slots, tier.rate, span, first, block))
         first += tier.slots * span
     return result
 
@@ -155,29 +150,6 @@ def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
     return [Counts(*counts) for counts in zip(created, evicted, strict=True)]
 
 
-def plan_step(tiers: Sequence[Tier], clock: Tensor) -> StepPlan:
-    """Plan a single step.
-
-    :param tiers: a layer's tiers
-    :param clock: [B] int64, steps of the current episode consumed before the step: its time
-    """
-    kept, ages, targets, merges = [], [], [], []
-    offset, below = 0, 0
-    for rhythm, counts in zip(rhythms(tiers), count_slots(tiers, clock + 1), strict=True):
-        in_ring = rhythm.newest_in_ring(counts.created)
-        kept.append((in_ring >= counts.evicted[:, None]) & (in_ring >= 0))
-        ages.append(clock[:, None] - in_ring * rhythm.span - rhythm.span // 2)
-        newest = counts.created - 1
-        targets.append(offset + newest.remainder(rhythm.slots))
-        if offset:
-            since_first = clock - rhythm.first
-            envs = ((since_first >= 0) & (since_first.remainder(rhythm.span) == 0)).nonzero()[:, 0]
-            merged = newest[envs, None] * rhythm.rate + torch.arange(rhythm.rate, device=clock.device)
-            merges.append(Merge(envs, below + merged.remainder(offset - below), targets[-1][envs]))
-        offset, below = offset + rhythm.slots, offset
-    return StepPlan(torch.cat(kept, dim=1), torch.cat(ages, dim=1), targets[0], merges)
-
-
 def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPlan:
     """Plan a window of T steps.
 
@@ -185,33 +157,35 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     :param clock: [B] int64, steps of the current episode consumed before the window
     :param reset: [B, T] bool, true where a step is the first of an episode
     """
-    steps = torch.arange(reset.shape[1], device=reset.device)
+    length = reset.shape[1]
+    steps = torch.arange(length, device=reset.device)
     begun = torch.where(reset, steps, -1).cummax(dim=1).values  # [B, T] where the episode began; -1: before the window
     time = torch.where(begun < 0, clock[:, None] + steps, steps - begun)
-    episode = reset.cumsum(dim=1)
+    next_reset = torch.where(reset, steps, length).flip(1).cummin(dim=1).values.flip(1)  # [B, T] at or after each step
+    episodes = Episodes(time, reset.cumsum(dim=1), F.pad(next_reset, (0, 1), value=length))
     all_rhythms = rhythms(tiers)
-    before, after = count_slots(tiers, clock), count_slots(tiers, time + 1)
+    before, after = count_slots(tiers, clock), count_slots(tiers, time[:, -1] + 1)
     plans = []
     for position, rhythm in enumerate(all_rhythms):
         below = all_rhythms[max(position - 1, 0)]
-        plans.append(_plan_tier(rhythm, below, clock, before[position], after[position], time, episode))
-    return WindowPlan(time[:, -1] + 1, episode, plans)
+        plans.append(_plan_tier(rhythm, below, clock, before[position], after[position], episodes))
+    return WindowPlan(time[:, -1] + 1, episodes.number, plans)
 
 
 def _plan_tier(
-    rhythm: Rhythm, below: Rhythm, clock: Tensor, before: Counts, after: Counts, time: Tensor, episode: Tensor
+    rhythm: Rhythm, below: Rhythm, clock: Tensor, before: Counts, after: Counts, episodes: Episodes
 ) -> TierPlan:
-    old = _stored_columns(rhythm, clock, before)
-    new = _formed_columns(rhythm, time, episode)
+    time = episodes.time
+    old = _stored_columns(rhythm, clock, before, episodes)
+    new = _formed_columns(rhythm, episodes)
     merged = new.number[:, :, None] * rhythm.rate + torch.arange(rhythm.rate, device=time.device)  # [B, E, m]
     source = below.column(merged, new.step[:, :, None], time.gather(1, new.step)[:, :, None])
-    in_ring = rhythm.newest_in_ring(after.created[:, -1])
-    kept = (in_ring >= after.evicted[:, -1:]) & (in_ring >= 0)
+    in_ring = rhythm.newest_in_ring(after.created)
+    kept = in_ring >= after.evicted[:, None]
     ring = rhythm.column(in_ring, time.shape[1] - 1, time[:, -1:])
     return TierPlan(
         rhythm,
         Columns(*(torch.cat(parts, dim=1) for parts in zip(old, new, strict=True))),
-        after.evicted,
         stored=old.number.remainder(rhythm.slots),
         source=torch.where(new.exists[:, :, None], source, 0),
         ring=torch.where(kept, ring, 0),
@@ -219,22 +193,24 @@ def _plan_tier(
     )
 
 
-def _stored_columns(rhythm: Rhythm, clock: Tensor, before: Counts) -> Columns:
+def _stored_columns(rhythm: Rhythm, clock: Tensor, before: Counts, episodes: Episodes) -> Columns:
     """Lay out what the state holds: as if the first episode had no beginning, less what does not exist."""
     starts = torch.arange(-rhythm.slots, 0, device=clock.device) * rhythm.span
     step = starts + (rhythm.first - clock).remainder(rhythm.span)[:, None]  # [B, n]
-    index = torch.div(clock[:, None] + step - rhythm.first, rhythm.span, rounding_mode="floor")
-    exists = (index >= before.evicted[:, None]) & (index >= 0)
-    return Columns(exists, step, index, torch.zeros_like(index))
+    number = torch.div(clock[:, None] + step - rhythm.first, rhythm.span, rounding_mode="floor")
+    exists = number >= before.evicted[:, None]  # which is never negative
+    gone = torch.minimum(step + rhythm.life(number), episodes.next_reset[:, :1])
+    return Columns(exists, step, number, torch.zeros_like(number), gone)
 
 
-def _formed_columns(rhythm: Rhythm, time: Tensor, episode: Tensor) -> Columns:
+def _formed_columns(rhythm: Rhythm, episodes: Episodes) -> Columns:
     """Lay out what the window forms."""
-    since_first = time - rhythm.first  # [B, T]
+    since_first = episodes.time - rhythm.first  # [B, T]
     forms = (since_first >= 0) & (since_first.remainder(rhythm.span) == 0)
     span = min(rhythm.span, forms.shape[1])  # a window shorter than rho is a single column
     by_column = F.pad(forms, (0, -forms.shape[1] % span)).unflatten(1, (-1, span))  # [B, E, rho]
-    starts = torch.arange(by_column.shape[1], device=time.device) * rhythm.span
+    starts = torch.arange(by_column.shape[1], device=forms.device) * rhythm.span
     step = starts + by_column.to(torch.uint8).argmax(dim=2)
-    index = torch.div(since_first.gather(1, step), rhythm.span, rounding_mode="floor")
-    return Columns(by_column.any(dim=2), step, index, episode.gather(1, step))
+    number = torch.div(since_first.gather(1, step), rhythm.span, rounding_mode="floor")
+    gone = torch.minimum(step + rhythm.life(number), episodes.next_reset.gather(1, step + 1))
+    return Columns(by_column.any(dim=2), step, number, episodes.number.gather(1, step), gone)

@@ -109,8 +109,9 @@ def filled(steps: int = 6, envs: int = 2, window: int = 3, **arguments: Any) -> 
         column = told[:, None]
         state = PolicyState(BookkeepingCore(1).initial_state(envs)._replace(last=column), column, column)
         obs: Any = {"x": column.numpy()} if isinstance(space, spaces.Dict) else column.numpy()
-        acted = Acted(told.long(), told + 0.1, -told, state)
-        buffer.add_step(obs, acted, state, told.numpy() + 0.5, np.zeros(envs, dtype=bool))
+        if buffer.starts_window():
+            buffer.add_snapshot(state)
+        buffer.add_step(obs, Acted(told.long(), told + 0.1, -told), told.numpy() + 0.5, np.zeros(envs, dtype=bool))
     return buffer
 
 

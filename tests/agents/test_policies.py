@@ -63,7 +63,7 @@ def test_predict_is_acting(core: str, previous_reward: bool) -> None:
         obs = torch.as_tensor(buffer.observations[step])
         with torch.no_grad():
             value = model.policy.values_after(obs, latent_state, torch.as_tensor(starts))
-            acted = model.policy.act(obs, latent_state, torch.as_tensor(starts), deterministic=True)
+        acted = model.policy.actor(latent_state).act(obs, torch.as_tensor(starts), deterministic=True)
         np.testing.assert_allclose(value, buffer.values[step], atol=1e-5)
         action, state = model.predict(buffer.observations[step], state, starts, deterministic=True, reward=rewards)
         assert action.tolist() == acted.actions.tolist()

@@ -100,10 +100,13 @@ def test_learning_again_starts_new_episodes() -> None:
 
 def test_learning_goes_on_in_mid_episode() -> None:
     model = make_model(staggered_env()).learn(STEPS)
-    state = model._last_state
+    assert model._actor is not None
+    state = model._actor.state()
     model.learn(STEPS, reset_num_timesteps=False)
     assert model.num_timesteps == 2 * STEPS
-    assert state is not None and model.rollout_buffer.snapshots[0] is state
+    first = model.rollout_buffer.snapshots[0]
+    for found, expected in zip([*first.core, *first[1:]], [*state.core, *state[1:]], strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_an_update_ends_where_the_policy_has_moved_too_far() -> None:

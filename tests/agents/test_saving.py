@@ -152,10 +152,10 @@ def test_weights_of_another_core_are_refused(tmp_path: Path) -> None:
 def test_a_saved_file_holds_no_memory_of_episodes(tmp_path: Path) -> None:
     model = trained()
     model.save(tmp_path / "agent")
-    assert model._last_state is not None
+    assert model._actor is not None
     data, _, _ = load_from_zip_file(tmp_path / "agent")
-    assert data is not None and "_last_state" not in data
-    assert MemoryPPO.load(tmp_path / "agent", device="cpu")._last_state is None
+    assert data is not None and "_actor" not in data
+    assert MemoryPPO.load(tmp_path / "agent", device="cpu")._actor is None
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:

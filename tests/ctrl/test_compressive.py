@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ctrl
+from ctrl.band import age_row, hidden_row
 from ctrl.compressive import CompressiveCore
 from ctrl.memory import Tier, spans
 
@@ -37,8 +38,9 @@ class SlowReference:
         for number, layer in enumerate(self.core.layers):
             self._insert(number, 0, (self.time, hidden.detach()))
             attended = self._attend(number, hidden)
-            hidden = layer.attention_gate(hidden, torch.relu(layer.attention.output(attended)))
-            hidden = layer.feedforward_gate(hidden, layer.feedforward(hidden))
+            hidden = gate(layer.attention_gate, hidden, torch.relu(layer.attention.output(attended)))
+            widened = torch.relu(layer.widen(layer.norm(hidden)))
+            hidden = gate(layer.feedforward_gate, hidden, torch.relu(layer.narrow(widened)))
         self.time += 1
         return self.core.norm(hidden)
 
@@ -68,13 +70,30 @@ class SlowReference:
                 for first, slot in slots:
                     key, value = attention.key_value(attention.norm(slot)).chunk(2)
                     age = self.time - first - span // 2
-                    bucket = age if age < 32 else 32 + math.floor(4 * math.log2(age / 32))
-                    bias = attention.age_bias.weight[bucket, head]
+                    bias = attention.age_bias[head, bias_row(age)]
                     scores.append(query[part] @ key[part] / math.sqrt(size) + bias)
                     values.append(value[part])
             weights = torch.stack(scores).softmax(dim=0)
             result[part] = weights @ torch.stack(values)
         return result
+
+
+def bias_row(age: int) -> int:
+    """A row for each age up to 32, then 4 of equal width for each doubling."""
+    if age < 32:
+        return age
+    octave = math.floor(math.log2(age / 32))
+    return 32 + 4 * octave + math.floor(4 * (age / (32 * 2**octave) - 1))
+
+
+def gate(cell: torch.nn.GRUCell, kept: Tensor, update: Tensor) -> Tensor:
+    """The equations of a GRU that remembers the stream and hears the update."""
+    of_update = (cell.weight_ih @ update + cell.bias_ih).chunk(3)
+    of_kept = (cell.weight_hh @ kept + cell.bias_hh).chunk(3)
+    reset = torch.sigmoid(of_update[0] + of_kept[0])
+    keep = torch.sigmoid(of_update[1] + of_kept[1])
+    candidate = torch.tanh(of_update[2] + reset * of_kept[2])
+    return keep * kept + (1 - keep) * candidate
 
 
 @st.composite
@@ -288,9 +307,8 @@ def test_a_reach_of_millions_costs_no_more_memory() -> None:
         torch.testing.assert_close(outputs, unrolled.outputs[:, t], rtol=1e-4, atol=1e-5)
 
 
-def test_age_entries_are_exact_then_four_per_doubling() -> None:
-    bias = CompressiveCore(3, layers=1, memory=[Tier(300)]).layers[0].attention.age_bias
-    with torch.no_grad():
-        bias.weight.copy_(torch.arange(len(bias.weight)).float()[:, None].expand_as(bias.weight))
-    ages = torch.tensor([[-3, 0, 1, 31, 32, 38, 39, 45, 46, 53, 54, 63, 64, 128, 299]])
-    assert bias(ages)[0, 0].tolist() == [0, 0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 40, 44]
+def test_age_rows_are_exact_then_four_per_doubling() -> None:
+    ages = torch.tensor([0, 1, 31, 32, 39, 40, 47, 48, 55, 56, 63, 64, 79, 80, 128, 299, 10**6])
+    assert age_row(ages).tolist() == [0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 36, 37, 40, 44, 91]
+    assert age_row(ages).tolist() == [bias_row(int(age)) for age in ages]
+    assert hidden_row(299) == 45

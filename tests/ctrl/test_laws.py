@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,12 +72,21 @@ def lived_in_state(core: Core, steps: int = 17) -> Any:
     return core.unroll(torch.randn(BATCH, steps, INPUTS), core.initial_state(BATCH), reset).state
 
 
-def fold(core: Core, inputs: Tensor, state: Any, reset: Tensor) -> tuple[Tensor, Any]:
+WAYS = ("step", "step with a graph", "acting")
+
+
+def fold(core: Core, inputs: Tensor, state: Any, reset: Tensor, way: str = "step") -> tuple[Tensor, Any]:
+    """Take one step after another, in one of the ways that a core has."""
     outputs = []
-    for t in range(inputs.shape[1]):
-        output, state = core.step(inputs[:, t], state, reset[:, t])
-        outputs.append(output)
-    return torch.stack(outputs, dim=1), state
+    with torch.set_grad_enabled(way == "step with a graph"):
+        acting = core.acting(state)
+        for t in range(inputs.shape[1]):
+            if way == "acting":
+                output = acting.step(inputs[:, t], reset[:, t])
+            else:
+                output, state = core.step(inputs[:, t], state, reset[:, t])
+            outputs.append(output)
+        return torch.stack(outputs, dim=1), acting.state() if way == "acting" else state
 
 
 def assert_same_state(actual: Any, expected: Any) -> None:
@@ -87,16 +97,19 @@ def assert_same_state(actual: Any, expected: Any) -> None:
 # Law 1: one meaning
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OPTIONS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data(), length=st.sampled_from([1, 2, 7, 30, 70]))
-def test_unroll_equals_folded_steps_for_any_split_and_resets(name: str, data: st.DataObject, length: int) -> None:
+def test_unroll_equals_folded_steps_for_any_split_and_resets(
+    name: str, way: str, data: st.DataObject, length: int
+) -> None:
     core = build(name)
     rows = st.lists(st.sampled_from([False] * 6 + [True]), min_size=length, max_size=length)
     reset = torch.tensor([data.draw(rows) for _ in range(BATCH)])
     inputs = torch.randn(BATCH, length, INPUTS)
     start = lived_in_state(core)
-    stepped, final = fold(core, inputs, start, reset)
+    stepped, final = fold(core, inputs, start, reset, way)
 
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=3))) if length > 1 else []
     state, parts = start, []
@@ -118,6 +131,55 @@ def test_each_env_is_as_if_alone(core: Core, window: tuple[Tensor, Tensor]) -> N
         torch.testing.assert_close(together[env : env + 1], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_acting_gives_back_the_state_at_any_step(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    state = lived_in_state(core)
+    acting = core.acting(state)
+    with torch.no_grad():
+        for t in range(LENGTH):
+            output = acting.step(inputs[:, t], reset[:, t])
+            expected, state = core.step(inputs[:, t], state, reset[:, t])
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+            assert_same_state(acting.state(), state)
+            some = acting.state(np.array([2, 0]))
+            assert_same_state(some, type(state)(*(leaf[[2, 0]] for leaf in state)))
+
+
+def test_acting_leaves_the_state_that_it_began_with_and_those_that_it_gave(
+    core: Core, window: tuple[Tensor, Tensor]
+) -> None:
+    inputs, reset = window
+    states = [lived_in_state(core)]
+    acting = core.acting(states[0])
+    copies = [[leaf.clone() for leaf in states[0]]]
+    for t in range(LENGTH):
+        acting.step(inputs[:, t], reset[:, t])
+        states.append(acting.state())
+        copies.append([leaf.clone() for leaf in states[-1]])
+    for state, copy in zip(states, copies, strict=True):
+        assert all(torch.equal(leaf, kept) for leaf, kept in zip(state, copy, strict=True))
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced", "loaded"])
+def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], change: str) -> None:
+    """Keys and values of before the change are of no use after it."""
+    inputs, reset = window
+    acting, state = core.acting(core.initial_state(BATCH)), core.initial_state(BATCH)
+    for t in range(LENGTH):
+        if t == 15:
+            weights = {name: value + 0.1 * torch.randn_like(value) for name, value in core.state_dict().items()}
+            for name, parameter in core.named_parameters():
+                if change == "written to":
+                    parameter.detach().copy_(weights[name])
+                elif change == "replaced":
+                    parameter.data = weights[name]
+            if change == "loaded":
+                core.load_state_dict(weights)
+        with torch.no_grad():
+            expected, state = core.step(inputs[:, t], state, reset[:, t])
+        torch.testing.assert_close(acting.step(inputs[:, t], reset[:, t]), expected, rtol=1e-4, atol=1e-5)
+
+
 # Law 2: reset first
 
 
@@ -137,6 +199,21 @@ def test_nothing_before_a_reset_reaches_anything_after_it(
         assert torch.equal(outputs[env, first:], replaced[env, first:])
 
 
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, 1e30])
+def test_nothing_seen_before_a_reset_is_acted_on_after_it(
+    core: Core, window: tuple[Tensor, Tensor], poison: float
+) -> None:
+    inputs, reset = window
+    last = [int(row.nonzero().max()) for row in reset]
+    other = inputs.clone()
+    for env, first in enumerate(last):
+        other[env, :first] = poison
+    clean, _ = fold(core, inputs, core.initial_state(BATCH), reset, "acting")
+    poisoned, _ = fold(core, other, core.initial_state(BATCH), reset, "acting")
+    for env, first in enumerate(last):
+        assert torch.equal(clean[env, first:], poisoned[env, first:])
+
+
 def test_a_state_full_of_nan_is_harmless_at_a_reset(core: Core, window: tuple[Tensor, Tensor]) -> None:
     inputs, reset = window
     reset[:, 0] = True
@@ -144,8 +221,9 @@ def test_a_state_full_of_nan_is_harmless_at_a_reset(core: Core, window: tuple[Te
     poisoned = type(clean)(*(torch.full_like(leaf, torch.nan) if leaf.is_floating_point() else leaf for leaf in clean))
     expected = core.unroll(inputs, clean, reset).outputs
     assert torch.equal(core.unroll(inputs, poisoned, reset).outputs, expected)
-    stepped, _ = core.step(inputs[:, 0], poisoned, reset[:, 0])
-    assert torch.equal(stepped, core.step(inputs[:, 0], clean, reset[:, 0])[0])
+    for way in WAYS:
+        stepped, _ = fold(core, inputs[:, :5], poisoned, reset[:, :5], way)
+        assert torch.equal(stepped, fold(core, inputs[:, :5], clean, reset[:, :5], way)[0])
     loss = core.unroll(inputs, poisoned, reset)
     (loss.outputs.sum() + loss.reconstruction_loss).backward()
     assert all(bool(p.grad.isfinite().all()) for p in core.parameters() if p.grad is not None)
@@ -187,6 +265,9 @@ def test_no_output_sees_an_empty_or_stale_slot(window: tuple[Tensor, Tensor], po
         assert torch.equal(core.unroll(inputs, filled, reset).outputs, core.unroll(inputs, lived, reset).outputs)
         empty = clean._replace(slots=torch.full_like(clean.slots, poison))
         assert torch.equal(core.unroll(inputs, empty, reset).outputs, core.unroll(inputs, clean, reset).outputs)
+        for way in WAYS:
+            assert torch.equal(fold(core, inputs, filled, reset, way)[0], fold(core, inputs, lived, reset, way)[0])
+            assert torch.equal(fold(core, inputs, empty, reset, way)[0], fold(core, inputs, clean, reset, way)[0])
 
 
 # Law 4: state is data
@@ -224,9 +305,10 @@ def test_state_does_not_grow_by_step_one_million(window: tuple[Tensor, Tensor]) 
         young = lived_in_state(core)
         old = young._replace(clock=torch.tensor([1_000_000, 999_993, 1_000_017]), slots=torch.randn_like(young.slots))
         unrolled = core.unroll(inputs, old, reset)
-        stepped, state = fold(core, inputs, old, reset)
-        torch.testing.assert_close(unrolled.outputs, stepped, rtol=1e-4, atol=1e-5)
-        assert [leaf.shape for leaf in state] == [leaf.shape for leaf in young]
+        for way in WAYS:
+            stepped, state = fold(core, inputs, old, reset, way)
+            torch.testing.assert_close(unrolled.outputs, stepped, rtol=1e-4, atol=1e-5)
+            assert [leaf.shape for leaf in state] == [leaf.shape for leaf in young]
 
 
 # Law 5: gradients go where they should
@@ -306,6 +388,13 @@ def test_arguments_that_do_not_fit_are_refused_by_name(core: Core) -> None:
         core.unroll(torch.randn(BATCH, 0, INPUTS), state, torch.zeros(BATCH, 0, dtype=torch.bool))
     with pytest.raises(ValueError, match="cpu.*meta"):
         core.step(inputs.to("meta"), state, reset)
+    acting = core.acting(state)
+    with pytest.raises(ValueError, match=r"inputs must be .*got \(2, 5\)"):
+        acting.step(inputs[:2], reset[:2])
+    with pytest.raises(ValueError, match="reset must be bool"):
+        acting.step(inputs, reset.float())
+    with pytest.raises(ValueError, match="state must be the .*State.*tuple"):
+        core.acting(tuple(state))
 
 
 def test_unknown_cores_are_answered_with_the_valid_ones() -> None:

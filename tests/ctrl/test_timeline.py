@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrl.band import Band, make_band
+from ctrl.band import COPIES, Band, hidden_row, make_band
 from ctrl.memory import Tier, reach, spans, tiers_by_layer
 from ctrl.timeline import count_slots, plan_window
 
@@ -64,7 +64,7 @@ def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers:
     clocks = data.draw(st.lists(st.integers(0, 90), min_size=batch, max_size=batch))
     resets = [data.draw(st.lists(st.booleans(), min_size=length, max_size=length)) for _ in range(batch)]
     plan = plan_window(tiers, torch.tensor(clocks), torch.tensor(resets))
-    band = make_band(plan)
+    band, hidden = make_band(plan, reach(tiers)), hidden_row(reach(tiers))
     for env in range(batch):
         simulation, time = ListTimeline(tiers), 0
         for time in range(clocks[env]):
@@ -76,20 +76,18 @@ def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers:
             simulation.step(time)
             for level, span in enumerate(spans(tiers)):
                 expected = [time - first - span // 2 for first, _ in simulation.lists[level]]
-                assert sorted(seen_ages(band, env, step, level), reverse=True) == expected
+                assert sorted(seen_ages(band, hidden, env, step, level), reverse=True) == expected
             time += 1
         assert int(plan.clock[env]) == time
         for tier, slots in zip(plan.tiers, simulation.lists, strict=True):
             assert int(tier.kept[env].sum()) == len(slots)
 
 
-def seen_ages(band: Band, env: int, step: int, level: int) -> list[int]:
+def seen_ages(band: Band, hidden: int, env: int, step: int, level: int) -> list[int]:
     """The ages at which one step sees the slots of one tier."""
-    raw = band.raw_age.expand(*band.visible.shape[:2], -1, -1)
-    ages = torch.cat([raw, band.compressed_age], dim=3)
-    block, row = divmod(step, band.visible.shape[2])
-    age, visible = (part[env, block, row].split(band.widths)[level] for part in (ages, band.visible))
-    return age[visible].tolist()
+    block, row = divmod(step, band.row.shape[2])
+    age, bias = (part[env, block, row].split(band.widths)[level] for part in (band.age, band.row))
+    return age[bias // COPIES != hidden].tolist()
 
 
 def test_counts_at_a_million_steps() -> None:
@@ -100,9 +98,10 @@ def test_counts_at_a_million_steps() -> None:
 
 
 def test_a_rate_below_the_slot_count_keeps_the_step_itself_visible() -> None:
-    plan = plan_window((Tier(1), Tier(2, rate=1)), torch.tensor([5]), torch.zeros(1, 4, dtype=torch.bool))
-    band = make_band(plan)
-    assert [seen_ages(band, 0, step, 0) for step in range(4)] == [[0], [0], [0], [0]]
+    tiers = (Tier(1), Tier(2, rate=1))
+    plan = plan_window(tiers, torch.tensor([5]), torch.zeros(1, 4, dtype=torch.bool))
+    band = make_band(plan, reach(tiers))
+    assert [seen_ages(band, hidden_row(reach(tiers)), 0, step, 0) for step in range(4)] == [[0], [0], [0], [0]]
 
 
 def test_reach_and_spans() -> None:

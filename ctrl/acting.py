@@ -1,0 +1,252 @@
+"""Acting with the compressive core: rings of slots with their keys and values, written in place.
+
+A step of a window's unroll looks at all slots anew. Here each slot's keys and values are projected once, when it is
+formed, and again only when the weights have changed. When which slot is formed, and where it goes, follows from each
+env's clock alone (see `ctrl.timeline`); that part runs in numpy on the host, once for all layers with the same tiers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctrl.band import age_row, hidden_row
+from ctrl.banded import HIDDEN
+from ctrl.core import Acting
+from ctrl.layer import MemoryLayer, finish, normalise
+from ctrl.memory import Tiers, reach
+from ctrl.timeline import count_slots, rhythms
+
+if TYPE_CHECKING:
+    from ctrl.compressive import CompressiveCore, CompressiveState
+
+Integers = npt.NDArray[np.int64]
+
+TABLE = 2**16
+"""Up to this reach, the rows of all ages are kept in a table."""
+EMPTY = -(2**40)
+"""The centre of a slot that is not there: so old that nobody sees it."""
+
+
+class Merge(NamedTuple):
+    """What one tier forms in a step: K of the envs are due. Positions are numbered through all envs."""
+
+    tier: int
+    source: Tensor
+    """[K m] the positions that are merged."""
+    target: Tensor
+    """[K] the positions that take the new slots."""
+
+
+class Moves(NamedTuple):
+    """What happens to the rings of a layer in one step."""
+
+    merges: list[Merge]
+    """The last tier first, so that a slot is read before another takes its position."""
+    target: Tensor
+    """[B] the positions that take the step itself."""
+    row: Tensor
+    """[B S] the row of the table of biases for each position."""
+
+
+class Rings:
+    """Which slot is where, in the rings of a layer of B envs: S positions each, tier by tier.
+
+    :param tiers: the layer's
+    :param clock: [B] steps of the current episode consumed so far
+    """
+
+    def __init__(self, tiers: Tiers, clock: Tensor) -> None:
+        self._rhythms = rhythms(tiers)
+        self._oldest = reach(tiers)
+        self._hidden = hidden_row(self._oldest)
+        self._row_of_age: Integers | None = None
+        if self._oldest < TABLE:
+            self._row_of_age = np.append(age_row(torch.arange(self._oldest + 1)).numpy(), self._hidden)
+        sizes = [tier.slots for tier in tiers]
+        self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._base = np.arange(len(clock)) * sum(sizes)
+        centres = []
+        for rhythm, counts in zip(self._rhythms, count_slots(tiers, clock), strict=True):
+            number = rhythm.newest_in_ring(counts.created)
+            kept = number >= counts.evicted[:, None]
+            centres.append(torch.where(kept, number * rhythm.span + rhythm.span // 2, EMPTY))
+        self.centre: Integers = torch.cat(centres, dim=1).cpu().numpy()
+        """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """[B, S] which positions hold a slot."""
+        return np.not_equal(self.centre, EMPTY)
+
+    def forget(self, envs: Integers) -> None:
+        """Empty the rings of some envs."""
+        self.centre[envs] = EMPTY
+
+    def advance(self, time: Integers, device: torch.device) -> Moves:
+        """Move on by the step that is `time` [B] in each env's episode."""
+        flat = self.centre.reshape(-1)
+        merges = []
+        for tier in range(len(self._rhythms) - 1, 0, -1):
+            rhythm, below = self._rhythms[tier], self._rhythms[tier - 1]
+            since_first = time - rhythm.first
+            due = np.flatnonzero((since_first >= 0) & (since_first % rhythm.span == 0))
+            if not len(due):
+                continue
+            number = since_first[due] // rhythm.span
+            merged = (number[:, None] * rhythm.rate + np.arange(rhythm.rate)) % below.slots
+            source = (self._base[due, None] + self._offsets[tier - 1] + merged).reshape(-1)
+            target = self._base[due] + self._offsets[tier] + number % rhythm.slots
+            flat[source] = EMPTY
+            flat[target] = number * rhythm.span + rhythm.span // 2
+            merges.append(Merge(tier, *(torch.from_numpy(each).to(device) for each in (source, target))))
+        target = self._base + time % self._rhythms[0].slots
+        flat[target] = time
+        return Moves(merges, torch.from_numpy(target).to(device), self._rows(time).to(device))
+
+    def _rows(self, time: Integers) -> Tensor:
+        """Return [B S] the row of each position's bias."""
+        age = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # that much where nothing is
+        if self._row_of_age is not None:
+            return torch.from_numpy(self._row_of_age[age])
+        rows = age_row(torch.from_numpy(age))
+        return rows.masked_fill_(torch.from_numpy(age > self._oldest), self._hidden)
+
+
+class LayerRings:
+    """The slots of one layer of B envs, with their keys and values.
+
+    Views are made once and weights are at hand: at a small B, looking them up would take most of a step's time.
+
+    :param layer: whose weights project them
+    :param slots: [B, S, D]
+    """
+
+    def __init__(self, layer: MemoryLayer, slots: Tensor) -> None:
+        self._layer = layer
+        self.slots = slots
+        batch, size, width = slots.shape
+        heads = layer.attention.heads
+        self._shape = (batch, heads, width // heads)
+        self._keys_values = slots.new_empty(2, heads, batch, size, width // heads)
+        self._flat_slots, self._flat_keys_values = slots.view(-1, width), self._keys_values.view(-1, width // heads)
+        key, self._value = self._keys_values.view(2, heads * batch, size, -1)  # [H B, S, d]
+        self._key = key.transpose(1, 2)
+        self._head = torch.arange(2 * heads, device=slots.device)[:, None] * (batch * size)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the weights as they are now, and project all slots with them."""
+        attention = self._layer.attention
+        batch, heads, features = self._shape
+        self._norm = attention.norm.weight, attention.norm.bias
+        self._key_value = attention.key_value.weight
+        self._all = torch.cat([self._key_value, attention.query.weight / math.sqrt(features)])
+        self._biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
+        self._finish = self._layer.finish_weights()
+        projected = F.linear(normalise(self.slots, *self._norm), self._key_value)
+        self._keys_values.copy_(projected.view(batch, -1, 2, heads, features).permute(2, 3, 0, 1, 4))
+
+    def forget(self, envs: Tensor) -> None:
+        """Zero the keys and values of some envs: an empty slot has no weight, but 0 * NaN is NaN."""
+        self._keys_values.index_fill_(2, envs, 0.0)
+
+    def merge(self, merge: Merge, compressor: nn.Module) -> None:
+        """Let a tier form slots."""
+        flat = self._flat_slots
+        formed = compressor(flat.index_select(0, merge.source).view(len(merge.target), -1, flat.shape[1]))
+        self._write(formed, merge.target, self._key_value)
+
+    def step(self, hidden: Tensor, moves: Moves) -> Tensor:
+        """Write a step's inputs [B, D], and return what the layer makes of them."""
+        batch, heads, features = self._shape
+        query = self._write(hidden, moves.target, self._all)
+        scores = self._biases.index_select(1, moves.row).view(heads * batch, 1, -1)
+        scores.baddbmm_(query.view(heads * batch, 1, features), self._key)
+        read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
+        read = read.view(heads, batch, features).transpose(0, 1).reshape(batch, heads * features)
+        return finish(hidden, read, self._finish)
+
+    def _write(self, slots: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Write slots [K, D], their keys and values; return [.., K, d] what `weight` makes of them beyond these."""
+        _, heads, features = self._shape
+        self._flat_slots.index_copy_(0, target, slots)
+        projected = F.linear(normalise(slots, *self._norm), weight).view(len(slots), -1, features)
+        by_head = projected.transpose(0, 1).contiguous()
+        keys_values, rest = by_head.tensor_split((2 * heads,))
+        self._flat_keys_values.index_copy_(0, (self._head + target).view(-1), keys_values.view(-1, features))
+        return rest
+
+
+class CompressiveActing(Acting["CompressiveState"]):
+    """The compressive core, acting in B envs; see `MemoryCore.acting`."""
+
+    core: CompressiveCore
+
+    def __init__(self, core: CompressiveCore, state: CompressiveState) -> None:
+        super().__init__(core, state)
+        self._clock: Integers = state.clock.cpu().numpy().copy()
+        self._rings = {tiers: Rings(tiers, state.clock) for tiers in set(core.tiers)}
+        self._weights = list(core.layers.parameters())
+        self._versions = self._weight_versions()
+        parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
+        with torch.no_grad():
+            self._layers = [
+                LayerRings(cast(MemoryLayer, layer), torch.where(self._kept(tiers), slots, 0))
+                for layer, tiers, slots in zip(core.layers, core.tiers, parts, strict=True)
+            ]
+
+    def state(self, envs: Integers | None = None) -> CompressiveState:
+        """Return a copy of the state, of all envs or some."""
+        picked = np.arange(len(self._clock)) if envs is None else np.asarray(envs)
+        index = torch.from_numpy(picked).to(self.core.device)
+        slots = [
+            torch.where(self._kept(tiers)[index], layer.slots[index], 0)
+            for layer, tiers in zip(self._layers, self.core.tiers, strict=True)
+        ]
+        clock = torch.from_numpy(self._clock[picked]).to(self.core.device)
+        return self.core.make_state([clock, torch.cat(slots, dim=1)])
+
+    def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
+        self._follow_weights()
+        self._forget(np.flatnonzero(reset.cpu().numpy()))
+        moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
+        self._clock += 1
+        hidden: Tensor = self.core.embed(inputs)
+        for number, (layer, tiers) in enumerate(zip(self._layers, self.core.tiers, strict=True)):
+            for merge in moves[tiers].merges:
+                layer.merge(merge, self.core.compressor(number, merge.tier))
+            hidden = layer.step(hidden, moves[tiers])
+        outputs: Tensor = self.core.norm(hidden)
+        return outputs
+
+    def _forget(self, envs: Integers) -> None:
+        if not len(envs):
+            return
+        self._clock[envs] = 0
+        for rings in self._rings.values():
+            rings.forget(envs)
+        index = torch.from_numpy(envs).to(self.core.device)
+        for layer in self._layers:
+            layer.forget(index)
+
+    def _follow_weights(self) -> None:
+        versions = self._weight_versions()
+        if versions != self._versions:
+            self._versions = versions
+            for layer in self._layers:
+                layer.refresh()
+
+    def _weight_versions(self) -> list[tuple[int, int]]:
+        """Return what changes when a parameter is written to or replaced."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self._weights]
+
+    def _kept(self, tiers: Tiers) -> Tensor:
+        """[B, S, 1] which positions of a layer hold a slot."""
+        return torch.from_numpy(self._rings[tiers].kept[:, :, None]).to(self.core.device)

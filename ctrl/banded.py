@@ -1,0 +1,91 @@
+"""Attention of a window's blocks to their columns, forward and backward by hand.
+
+Written out because on a CPU two gradients are slow if left to autograd: that of a table lookup, and that of columns
+which several blocks share. Sizes are those of `ctrl.band`: B windows of T steps in N blocks of Q steps, each with W of
+the C columns; H heads of d = D / H features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctrl.band import COPIES, Band
+
+HIDDEN = -1e30
+"""Score of what is not visible: finite, so that a row without any visible column stays finite, and exp() of it is
+exactly 0 beside a real score."""
+
+
+def banded_attention(queries: Tensor, keys_values: Tensor, biases: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+    """Read the columns of each block.
+
+    :param queries: [B, T, D]
+    :param keys_values: [B, C, 2 D]
+    :param biases: [H, E], one for each row of the band but the hidden one
+    :return: what was read, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
+    """
+    read, weights = _BandedAttention.apply(queries, keys_values, biases, band)  # type: ignore[no-untyped-call]
+    return read, weights
+
+
+class _BandedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys_values: Tensor, biases: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+        heads, (_, _, size, width) = len(biases), band.row.shape
+        scale = 1 / math.sqrt(queries.shape[2] // heads)
+        query = _split_heads(band.split(queries) * scale, heads)  # [H, B, N, Q, d]
+        columns = keys_values.unflatten(2, (2, heads, -1)).permute(2, 3, 0, 1, 4).contiguous()  # [2, H, B, C, d]
+        if len(band.columns) > 1:
+            columns = columns.index_select(3, band.columns.flatten())
+        columns = columns.view(2, -1, width, query.shape[4])
+        key, value = columns  # [H B N, W, d]
+        table = F.pad(biases, (0, 1), value=HIDDEN).repeat_interleave(COPIES, dim=1)
+        scores = table.index_select(1, band.row.flatten()).view(-1, size, width)
+        scores.baddbmm_(query.flatten(0, 2), key.transpose(1, 2))
+        weights = torch.softmax(scores, 2, out=scores)
+        read = _join_heads(torch.bmm(weights, value).view_as(query))
+        ctx.band, ctx.scale, ctx.counts = band, scale, (keys_values.shape[1], biases.shape[1])
+        ctx.save_for_backward(query, columns, weights)
+        ctx.set_materialize_grads(False)  # none arrives for the weights
+        weights = weights.view(heads, *band.row.shape)
+        ctx.mark_non_differentiable(weights)
+        return band.join(read, queries.shape[1]), weights
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor, None]:
+        band, (count, rows) = ctx.band, ctx.counts
+        query, columns, weights = ctx.saved_tensors
+        key, value = columns
+        heads, batch, blocks, _, features = query.shape
+        of_read = _split_heads(band.split(of_output), heads).flatten(0, 2)  # [H B N, Q, d]
+        of_scores = torch.bmm(of_read, value.transpose(1, 2))
+        torch._softmax_backward_data(of_scores, weights, 2, weights.dtype, grad_input=of_scores)
+        of_columns = torch.empty_like(columns)
+        torch.bmm(of_scores.transpose(1, 2), query.flatten(0, 2), out=of_columns[0])
+        torch.bmm(weights.transpose(1, 2), of_read, out=of_columns[1])
+        of_columns = of_columns.view(2, heads, batch, -1, features)  # [2, H, B, N W, d]
+        if blocks > 1:
+            whole = of_columns.new_zeros(2, heads, batch, count, features)
+            of_columns = whole.index_add_(3, band.columns.flatten(), of_columns)
+        of_keys_values = of_columns.permute(2, 3, 0, 1, 4).reshape(batch, count, -1)
+        of_query = _join_heads(torch.bmm(of_scores, key).view_as(query)) * ctx.scale
+        of_table = of_scores.new_zeros(heads, (rows + 1) * COPIES)
+        of_table.scatter_add_(1, band.row.view(1, -1).expand(heads, -1), of_scores.view(heads, -1))
+        of_rows = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the hidden one's, 0
+        return band.join(of_query, of_output.shape[1]), of_keys_values, of_rows[:, :-1], None
+
+
+def _split_heads(features: Tensor, heads: int) -> Tensor:
+    """[.., D] -> [H, .., d], contiguous."""
+    split: Tensor = features.unflatten(-1, (heads, -1))
+    return split.movedim(-2, 0).contiguous()
+
+
+def _join_heads(features: Tensor) -> Tensor:
+    """[H, .., d] -> [.., D]."""
+    return features.movedim(0, -2).flatten(start_dim=-2)

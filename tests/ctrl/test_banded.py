@@ -1,0 +1,74 @@
+"""Banded attention, forward and backward written by hand, against plain attention that autograd differentiates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctrl.band import COPIES, Band, hidden_row, make_band
+from ctrl.banded import HIDDEN, banded_attention
+from ctrl.memory import Tier, reach
+from ctrl.timeline import plan_window
+
+BATCH, HEADS, WIDTH = 2, 3, 6
+TIERS = (Tier(5), Tier(4, rate=3), Tier(2, rate=2))
+
+
+def band_of(length: int) -> tuple[Band, int]:
+    """Return the band of a window in the middle of episodes that end at different times, and its count of columns."""
+    torch.manual_seed(0)
+    reset = torch.zeros(BATCH, length, dtype=torch.bool)
+    reset[0, length // 3] = reset[1, length // 2] = True
+    plan = plan_window(TIERS, torch.tensor([7, 31]), reset)
+    return make_band(plan, reach(TIERS)), sum(tier.columns.number.shape[1] for tier in plan.tiers)
+
+
+def plain_attention(queries: Tensor, keys_values: Tensor, biases: Tensor, band: Band) -> Tensor:
+    """Every query against every column, one head at a time, with the hidden row where its block shows none."""
+    blocks, size = band.row.shape[1:3]
+    length, count, features = queries.shape[1], keys_values.shape[1], WIDTH // HEADS
+    row = torch.full((BATCH, blocks * size, count), biases.shape[1])
+    for block in range(blocks):
+        step = slice(block * size, (block + 1) * size)
+        for position, column in enumerate(band.columns[block].tolist()):  # a column may stand twice, once hidden
+            row[:, step, column] = torch.minimum(row[:, step, column], band.row[:, block, :, position] // COPIES)
+    bias = torch.cat([biases, biases.new_full((HEADS, 1), HIDDEN)], dim=1)[:, row]
+    keys, values = keys_values.chunk(2, dim=2)
+    read = []
+    for head in range(HEADS):
+        part = slice(head * features, (head + 1) * features)
+        scores = queries[..., part] @ keys[..., part].transpose(1, 2) / math.sqrt(features)
+        read.append((scores + bias[head, :, :length]).softmax(dim=2) @ values[..., part])
+    return torch.cat(read, dim=2)
+
+
+@pytest.mark.parametrize("length", [1, 9, 32, 33, 81])
+def test_output_and_gradients_are_those_of_plain_attention(length: int) -> None:
+    band, count = band_of(length)
+    queries = torch.randn(BATCH, length, WIDTH, dtype=torch.float64, requires_grad=True)
+    keys_values = torch.randn(BATCH, count, 2 * WIDTH, dtype=torch.float64, requires_grad=True)
+    biases = torch.randn(HEADS, hidden_row(reach(TIERS)), dtype=torch.float64, requires_grad=True)
+    arguments = (queries, keys_values, biases)
+    read, weights = banded_attention(*arguments, band)
+    expected = plain_attention(*arguments, band)
+    torch.testing.assert_close(read, expected)
+    assert not weights.requires_grad
+    torch.testing.assert_close(weights.sum(dim=4), torch.ones_like(weights[..., 0]))
+    of_read = torch.randn_like(read)
+    for found, wanted in zip(
+        torch.autograd.grad(read, arguments, of_read), torch.autograd.grad(expected, arguments, of_read), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_only_what_is_visible_has_weight() -> None:
+    band, count = band_of(40)
+    biases = torch.randn(HEADS, hidden_row(reach(TIERS)))
+    _, weights = banded_attention(torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, count, 2 * WIDTH), biases, band)
+    visible = band.row // COPIES != hidden_row(reach(TIERS))
+    real = torch.arange(band.row.shape[1] * band.row.shape[2]).view(1, *band.row.shape[1:3], 1) < 40
+    assert not weights.masked_select(~visible & real).any()
+    assert bool((weights.masked_select((visible & real).expand_as(weights)) > 0).all())
