@@ -112,21 +112,11 @@ class WindowBuffer(RolloutBuffer):
             self.values[self.pos - 1, env] = 0.0
         self.rewards[self.pos - 1, env] = self.values[self.pos - 1, env]  # so that its own advantage is 0
 
-    def window_batches(self, policy: MemoryPolicy, batch_windows: int) -> Iterator[WindowBatch]:
-        """Yield minibatches of whole windows in random order; each window once, but none of which no step counts.
-
-        :param policy: encodes the previous actions and rewards
-        :param batch_windows: N, windows in a minibatch
-        """
-        everything = self.all_windows(policy)
-        order = torch.randperm(len(everything.returns)).to(self.device)
-        for start in range(0, len(order), batch_windows):
-            batch: WindowBatch = _select(everything, order[start : start + batch_windows])
-            if bool(batch.loss_mask.any()):
-                yield batch
-
     def all_windows(self, policy: MemoryPolicy) -> WindowBatch:
-        """Return the whole rollout as one batch, window by window, env by env."""
+        """Return the whole rollout as one batch, window by window, env by env.
+
+        :param policy: encodes the previous actions and rewards, and plans what its core can know beforehand
+        """
         reset = self._sequences(self.episode_starts).bool()
         actions = self._sequences(self.actions)
         if isinstance(self.action_space, spaces.Discrete):
@@ -147,6 +137,7 @@ class WindowBuffer(RolloutBuffer):
             previous_reward=_shifted(rewards, state.previous_reward, reset),
             reset=reset,
             core_state=state.core,
+            plan=policy.core.plan(state.core, reset),
         )
         rest = (self.values, self.log_probs, self.advantages, self.returns, self.loss_mask)
         return WindowBatch(windows, *(self._sequences(array) for array in rest))
@@ -174,10 +165,27 @@ def _shifted(values: Tensor, first: Tensor, reset: Tensor) -> Tensor:
     return torch.where(reset[:, :, None], 0, previous)
 
 
+def window_batches(everything: WindowBatch, batch_windows: int) -> Iterator[WindowBatch]:
+    """Yield minibatches of whole windows in random order; each window once, but none of which no step counts.
+
+    :param everything: a whole rollout
+    :param batch_windows: N, windows in a minibatch
+    """
+    order = torch.randperm(len(everything.returns)).to(everything.returns.device)
+    for start in range(0, len(order), batch_windows):
+        batch: WindowBatch = _select(everything, order[start : start + batch_windows])
+        if bool(batch.loss_mask.any()):
+            yield batch
+
+
 def _select(batch: Any, index: Tensor) -> Any:
     """Pick windows from every tensor of a nested batch."""
     if isinstance(batch, Tensor):
-        return batch[index]
+        return batch.index_select(0, index)
     if isinstance(batch, dict):
         return {key: _select(part, index) for key, part in batch.items()}
-    return type(batch)(*(_select(part, index) for part in batch))
+    if isinstance(batch, list):
+        return [_select(part, index) for part in batch]
+    if isinstance(batch, tuple):
+        return type(batch)(*(_select(part, index) for part in batch))
+    return batch

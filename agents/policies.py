@@ -70,6 +70,8 @@ class Windows(NamedTuple):
     """[N, T] bool, true where a step is the first of an episode."""
     core_state: Any
     """The core's state before each window."""
+    plan: Any
+    """What the core works out once for these windows."""
 
 
 class Evaluated(NamedTuple):
@@ -135,6 +137,11 @@ class MemoryPolicy(ActorCriticPolicy):
         )
         self._memory_lr = memory_lr
         net_arch = {"pi": [64], "vf": [64]} if net_arch is None else net_arch
+        if (
+            kwargs.get("optimizer_kwargs") is None
+            and kwargs.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam
+        ):
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}  # stable-baselines3's, in one kernel
         super().__init__(
             observation_space, action_space, lr_schedule, net_arch=net_arch, activation_fn=activation_fn, **kwargs
         )
@@ -223,7 +230,9 @@ class MemoryPolicy(ActorCriticPolicy):
         shape = windows.reset.shape
         obs = _flatten_steps(windows.observations)
         inputs = self.embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
-        unrolled = self.core.unroll(inputs.unflatten(0, shape), windows.core_state, windows.reset, diagnose=diagnose)
+        unrolled = self.core.unroll(
+            inputs.unflatten(0, shape), windows.core_state, windows.reset, plan=windows.plan, diagnose=diagnose
+        )
         latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
         distribution = self._get_action_dist_from_latent(latent_pi)
         log_prob = distribution.log_prob(windows.actions.flatten(0, 1))

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ctrl.agents.arguments import batch_windows, check_device, check_env_id, check_numbers
-from ctrl.agents.buffers import WindowBatch, WindowBuffer
+from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
 from ctrl.agents.finite import check_finite, check_gradients
 from ctrl.agents.policies import (
     Actor,
@@ -310,8 +310,9 @@ class MemoryPPO(OnPolicyAlgorithm):
         clip_range = self._clip_schedule(self._current_progress_remaining)
         statistics = _Statistics()
         go_on = True
+        everything = self.rollout_buffer.all_windows(self.policy)
         for _ in range(self.n_epochs):
-            for batch in self.rollout_buffer.window_batches(self.policy, self._batch_windows):
+            for batch in window_batches(everything, self._batch_windows):
                 first = not statistics.values
                 kl = self._loss_and_gradients(batch, clip_range, statistics, first=first)
                 if self.target_kl is not None and kl > 1.5 * self.target_kl:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ctrl.band import age_row, hidden_row
 from ctrl.banded import HIDDEN
@@ -32,6 +33,19 @@ TABLE = 2**16
 """Up to this reach, the rows of all ages are kept in a table."""
 EMPTY = -(2**40)
 """The centre of a slot that is not there: so old that nobody sees it."""
+
+
+class _OptimizerSteps:
+    """How many steps all optimizers have taken. Fused ones write to weights without a trace in their versions."""
+
+    taken = 0
+
+    @classmethod
+    def count(cls, *_: object) -> None:
+        cls.taken += 1
+
+
+register_optimizer_step_post_hook(_OptimizerSteps.count)
 
 
 class Merge(NamedTuple):
@@ -243,9 +257,9 @@ class CompressiveActing(Acting["CompressiveState"]):
             for layer in self._layers:
                 layer.refresh()
 
-    def _weight_versions(self) -> list[tuple[int, int]]:
+    def _weight_versions(self) -> tuple[int, list[tuple[int, int]]]:
         """Return what changes when a parameter is written to or replaced."""
-        return [(parameter.data_ptr(), parameter._version) for parameter in self._weights]
+        return _OptimizerSteps.taken, [(parameter.data_ptr(), parameter._version) for parameter in self._weights]
 
     def _kept(self, tiers: Tiers) -> Tensor:
         """[B, S, 1] which positions of a layer hold a slot."""

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
-from ctrl.band import Band, make_band
+from ctrl.band import Band, ages, band_rows, lay_out
 from ctrl.compressors import make_compressor
 from ctrl.core import MemoryCore, Unrolled, choose, require_positive
 from ctrl.layer import Attended, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
-from ctrl.reconstruction import RECONSTRUCTION_LOSSES, Compression
+from ctrl.reconstruction import RECONSTRUCTION_LOSSES, Compression, questions
 from ctrl.timeline import TierPlan, WindowPlan, plan_window
 
 
@@ -97,7 +97,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
         none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
         if torch.is_grad_enabled():
-            outputs, state, _ = self._run_window(inputs[:, None], state, none[:, None])
+            outputs, state, _ = self._run_window(inputs[:, None], state, self.plan(state, none[:, None]))
             return outputs[:, 0], state
         acting = CompressiveActing(self, state)
         return acting.step(inputs, none), acting.state()
@@ -106,31 +106,47 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """Return what forms the slots of a layer's tier, 1 being the first that is compressed."""
         return cast(nn.ModuleList, self.compressors[number])[position - 1]
 
-    def _unroll(self, inputs: Tensor, state: CompressiveState, reset: Tensor, diagnose: bool) -> Unrolled:
-        outputs, state, passes = self._run_window(inputs, state, reset)
+    def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
+        """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""
+        plans = {}
+        for tiers in dict.fromkeys(self.tiers):
+            window = plan_window(tiers, state.clock, reset)
+            layout = lay_out(tiers, window.length, window.clock.device)
+            plans[tiers] = LayerPlan(window, band_rows(tiers, window, layout), questions(window))
+        return plans
+
+    def _unroll(
+        self,
+        inputs: Tensor,
+        state: CompressiveState,
+        reset: Tensor,
+        plan: dict[Tiers, LayerPlan],
+        diagnose: bool,
+    ) -> Unrolled:
+        outputs, state, passes = self._run_window(inputs, state, plan)
         losses = self._reconstruction_losses(passes)
         total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
         diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
         if diagnose:
-            diagnostics.update(_attention_statistics(passes))
+            diagnostics.update(self._attention_statistics(passes))
         return Unrolled(outputs, state, total, diagnostics)
 
     def _run_window(
-        self, inputs: Tensor, state: CompressiveState, reset: Tensor
+        self, inputs: Tensor, state: CompressiveState, plans: dict[Tiers, LayerPlan]
     ) -> tuple[Tensor, CompressiveState, list[_LayerPass]]:
-        plans = {tiers: _planned(tiers, state.clock, reset) for tiers in set(self.tiers)}
+        bands = {tiers: _band(tiers, plan) for tiers, plan in plans.items()}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
         passes: list[_LayerPass] = []
         kept: list[Tensor] = []
         for number, tiers in enumerate(self.tiers):
-            plan, band = plans[tiers]
-            memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], plan.tiers)
-            kept += [memory.write_back(tier) for memory, tier in zip(memories, plan.tiers, strict=True)]
+            plan = plans[tiers]
+            memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], plan.window.tiers)
+            kept += [memory.write_back(tier) for memory, tier in zip(memories, plan.window.tiers, strict=True)]
             own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
-            hidden, attended = self.layers[number](hidden, _attendable(hidden, memories), own, band)
-            passes.append(_LayerPass(plan, band, memories, attended))
-        clock = passes[0].plan.clock
+            hidden, attended = self.layers[number](hidden, _attendable(hidden, memories), own, bands[tiers])
+            passes.append(_LayerPass(plan, bands[tiers], memories, attended))
+        clock = passes[0].plan.window.clock
         return self.norm(hidden), CompressiveState(clock, torch.cat(kept, dim=1)), passes
 
     def _recall(self, number: int, hidden: Tensor, rings: list[Tensor], plans: list[TierPlan]) -> list[_Memory]:
@@ -153,11 +169,35 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         for number, (plan, _, memories, attended) in enumerate(passes):
             columns = attended.keys_values.detach().split([memory.columns() for memory in memories], dim=1)
             for position in range(1, len(memories)):
-                tier, below = plan.tiers[position], columns[position - 1]
-                compression = Compression(plan, tier, attended, _take(below, tier.source), memories[position].formed)
+                old = _take(columns[position - 1], plan.window.tiers[position].source)
+                new, asked = memories[position].formed, plan.asked[position - 1]
+                compression = Compression(attended.queries, old, new, asked)
                 loss = self.reconstruction(self.layers[number].attention, compression)
                 losses[f"layer{number}/tier{position}"] = loss
         return losses
+
+    def _attention_statistics(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
+        """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
+        statistics: dict[str, Tensor] = {}
+        for number, (plan, band, _, attended) in enumerate(passes):
+            length = plan.window.length
+            layout = lay_out(self.tiers[number], length, plan.window.clock.device)
+            weights = band.join(attended.weights.mean(dim=0), length)  # [B, T, W]
+            for position, share in enumerate(weights.split(layout.widths, dim=2)):
+                statistics[f"attention_mass/layer{number}/tier{position}"] = share.sum(dim=2).mean()
+            age = band.join(ages(plan.window, layout), length)
+            statistics[f"attended_age/layer{number}"] = (weights * age).sum(dim=2).mean()
+        return statistics
+
+
+class LayerPlan(NamedTuple):
+    """What is known of windows before their layers run, for layers with the same tiers."""
+
+    window: WindowPlan
+    row: Tensor
+    """[B, N, Q, W] int16, see `Band`."""
+    asked: list[Tensor]
+    """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
 
 
 class _Memory(NamedTuple):
@@ -181,33 +221,20 @@ class _Memory(NamedTuple):
 class _LayerPass(NamedTuple):
     """What happened in one layer during a window."""
 
-    plan: WindowPlan
+    plan: LayerPlan
     band: Band
     memories: list[_Memory]
     attended: Attended
 
 
-def _planned(tiers: Tiers, clock: Tensor, reset: Tensor) -> tuple[WindowPlan, Band]:
-    plan = plan_window(tiers, clock, reset)
-    return plan, make_band(plan, reach(tiers))
+def _band(tiers: Tiers, plan: LayerPlan) -> Band:
+    return Band(lay_out(tiers, plan.window.length, plan.row.device).columns, plan.row.long())
 
 
 def _attendable(hidden: Tensor, memories: list[_Memory]) -> Tensor:
     """Join all columns [B, C, D]; only the window's own steps carry a graph."""
     raw, *compressed = memories
     return torch.cat([raw.stored, hidden, *(memory.slots() for memory in compressed)], dim=1)
-
-
-def _attention_statistics(passes: list[_LayerPass]) -> dict[str, Tensor]:
-    """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
-    statistics: dict[str, Tensor] = {}
-    for number, (plan, band, _, attended) in enumerate(passes):
-        length = plan.episode.shape[1]
-        weights = band.join(attended.weights.mean(dim=0), length)  # [B, T, W]
-        for position, share in enumerate(weights.split(band.widths, dim=2)):
-            statistics[f"attention_mass/layer{number}/tier{position}"] = share.sum(dim=2).mean()
-        statistics[f"attended_age/layer{number}"] = (weights * band.join(band.age, length)).sum(dim=2).mean()
-    return statistics
 
 
 def _take(slots: Tensor, index: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
     def _step(self, inputs: Tensor, state: StateT) -> tuple[Tensor, StateT]: ...
 
     @abstractmethod
-    def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, diagnose: bool) -> Unrolled: ...
+    def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled: ...
 
     def step(self, inputs: Tensor, state: StateT, reset: Tensor) -> tuple[Tensor, StateT]:
         """Consume one observation embedding per env.
@@ -130,18 +130,31 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         self.check_state(state, inputs.shape[0])
         return self._step(inputs, self.reset_state(state, reset))
 
-    def unroll(self, inputs: Tensor, state: StateT, reset: Tensor, *, diagnose: bool = False) -> Unrolled:
+    def unroll(
+        self, inputs: Tensor, state: StateT, reset: Tensor, *, plan: Any = None, diagnose: bool = False
+    ) -> Unrolled:
         """Consume a window of T steps; equal to T calls of `step`, with gradients through the window.
 
         :param inputs: [B, T, I]
         :param state: the state before the window's first step
         :param reset: [B, T] bool, true where `inputs[:, t]` is the first of an episode
+        :param plan: what `plan(state, reset)` returned, for windows that are unrolled more than once
         :param diagnose: also report attention statistics in `Unrolled.diagnostics`, where the core has attention
         :raises ValueError: where a shape, dtype, device or the kind of state does not fit
         """
         self.check_inputs(inputs, reset, tuple(inputs.shape[:2]))
         self.check_state(state, inputs.shape[0])
-        return self._unroll(inputs, state, reset, diagnose)
+        plan = self.plan(state, reset) if plan is None else plan
+        return self._unroll(inputs, state, reset, plan, diagnose)
+
+    def plan(self, state: StateT, reset: Tensor) -> Any:
+        """Work out what an unroll needs to know that depends on neither inputs nor weights.
+
+        :param state: the state before the windows' first step
+        :param reset: [B, T] as for `unroll`
+        :return: tensors, batch first, in dicts, lists and NamedTuples; nothing unless the core says otherwise
+        """
+        return ()
 
     def acting(self, state: StateT) -> Acting[StateT]:
         """Return what keeps the state in place while B envs act.

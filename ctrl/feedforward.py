@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,5 +42,5 @@ class FeedforwardCore(MemoryCore[FeedforwardState]):
     def _step(self, inputs: Tensor, state: FeedforwardState) -> tuple[Tensor, FeedforwardState]:
         return self.mlp(inputs), self.initial_state(inputs.shape[0])
 
-    def _unroll(self, inputs: Tensor, state: FeedforwardState, reset: Tensor, diagnose: bool) -> Unrolled:
+    def _unroll(self, inputs: Tensor, state: FeedforwardState, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
         return Unrolled(self.mlp(inputs), self.initial_state(inputs.shape[0]), inputs.new_zeros(()), {})

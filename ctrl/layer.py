@@ -6,7 +6,6 @@ of weights, `finish`, since acting calls it thousands of times a second and keep
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -66,10 +65,11 @@ class MemoryAttention(nn.Module):
         :param visible: [B, Q, W] bool; a row without any gives a meaningless, finite result
         :return: [B, Q, D]
         """
-        keys, values = (_split_heads(part, self.heads) for part in keys_values.chunk(2, dim=-1))
-        query = _split_heads(queries / math.sqrt(queries.shape[-1] // self.heads), self.heads)
-        scores = (query @ keys.transpose(-1, -2)).masked_fill(~visible.unsqueeze(-3), HIDDEN)
-        return (scores.softmax(dim=-1) @ values).transpose(-2, -3).flatten(start_dim=-2)
+        query = _split_heads(queries, self.heads)
+        key, value = (_split_heads(part, self.heads) for part in keys_values.chunk(2, dim=-1))
+        mask = queries.new_zeros(visible.shape).masked_fill_(~visible, HIDDEN)
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None])
+        return read.transpose(1, 2).flatten(start_dim=2)
 
     def fixed_keys_values(self, slots: Tensor) -> Tensor:
         """[.., D] -> [.., 2 D] with this layer's weights held fixed, so that a gradient reaches `slots` only.
@@ -176,6 +176,6 @@ class MemoryLayer(nn.Module):
 
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:
-    """[.., N, D] -> [.., H, N, d]."""
-    split: Tensor = features.unflatten(-1, (heads, -1))
-    return split.transpose(-2, -3)
+    """[B, N, D] -> [B, H, N, d]."""
+    batch, count, width = features.shape
+    return features.view(batch, count, heads, width // heads).transpose(1, 2)

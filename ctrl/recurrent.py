@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class RecurrentCore(MemoryCore[StateT]):
         stacked = [torch.stack(leaf, dim=1).detach() for leaf in zip(*layers, strict=True)]  # each [B, layers, width]
         return features, self.make_state(stacked)
 
-    def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, diagnose: bool) -> Unrolled:
+    def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
         starts = [0, *_reset_times(reset)]
         outputs = []
         for start, end in zip(starts, [*starts[1:], inputs.shape[1]], strict=True):

@@ -72,6 +72,10 @@ class Rhythm(NamedTuple):
     block: int
     """Slots that leave together: the next tier's m; 1 for the last tier."""
 
+    def count_columns(self, length: int) -> int:
+        """Count the tier's columns in a window of `length` steps: n + E."""
+        return self.slots + -(-length // min(self.span, length))
+
     def created(self, time: Tensor) -> Tensor:
         """Count the slots formed by `time`."""
         return (torch.div(time - self.first, self.span, rounding_mode="floor") + 1).clamp_min(0)
@@ -118,8 +122,10 @@ class Episodes(NamedTuple):
 
 
 class WindowPlan(NamedTuple):
-    """Everything about a window that does not depend on what is remembered."""
+    """Everything about windows that does not depend on what is remembered."""
 
+    length: int
+    """T"""
     clock: Tensor
     """[B] int64, steps of the current episode consumed after the window."""
     episode: Tensor
@@ -169,7 +175,7 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     for position, rhythm in enumerate(all_rhythms):
         below = all_rhythms[max(position - 1, 0)]
         plans.append(_plan_tier(rhythm, below, clock, before[position], after[position], episodes))
-    return WindowPlan(time[:, -1] + 1, episodes.number, plans)
+    return WindowPlan(length, time[:, -1] + 1, episodes.number, plans)
 
 
 def _plan_tier(

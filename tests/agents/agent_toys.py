@@ -141,7 +141,7 @@ class BookkeepingCore(MemoryCore[Books]):
         state = Books(state.count + 1, (state.total + inputs).detach(), inputs.detach())
         return torch.cat([state.count[:, None].float(), state.total], dim=1), state
 
-    def _unroll(self, inputs: Tensor, state: Books, reset: Tensor, diagnose: bool) -> Unrolled:
+    def _unroll(self, inputs: Tensor, state: Books, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
         outputs = []
         for t in range(inputs.shape[1]):
             output, state = self._step(inputs[:, t], self.reset_state(state, reset[:, t]))

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 import ctrl
 from ctrl.agents import MemoryPPO
-from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.buffers import WindowBuffer, window_batches
 from ctrl.agents.policies import Acted, PolicyState
 
 COPY, EPISODE, STEP = range(3)
@@ -156,7 +156,7 @@ def test_previous_action_and_reward_are_those_of_the_step_before() -> None:
 @pytest.mark.parametrize("batch_windows", [1, 3, 4, 9])
 def test_minibatches_hold_each_window_once(batch_windows: int) -> None:
     torch.manual_seed(0)
-    batches = list(filled().window_batches(Encoder(), batch_windows))  # type: ignore[arg-type]
+    batches = list(window_batches(filled().all_windows(Encoder()), batch_windows))  # type: ignore[arg-type]
     sizes = {1: [1] * 4, 3: [3, 1], 4: [4], 9: [4]}
     assert [len(batch.returns) for batch in batches] == sizes[batch_windows]
     assert sorted(row.tolist() for batch in batches for row in batch.windows.actions) == sorted(WINDOWS)
@@ -171,7 +171,7 @@ def test_the_order_of_minibatches_is_random_and_seeded() -> None:
 
     def order(seed: int) -> list[float]:
         torch.manual_seed(seed)
-        return [float(batch.old_values[0, 0]) for batch in buffer.window_batches(Encoder(), 1)]  # type: ignore[arg-type]
+        return [float(batch.old_values[0, 0]) for batch in window_batches(buffer.all_windows(Encoder()), 1)]  # type: ignore[arg-type]
 
     assert order(1) == order(1) != order(2)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl.band import COPIES, Band, hidden_row, make_band
+from ctrl.band import COPIES, Band, band_rows, hidden_row, lay_out
 from ctrl.banded import HIDDEN, banded_attention
 from ctrl.memory import Tier, reach
 from ctrl.timeline import plan_window
@@ -23,7 +23,10 @@ def band_of(length: int) -> tuple[Band, int]:
     reset = torch.zeros(BATCH, length, dtype=torch.bool)
     reset[0, length // 3] = reset[1, length // 2] = True
     plan = plan_window(TIERS, torch.tensor([7, 31]), reset)
-    return make_band(plan, reach(TIERS)), sum(tier.columns.number.shape[1] for tier in plan.tiers)
+    layout = lay_out(TIERS, length, reset.device)
+    return Band(layout.columns, band_rows(TIERS, plan, layout).long()), sum(
+        tier.columns.number.shape[1] for tier in plan.tiers
+    )
 
 
 def plain_attention(queries: Tensor, keys_values: Tensor, biases: Tensor, band: Band) -> Tensor:

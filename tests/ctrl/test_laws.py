@@ -160,7 +160,7 @@ def test_acting_leaves_the_state_that_it_began_with_and_those_that_it_gave(
         assert all(torch.equal(leaf, kept) for leaf, kept in zip(state, copy, strict=True))
 
 
-@pytest.mark.parametrize("change", ["written to", "replaced", "loaded"])
+@pytest.mark.parametrize("change", ["written to", "replaced", "loaded", "trained", "trained, fused"])
 def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], change: str) -> None:
     """Keys and values of before the change are of no use after it."""
     inputs, reset = window
@@ -175,6 +175,10 @@ def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], c
                     parameter.data = weights[name]
             if change == "loaded":
                 core.load_state_dict(weights)
+            if change.startswith("trained"):
+                for parameter in core.parameters():
+                    parameter.grad = torch.randn_like(parameter)
+                torch.optim.Adam(core.parameters(), lr=0.1, fused="fused" in change).step()
         with torch.no_grad():
             expected, state = core.step(inputs[:, t], state, reset[:, t])
         torch.testing.assert_close(acting.step(inputs[:, t], reset[:, t]), expected, rtol=1e-4, atol=1e-5)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrl.band import COPIES, Band, hidden_row, make_band
+from ctrl.band import COPIES, Layout, ages, band_rows, hidden_row, lay_out
 from ctrl.memory import Tier, reach, spans, tiers_by_layer
-from ctrl.timeline import count_slots, plan_window
+from ctrl.timeline import WindowPlan, count_slots, plan_window
 
 
 @st.composite
@@ -64,7 +64,7 @@ def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers:
     clocks = data.draw(st.lists(st.integers(0, 90), min_size=batch, max_size=batch))
     resets = [data.draw(st.lists(st.booleans(), min_size=length, max_size=length)) for _ in range(batch)]
     plan = plan_window(tiers, torch.tensor(clocks), torch.tensor(resets))
-    band, hidden = make_band(plan, reach(tiers)), hidden_row(reach(tiers))
+    seen = Seen(tiers, plan)
     for env in range(batch):
         simulation, time = ListTimeline(tiers), 0
         for time in range(clocks[env]):
@@ -76,18 +76,26 @@ def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers:
             simulation.step(time)
             for level, span in enumerate(spans(tiers)):
                 expected = [time - first - span // 2 for first, _ in simulation.lists[level]]
-                assert sorted(seen_ages(band, hidden, env, step, level), reverse=True) == expected
+                assert sorted(seen.ages(env, step, level), reverse=True) == expected
             time += 1
         assert int(plan.clock[env]) == time
         for tier, slots in zip(plan.tiers, simulation.lists, strict=True):
             assert int(tier.kept[env].sum()) == len(slots)
 
 
-def seen_ages(band: Band, hidden: int, env: int, step: int, level: int) -> list[int]:
-    """The ages at which one step sees the slots of one tier."""
-    block, row = divmod(step, band.row.shape[2])
-    age, bias = (part[env, block, row].split(band.widths)[level] for part in (band.age, band.row))
-    return age[bias // COPIES != hidden].tolist()
+class Seen:
+    """What each step of a planned window sees."""
+
+    def __init__(self, tiers: tuple[Tier, ...], plan: WindowPlan) -> None:
+        self.layout: Layout = lay_out(tiers, plan.length, plan.clock.device)
+        self.age = ages(plan, self.layout)
+        self.visible = band_rows(tiers, plan, self.layout) // COPIES != hidden_row(reach(tiers))
+
+    def ages(self, env: int, step: int, level: int) -> list[int]:
+        """The ages at which one step sees the slots of one tier."""
+        block, row = divmod(step, self.age.shape[2])
+        age, visible = (part[env, block, row].split(self.layout.widths)[level] for part in (self.age, self.visible))
+        return age[visible].tolist()
 
 
 def test_counts_at_a_million_steps() -> None:
@@ -100,8 +108,7 @@ def test_counts_at_a_million_steps() -> None:
 def test_a_rate_below_the_slot_count_keeps_the_step_itself_visible() -> None:
     tiers = (Tier(1), Tier(2, rate=1))
     plan = plan_window(tiers, torch.tensor([5]), torch.zeros(1, 4, dtype=torch.bool))
-    band = make_band(plan, reach(tiers))
-    assert [seen_ages(band, hidden_row(reach(tiers)), 0, step, 0) for step in range(4)] == [[0], [0], [0], [0]]
+    assert [Seen(tiers, plan).ages(0, step, 0) for step in range(4)] == [[0], [0], [0], [0]]
 
 
 def test_reach_and_spans() -> None:
