@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
@@ -158,6 +158,8 @@ class MemoryPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
+        self._is_categorical = isinstance(self.action_dist, CategoricalDistribution) and not own
         if self.ortho_init:
             for module in self.encoder:
                 self.init_weights(module, gain=float(np.sqrt(2)))
@@ -211,9 +213,14 @@ class MemoryPolicy(ActorCriticPolicy):
     def decide(self, latent: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions, values [B] and log probabilities [B] for the core's outputs [B, O]."""
         latent_pi, latent_vf = self.mlp_extractor(latent)
+        values = self.value_net(latent_vf)[:, 0]
+        if self._is_categorical:  # the same by hand: building torch's distribution takes longer than the rest
+            log_probs = self.action_net(latent_pi).log_softmax(dim=1)
+            action = log_probs.argmax(dim=1, keepdim=True) if deterministic else torch.multinomial(log_probs.exp(), 1)
+            return action[:, 0], values, log_probs.gather(1, action)[:, 0]
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
-        return actions, self.value_net(latent_vf)[:, 0], distribution.log_prob(actions)
+        return actions, values, distribution.log_prob(actions)
 
     def values_after(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> Tensor:
         """Return the values [B] of observations that follow `state`, without keeping what they do to it."""

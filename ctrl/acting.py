@@ -49,22 +49,23 @@ register_optimizer_step_post_hook(_OptimizerSteps.count)
 
 
 class Merge(NamedTuple):
-    """What one tier forms in a step: K of the envs are due. Positions are numbered through all envs."""
+    """What one tier forms in a step: K of the envs are due."""
 
     tier: int
+    rate: int
+    """m"""
     source: Tensor
-    """[K m] the positions that are merged."""
-    target: Tensor
-    """[K] the positions that take the new slots."""
+    """[K m] the positions that are merged, numbered through all envs."""
 
 
 class Moves(NamedTuple):
-    """What happens to the rings of a layer in one step."""
+    """What happens to the rings of a layer in one step: all merges are read, then all new slots are written."""
 
     merges: list[Merge]
-    """The last tier first, so that a slot is read before another takes its position."""
     target: Tensor
-    """[B] the positions that take the step itself."""
+    """[K + B] the positions that take the new slots: those of the merges in their order, then the step itself."""
+    head_target: Tensor
+    """[2 H (K + B)] the same for their keys and values, head by head."""
     row: Tensor
     """[B S] the row of the table of biases for each position."""
 
@@ -73,10 +74,11 @@ class Rings:
     """Which slot is where, in the rings of a layer of B envs: S positions each, tier by tier.
 
     :param tiers: the layer's
+    :param heads: H
     :param clock: [B] steps of the current episode consumed so far
     """
 
-    def __init__(self, tiers: Tiers, clock: Tensor) -> None:
+    def __init__(self, tiers: Tiers, heads: int, clock: Tensor) -> None:
         self._rhythms = rhythms(tiers)
         self._oldest = reach(tiers)
         self._hidden = hidden_row(self._oldest)
@@ -86,6 +88,7 @@ class Rings:
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._base = np.arange(len(clock)) * sum(sizes)
+        self._head = np.arange(2 * heads)[:, None] * (len(clock) * sum(sizes))
         centres = []
         for rhythm, counts in zip(self._rhythms, count_slots(tiers, clock), strict=True):
             number = rhythm.newest_in_ring(counts.created)
@@ -106,8 +109,8 @@ class Rings:
     def advance(self, time: Integers, device: torch.device) -> Moves:
         """Move on by the step that is `time` [B] in each env's episode."""
         flat = self.centre.reshape(-1)
-        merges = []
-        for tier in range(len(self._rhythms) - 1, 0, -1):
+        merges, targets = [], []
+        for tier in range(len(self._rhythms) - 1, 0, -1):  # from the last: a slot may take the place of a merged one
             rhythm, below = self._rhythms[tier], self._rhythms[tier - 1]
             since_first = time - rhythm.first
             due = np.flatnonzero((since_first >= 0) & (since_first % rhythm.span == 0))
@@ -119,18 +122,21 @@ class Rings:
             target = self._base[due] + self._offsets[tier] + number % rhythm.slots
             flat[source] = EMPTY
             flat[target] = number * rhythm.span + rhythm.span // 2
-            merges.append(Merge(tier, *(torch.from_numpy(each).to(device) for each in (source, target))))
-        target = self._base + time % self._rhythms[0].slots
-        flat[target] = time
-        return Moves(merges, torch.from_numpy(target).to(device), self._rows(time).to(device))
+            merges.append(Merge(tier, rhythm.rate, torch.from_numpy(source).to(device)))
+            targets.append(target)
+        targets.append(self._base + time % self._rhythms[0].slots)
+        flat[targets[-1]] = time
+        target = np.concatenate(targets) if merges else targets[0]
+        parts = (target, (self._head + target).reshape(-1), self._rows(time))
+        return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
 
-    def _rows(self, time: Integers) -> Tensor:
+    def _rows(self, time: Integers) -> Integers:
         """Return [B S] the row of each position's bias."""
         age = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # that much where nothing is
         if self._row_of_age is not None:
-            return torch.from_numpy(self._row_of_age[age])
-        rows = age_row(torch.from_numpy(age))
-        return rows.masked_fill_(torch.from_numpy(age > self._oldest), self._hidden)
+            rows: Integers = self._row_of_age[age]
+            return rows
+        return np.where(age > self._oldest, self._hidden, age_row(torch.from_numpy(age)).numpy())
 
 
 class LayerRings:
@@ -152,7 +158,6 @@ class LayerRings:
         self._flat_slots, self._flat_keys_values = slots.view(-1, width), self._keys_values.view(-1, width // heads)
         key, self._value = self._keys_values.view(2, heads * batch, size, -1)  # [H B, S, d]
         self._key = key.transpose(1, 2)
-        self._head = torch.arange(2 * heads, device=slots.device)[:, None] * (batch * size)
         self.refresh()
 
     def refresh(self) -> None:
@@ -160,42 +165,45 @@ class LayerRings:
         attention = self._layer.attention
         batch, heads, features = self._shape
         self._norm = attention.norm.weight, attention.norm.bias
-        self._key_value = attention.key_value.weight
-        self._all = torch.cat([self._key_value, attention.query.weight / math.sqrt(features)])
+        self._projection = torch.cat([attention.key_value.weight, attention.query.weight / math.sqrt(features)])
         self._biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
         self._finish = self._layer.finish_weights()
-        projected = F.linear(normalise(self.slots, *self._norm), self._key_value)
+        projected = F.linear(normalise(self.slots, *self._norm), attention.key_value.weight)
         self._keys_values.copy_(projected.view(batch, -1, 2, heads, features).permute(2, 3, 0, 1, 4))
 
     def forget(self, envs: Tensor) -> None:
         """Zero the keys and values of some envs: an empty slot has no weight, but 0 * NaN is NaN."""
         self._keys_values.index_fill_(2, envs, 0.0)
 
-    def merge(self, merge: Merge, compressor: nn.Module) -> None:
-        """Let a tier form slots."""
-        flat = self._flat_slots
-        formed = compressor(flat.index_select(0, merge.source).view(len(merge.target), -1, flat.shape[1]))
-        self._write(formed, merge.target, self._key_value)
-
-    def step(self, hidden: Tensor, moves: Moves) -> Tensor:
-        """Write a step's inputs [B, D], and return what the layer makes of them."""
+    def step(self, hidden: Tensor, moves: Moves, compressors: nn.ModuleList) -> Tensor:
+        """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
         batch, heads, features = self._shape
-        query = self._write(hidden, moves.target, self._all)
+        query = self._write(self._new_slots(hidden, moves, compressors), moves)
         scores = self._biases.index_select(1, moves.row).view(heads * batch, 1, -1)
-        scores.baddbmm_(query.view(heads * batch, 1, features), self._key)
+        scores.baddbmm_(query.reshape(heads * batch, 1, features), self._key)
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
         read = read.view(heads, batch, features).transpose(0, 1).reshape(batch, heads * features)
         return finish(hidden, read, self._finish)
 
-    def _write(self, slots: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Write slots [K, D], their keys and values; return [.., K, d] what `weight` makes of them beyond these."""
-        _, heads, features = self._shape
-        self._flat_slots.index_copy_(0, target, slots)
-        projected = F.linear(normalise(slots, *self._norm), weight).view(len(slots), -1, features)
+    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: nn.ModuleList) -> Tensor:
+        """Return [K + B, D] what the tiers form, and the step itself."""
+        if not moves.merges:
+            return hidden
+        formed = []
+        for merge in moves.merges:
+            blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, hidden.shape[1])
+            formed.append(compressors[merge.tier - 1](blocks))
+        return torch.cat([*formed, hidden])
+
+    def _write(self, slots: Tensor, moves: Moves) -> Tensor:
+        """Write new slots, their keys and values; return the queries [H, B, d] of the step."""
+        batch, heads, features = self._shape
+        self._flat_slots.index_copy_(0, moves.target, slots)
+        projected = F.linear(normalise(slots, *self._norm), self._projection).view(len(slots), 3 * heads, features)
         by_head = projected.transpose(0, 1).contiguous()
-        keys_values, rest = by_head.tensor_split((2 * heads,))
-        self._flat_keys_values.index_copy_(0, (self._head + target).view(-1), keys_values.view(-1, features))
-        return rest
+        keys_values = by_head[: 2 * heads].view(-1, features)
+        self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
+        return by_head[2 * heads :, len(slots) - batch :]
 
 
 class CompressiveActing(Acting["CompressiveState"]):
@@ -206,7 +214,8 @@ class CompressiveActing(Acting["CompressiveState"]):
     def __init__(self, core: CompressiveCore, state: CompressiveState) -> None:
         super().__init__(core, state)
         self._clock: Integers = state.clock.cpu().numpy().copy()
-        self._rings = {tiers: Rings(tiers, state.clock) for tiers in set(core.tiers)}
+        self._rings = {tiers: Rings(tiers, core.heads, state.clock) for tiers in dict.fromkeys(core.tiers)}
+        self._compressors = [cast(nn.ModuleList, compressors) for compressors in core.compressors]
         self._weights = list(core.layers.parameters())
         self._versions = self._weight_versions()
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
@@ -233,10 +242,8 @@ class CompressiveActing(Acting["CompressiveState"]):
         moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
         self._clock += 1
         hidden: Tensor = self.core.embed(inputs)
-        for number, (layer, tiers) in enumerate(zip(self._layers, self.core.tiers, strict=True)):
-            for merge in moves[tiers].merges:
-                layer.merge(merge, self.core.compressor(number, merge.tier))
-            hidden = layer.step(hidden, moves[tiers])
+        for layer, tiers, compressors in zip(self._layers, self.core.tiers, self._compressors, strict=True):
+            hidden = layer.step(hidden, moves[tiers], compressors)
         outputs: Tensor = self.core.norm(hidden)
         return outputs
 

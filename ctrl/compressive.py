@@ -62,6 +62,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         super().__init__(input_size, width)
         if width % heads:
             raise ValueError(f"heads must divide width, got heads = {heads} and width = {width}")
+        self.heads = heads
         self.tiers: list[Tiers] = tiers_by_layer(memory, layers)
         self.reconstruction = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
         self.embed = nn.Linear(input_size, width)
@@ -102,7 +103,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         acting = CompressiveActing(self, state)
         return acting.step(inputs, none), acting.state()
 
-    def compressor(self, number: int, position: int) -> nn.Module:
+    def _compressor(self, number: int, position: int) -> nn.Module:
         """Return what forms the slots of a layer's tier, 1 being the first that is compressed."""
         return cast(nn.ModuleList, self.compressors[number])[position - 1]
 
@@ -160,7 +161,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 continue
             blocks = _take(memories[-1].slots(), plan.source)  # [B, E, m, D]
             blocks = torch.where(exists[:, ring.shape[1] :, None, None], blocks, 0)
-            formed = self.compressor(number, position)(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
+            formed = self._compressor(number, position)(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
             memories.append(_Memory(stored, formed))
         return memories
 
