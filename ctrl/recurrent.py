@@ -4,8 +4,9 @@ Both are torch's own fused modules behind the contract. Two things decide how go
 
 - *Chrono initialisation* (Tallec & Ollivier 2018, arXiv 1804.11188) spreads the gates' time constants over the horizon
   that an agent has to remember. With torch's default the gates forget within a few steps.
-- *Resets inside a window* split it only at the distinct times at which any env resets. A window without resets is one
-  fused call, and nothing is padded.
+- *Resets inside a window* must not split it, or early training, with its short episodes, runs step by step. Instead one
+  more step goes before each reset, which shuts the gates so that the memory is exactly 0 after it (`Emptied`). So a
+  window is one fused call per layer, longer by the resets of the env that has most of them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,49 @@ class GRUState(NamedTuple):
     """[B, layers, width] each layer's last output, which is also its memory."""
 
 
+SHUT = 1e30
+"""What shuts a gate, or opens it: σ(−1e30) is exactly 0 and σ(1e30) exactly 1, whatever else goes into it."""
+
+
+class Emptied(NamedTuple):
+    """A window of T steps, with one more before each reset that empties the memory.
+
+    Envs reset at different times, so all are filled up to the same length M by steps that hold the memory.
+    """
+
+    at: Tensor
+    """[B, T] where each of the window's steps is."""
+    flags: Tensor
+    """[B, M, 2] 1 where a step empties, 1 where a step holds."""
+
+    @classmethod
+    def before(cls, reset: Tensor) -> Emptied | None:
+        """Make room before the resets [B, T], but not at the window's first step; None if there is none."""
+        inside = reset.clone()
+        inside[:, 0] = False
+        added = inside.cumsum(dim=1)
+        most = int(added[:, -1].max())
+        if not most:
+            return None
+        length = reset.shape[1]
+        at = torch.arange(length, device=reset.device) + added
+        flags = torch.zeros(len(reset), length + most, 2, device=reset.device)
+        env, step = inside.nonzero(as_tuple=True)
+        flags[env, at[env, step] - 1, 0] = 1
+        flags[:, :, 1] = torch.arange(length + most, device=reset.device) > at[:, -1:]
+        return cls(at, flags)
+
+    def widen(self, inputs: Tensor) -> Tensor:
+        """[B, T, I] -> [B, M, I + 2]."""
+        shape = (*self.flags.shape[:2], inputs.shape[2])
+        spread = inputs.new_zeros(shape).scatter(1, self.at[:, :, None].expand_as(inputs), inputs)
+        return torch.cat([spread, self.flags.to(inputs.dtype)], dim=2)
+
+    def narrow(self, outputs: Tensor) -> Tensor:
+        """[B, M, O] -> [B, T, O]."""
+        return outputs.gather(1, self.at[:, :, None].expand(-1, -1, outputs.shape[2]))
+
+
 class RecurrentCore(MemoryCore[StateT]):
     """What `LSTMCore` and `GRUCore` share; state leaves are [B, layers, width], the output first.
 
@@ -59,12 +103,16 @@ class RecurrentCore(MemoryCore[StateT]):
             self._initialise_chrono(chrono_horizon)
 
     @abstractmethod
-    def _fused(self, inputs: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run torch's fused module over [B, T, I]; leaves are torch's, [layers, B, width]."""
+    def _fused(self, inputs: Tensor, leaves: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run torch's fused function for one layer over [B, T, I]; leaves are [B, width], the output first."""
 
     @abstractmethod
     def _cell(self, inputs: Tensor, leaves: tuple[Tensor, ...], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run one step of one layer with its weights; leaves are [B, width], the output first."""
+
+    @abstractmethod
+    def _flags(self, bias_ih: Tensor) -> Tensor:
+        """Return [G * width, 2] the weights of two more inputs: one empties the memory, the other holds it."""
 
     @abstractmethod
     def _chrono_gates(self, keep: Tensor) -> list[Tensor]:
@@ -81,18 +129,20 @@ class RecurrentCore(MemoryCore[StateT]):
         return features, self.make_state(stacked)
 
     def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
-        starts = [0, *_reset_times(reset)]
-        outputs = []
-        for start, end in zip(starts, [*starts[1:], inputs.shape[1]], strict=True):
-            features, state = self._run(inputs[:, start:end], self.reset_state(state, reset[:, start]))
-            outputs.append(features)
-        final = self.make_state(leaf.detach() for leaf in state)
-        return Unrolled(torch.cat(outputs, dim=1), final, inputs.new_zeros(()), {})
-
-    def _run(self, inputs: Tensor, state: StateT) -> tuple[Tensor, StateT]:
-        """Run a segment [B, T, I] in which nothing resets, as one fused call; the state keeps its graph."""
-        outputs, leaves = self._fused(inputs, tuple(leaf.transpose(0, 1).contiguous() for leaf in state))
-        return outputs, self.make_state(leaf.transpose(0, 1).contiguous() for leaf in leaves)
+        state = self.reset_state(state, reset[:, 0])
+        emptied = Emptied.before(reset)
+        features, layers = inputs, []
+        for layer, (of_input, *weights) in enumerate(self.rnn.all_weights):
+            leaves = [leaf[:, layer].contiguous() for leaf in state]
+            if emptied is None:
+                features, (_, *rest) = self._fused(features, leaves, [of_input, *weights])
+            else:
+                with_flags = torch.cat([of_input, self._flags(weights[1])], dim=1)
+                features, (_, *rest) = self._fused(emptied.widen(features), leaves, [with_flags, *weights])
+                features = emptied.narrow(features)
+            layers.append((features[:, -1], *rest))
+        final = self.make_state(torch.stack(leaf, dim=1).detach() for leaf in zip(*layers, strict=True))
+        return Unrolled(features, final, inputs.new_zeros(()), {})
 
     def _initialise_chrono(self, horizon: int) -> None:
         """Set the gates' biases for memories of up to `horizon` steps.
@@ -124,12 +174,19 @@ class LSTMCore(RecurrentCore[LSTMState]):
         hidden, cell = (torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in LSTMState._fields)
         return LSTMState(hidden, cell)
 
-    def _fused(self, inputs: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        outputs, leaves = self.rnn(inputs, leaves)
-        return outputs, leaves
+    def _fused(self, inputs: Tensor, leaves: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        memory = [leaf[None] for leaf in leaves]
+        outputs, hidden, cell = torch.lstm(inputs, memory, weights, True, 1, 0.0, self.training, False, True)
+        return outputs, (hidden[0], cell[0])
 
     def _cell(self, inputs: Tensor, leaves: tuple[Tensor, ...], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return torch.lstm_cell(inputs, leaves, *weights)
+
+    def _flags(self, bias_ih: Tensor) -> Tensor:
+        zero = bias_ih.new_zeros(self.width)
+        empty = [zero - SHUT, zero - SHUT, zero, zero - SHUT]  # input, forget, candidate, output
+        hold = [zero - SHUT, zero + SHUT, zero, zero]
+        return torch.stack([torch.cat(empty), torch.cat(hold)], dim=1)
 
     def _chrono_gates(self, keep: Tensor) -> list[Tensor]:
         zero = torch.zeros_like(keep)
@@ -150,19 +207,20 @@ class GRUCore(RecurrentCore[GRUState]):
         """Return zeros."""
         return GRUState(torch.zeros(batch_size, self.layers, self.width, device=self.device, dtype=self.dtype))
 
-    def _fused(self, inputs: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        outputs, hidden = self.rnn(inputs, leaves[0])
-        return outputs, (hidden,)
+    def _fused(self, inputs: Tensor, leaves: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        outputs, hidden = torch.gru(inputs, leaves[0][None], weights, True, 1, 0.0, self.training, False, True)
+        return outputs, (hidden[0],)
 
     def _cell(self, inputs: Tensor, leaves: tuple[Tensor, ...], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (torch.gru_cell(inputs, leaves[0], *weights),)
 
+    def _flags(self, bias_ih: Tensor) -> Tensor:
+        zero = bias_ih.new_zeros(self.width)
+        # The candidate has no gate of its own: less its bias and behind a shut reset gate it is tanh(0).
+        empty = [zero - SHUT, zero - SHUT, -bias_ih[2 * self.width :]]  # reset, update, candidate
+        hold = [zero, zero + SHUT, zero]
+        return torch.stack([torch.cat(empty), torch.cat(hold)], dim=1)
+
     def _chrono_gates(self, keep: Tensor) -> list[Tensor]:
         zero = torch.zeros_like(keep)
         return [zero, keep, zero]  # reset, update, candidate
-
-
-def _reset_times(reset: Tensor) -> list[int]:
-    """Return the distinct times after 0 at which any env of `reset` [B, T] resets, in order."""
-    times: list[int] = (reset[:, 1:].any(dim=0).nonzero().flatten() + 1).tolist()
-    return times

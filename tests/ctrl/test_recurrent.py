@@ -133,29 +133,44 @@ class TestReference:
             torch.testing.assert_close(mine, expected, atol=1e-6, rtol=0)
 
 
-class TestSegments:
+class TestResetsInside:
     @pytest.mark.parametrize(
-        ("times", "calls"),
+        ("times", "longer"),
         [
-            ({}, 1),
-            ({0: (0,), 1: (0,), 2: (0,)}, 1),  # the window's first step costs nothing
-            ({1: (5,)}, 2),
-            ({0: (5,), 2: (5,)}, 2),  # two envs, one time
-            (STAGGERED, 4),
-            ({0: (T - 1,)}, 2),
-            ({0: tuple(range(T))}, T),
+            ({}, 0),
+            ({0: (0,), 1: (0,), 2: (0,)}, 0),  # the window's first step costs nothing
+            ({1: (5,)}, 1),
+            ({0: (5,), 2: (7,)}, 1),  # one reset in each of two envs
+            (STAGGERED, 3),
+            ({0: (T - 1,)}, 1),
+            ({0: tuple(range(T))}, T - 1),
         ],
     )
     @both
-    def test_fused_calls_follow_distinct_reset_times(
-        self, core_class: type[Core], times: dict[int, tuple[int, ...]], calls: int
+    def test_a_window_is_one_fused_call_per_layer_longer_by_the_most_resets(
+        self, core_class: type[Core], times: dict[int, tuple[int, ...]], longer: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         core = make(core_class)
         lengths: list[int] = []
-        core.rnn.register_forward_hook(lambda module, args, result: lengths.append(args[0].shape[1]))
+        fused = core._fused
+        monkeypatch.setattr(
+            core, "_fused", lambda inputs, *rest: (lengths.append(inputs.shape[1]), fused(inputs, *rest))[1]
+        )
         core.unroll(random_inputs(core), core.initial_state(B), make_reset(times))
-        assert len(lengths) == calls
-        assert sum(lengths) == T  # no step is padded or computed twice
+        assert lengths == [T + longer] * LAYERS
+
+    @pytest.mark.parametrize("size", [0.0, 1.0, 1e20])
+    @both
+    def test_the_memory_is_exactly_empty_at_a_reset(self, core_class: type[Core], size: float) -> None:
+        core = make(core_class)
+        inputs, reset = random_inputs(core), make_reset(dict.fromkeys(range(B), (6,)))
+        before = inputs.clone()
+        before[:, :6] = size * torch.randn(B, 6, INPUT)
+        expected = core.unroll(inputs[:, 6:], core.initial_state(B), reset[:, 6:])
+        found = core.unroll(before, random_state(core), reset)
+        torch.testing.assert_close(found.outputs[:, 6:], expected.outputs, atol=1e-6, rtol=0)
+        for leaf, fresh in zip(found.state, expected.state, strict=True):
+            torch.testing.assert_close(leaf, fresh, atol=1e-6, rtol=0)
 
     @both
     def test_an_env_that_does_not_reset_is_not_disturbed(self, core_class: type[Core]) -> None:
