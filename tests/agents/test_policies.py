@@ -242,3 +242,31 @@ def test_core_options_may_be_left_out() -> None:
 class ToldSpaces:
     observation = spaces.Box(-1.0, 1.0, (3,), np.float32)
     action = spaces.Discrete(2)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_categorical_actions_are_those_of_the_distribution(deterministic: bool) -> None:
+    policy = trained("lstm").policy
+    latent = torch.randn(50, policy.core.output_size)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        actions, values, log_prob = policy.decide(latent, deterministic)
+        torch.manual_seed(3)
+        distribution = policy._get_action_dist_from_latent(policy.mlp_extractor(latent)[0])
+        assert torch.equal(actions, distribution.get_actions(deterministic=deterministic))
+        torch.testing.assert_close(log_prob, distribution.log_prob(actions))
+        torch.testing.assert_close(values, policy.value_net(policy.mlp_extractor(latent)[1])[:, 0])
+    assert len(set(actions.tolist())) > 1
+
+
+def test_a_policy_with_its_own_distribution_keeps_it() -> None:
+    """Such as one that never takes action 0."""
+
+    class NeverZero(MlpMemoryPolicy):
+        def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Any:
+            logits = self.action_net(latent_pi)
+            logits = logits.index_fill(1, torch.tensor([0]), -1e9)
+            return self.action_dist.proba_distribution(action_logits=logits)
+
+    model = MemoryPPO(NeverZero, staggered_env(), n_steps=16, device="cpu").learn(16 * ENVS)
+    assert (model.rollout_buffer.actions > 0).all()
