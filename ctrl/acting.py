@@ -216,6 +216,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._rings = {tiers: Rings(tiers, core.heads, state.clock) for tiers in dict.fromkeys(core.tiers)}
         self._compressors = [cast(nn.ModuleList, compressors) for compressors in core.compressors]
+        self._embed, self._norm = core.embed, core.norm
         self._weights = list(core.layers.parameters())
         self._versions = self._weight_versions()
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
@@ -241,11 +242,11 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._forget(np.flatnonzero(reset.cpu().numpy()))
         moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
         self._clock += 1
-        hidden: Tensor = self.core.embed(inputs)
+        embed, norm = self._embed, self._norm
+        hidden = F.linear(inputs, embed.weight, embed.bias)
         for layer, tiers, compressors in zip(self._layers, self.core.tiers, self._compressors, strict=True):
             hidden = layer.step(hidden, moves[tiers], compressors)
-        outputs: Tensor = self.core.norm(hidden)
-        return outputs
+        return torch.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias)
 
     def _forget(self, envs: Integers) -> None:
         if not len(envs):

@@ -202,8 +202,12 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         return self._kind()[0]
 
     def _kind(self) -> tuple[torch.dtype, torch.device]:
-        first = next(self.parameters(), None)
+        first = self._first_parameter
         return (torch.float32, torch.device("cpu")) if first is None else (first.dtype, first.device)
+
+    @cached_property
+    def _first_parameter(self) -> nn.Parameter | None:
+        return next(self.parameters(), None)  # a search, and needed at every step
 
     @cached_property
     def _state_layout(self) -> tuple[type, list[tuple[str, torch.Size, bool]]]:
