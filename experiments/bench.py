@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any, Protocol, cast
+
 from rich.console import Console
 
 from ctrl.experiments import provenance
-from ctrl.experiments.config import BenchConfig
+from ctrl.experiments.bench_config import (
+    AnyBench,
+    BenchAct,
+    BenchConfig,
+    BenchEnvs,
+    BenchProfile,
+    BenchScale,
+    BenchTrain,
+    BenchUnroll,
+)
 from ctrl.experiments.errors import require
 from ctrl.experiments.folders import write_json
+
+# Imported on use, as the benchmark of the envs needs no SB3.
+MODULES: dict[type, str] = {
+    BenchTrain: "bench_train",
+    BenchEnvs: "bench_envs",
+    BenchAct: "bench_act",
+    BenchUnroll: "bench_unroll",
+    BenchScale: "bench_scale",
+    BenchProfile: "bench_profile",
+}
+
+WIDTH = 100
+"""Columns that a table may have."""
+
+
+class BenchModule(Protocol):
+    """What every module of a benchmark has."""
+
+    def run(self, config: AnyBench, console: Console) -> dict[str, Any]:
+        """Measure, show the table, and return what the report holds of it."""
 
 
 def run_command(config: BenchConfig, console: Console) -> int:
     """Carry out `ctrl bench`."""
-    if config.out is not None:
+    asked = config.what
+    if asked.out is not None:
         require(
-            config.overwrite or not config.out.exists(), f"--out {config.out} exists; name another, or add --overwrite"
+            asked.overwrite or not asked.out.exists(), f"--out {asked.out} exists; name another, or add --overwrite"
         )
-    machine = provenance.machine()
-    console.print(f"{machine['cpu']}, {machine['cores']} cores", soft_wrap=True)
-    if config.what == "envs":
-        from ctrl.experiments.bench_envs import run
-    else:
-        from ctrl.experiments.bench_train import run
-    measured = run(config, console)
-    if config.out is not None:
-        about = {"command": provenance.command(), "machine": machine, "versions": provenance.versions()}
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(config.out, about | measured)
-        console.print(f"numbers: {config.out}", soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)  # a file or a pipe has room, and a table is not cut for it
+    module = importlib.import_module(f"ctrl.experiments.{MODULES[type(asked)]}")
+    measured = cast(BenchModule, module).run(asked, console)
+    if asked.out is not None:
+        versions = provenance.versions((*provenance.PACKAGES, "compressive-transformer-pytorch"))
+        about = {"command": provenance.command(), "machine": provenance.machine(), "versions": versions}
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(asked.out, about | measured)
+        console.print(f"numbers: {asked.out}", soft_wrap=True)
     return 0

@@ -20,10 +20,10 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console, RenderableType
 
 from ctrl.envs import TASKS
-from ctrl.experiments.config import BenchConfig
+from ctrl.experiments.bench_config import BenchEnvs
+from ctrl.experiments.bench_turns import framed, ratio, summarise, take_turns
 from ctrl.experiments.errors import unknown
-from ctrl.experiments.listing import compact_table
-from ctrl.experiments.summary import count_text, titled
+from ctrl.experiments.summary import count_text
 
 SEED = 0
 TURN_SECONDS = 0.8
@@ -64,15 +64,12 @@ class Measured:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast the native one is: the median over turns of the ratio within a turn."""
-        return median(a / b for a, b in zip(self.native, self.sync, strict=True))
+        """How many times as fast the native one is."""
+        return ratio(self.native, self.sync)
 
     def to_json(self) -> dict[str, Any]:
         """Return the turns, their medians and ranges, and the ratio."""
-        summed = {
-            form: {"median": median(speeds), "range": [min(speeds), max(speeds)]}
-            for form, speeds in (("native", self.native), ("sync", self.sync))
-        }
+        summed = {form: summarise(speeds) for form, speeds in (("native", self.native), ("sync", self.sync))}
         return {**asdict(self), "steps_per_second": summed, "ratio": self.ratio}
 
 
@@ -109,14 +106,14 @@ def run_turn(build: Builder, seconds: float) -> float:
     return calls * envs.num_envs / spent
 
 
-def measure(config: BenchConfig, console: Console) -> list[Measured]:
+def measure(config: BenchEnvs, console: Console) -> list[Measured]:
     """Let both forms of each task take turns."""
     results = []
     for task, arguments in cases(config.tasks):
-        turns: dict[str, list[float]] = {form: [] for form in FORMS}
-        for _ in range(config.repeats):
-            for form, speeds in turns.items():
-                speeds.append(run_turn(builder(task, form, config.num_envs, arguments), TURN_SECONDS))
+        turns = take_turns(
+            {form: partial(run_turn, builder(task, form, config.num_envs, arguments), TURN_SECONDS) for form in FORMS},
+            config.repeats,
+        )
         results.append(Measured(task, arguments, turns["native"], turns["sync"]))
         console.print(f"{results[-1].name}: {count_text(round(median(turns['native'])))} steps/s", soft_wrap=True)
     return results
@@ -124,19 +121,27 @@ def measure(config: BenchConfig, console: Console) -> list[Measured]:
 
 def envs_table(results: Sequence[Measured], num_envs: int) -> RenderableType:
     """Build the table of the benchmark."""
-    table = compact_table("task", ["steps/s", "range", "SyncVectorEnv", "ratio"])
+    rows = []
     for result in results:
         native, lowest, highest, sync = (
             count_text(round(speed))
             for speed in (median(result.native), min(result.native), max(result.native), median(result.sync))
         )
-        table.add_row(result.name, native, f"{lowest}–{highest}", sync, f"{result.ratio:.1f}")
+        rows.append([result.name, native, f"{lowest}–{highest}", sync, f"{result.ratio:.1f}"])
     turns = len(results[0].native)
-    note = f"median of {turns} interleaved turns; one process, one thread; actions drawn beforehand"
-    return titled(f"native vector envs, {num_envs} copies, all their steps together", table, note)
+    return framed(
+        f"native vector envs, {num_envs} copies, all their steps together",
+        ["task", "steps/s", "range", "SyncVectorEnv", "ratio"],
+        rows,
+        [
+            f"median of {turns} interleaved turns; one process, one thread; actions drawn beforehand",
+            "ratio of steps/s to SyncVectorEnv",
+        ],
+        gap=1,
+    )
 
 
-def run(config: BenchConfig, console: Console) -> dict[str, Any]:
+def run(config: BenchEnvs, console: Console) -> dict[str, Any]:
     """Measure, show the table, and return what the report holds of it."""
     results = measure(config, console)
     console.print(envs_table(results, config.num_envs))

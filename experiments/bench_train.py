@@ -1,15 +1,15 @@
 """`ctrl bench train`: training speed of `MemoryPPO` beside stable-baselines3's PPO and sb3-contrib's RecurrentPPO.
 
-All train on CartPole without its velocities: 8 envs × 128 steps, 4 epochs × 4 minibatches of 256 steps, Adam, one
-process. The agents with memory have parameters within 10 % of the compressive one's; PPO without memory is shown with
-its default networks, as a ceiling. The agents take turns (A B C D, A B C D, …), each turn with a fresh agent and the
-same seed, so that all turns of an agent do the same work and what else the machine does meets all agents.
+All train on CartPole without its velocities: 128 steps, 4 epochs × 4 minibatches at every number of envs, Adam, one
+process. All agents have parameters within 10 % of the compressive one's, but for PPO with its default networks, which
+is shown as a ceiling. The agents take turns, each turn with a fresh agent and the same seed, so that all turns of an
+agent do the same work.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean, median
@@ -17,27 +17,34 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console, RenderableType
-from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from ctrl.experiments.config import BenchConfig, MemoryOptions, TrainConfig
+from ctrl.experiments.bench_config import MINIBATCHES, BenchTrain
+from ctrl.experiments.bench_turns import SEED, framed, ratio_text, ratios, shower, summarise, take_turns, use_threads
+from ctrl.experiments.config import MemoryOptions, TrainConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.models import TOLERANCE, build_model, closest, match_width, parameter_count
-from ctrl.experiments.summary import titled
 
-NUM_ENVS, N_STEPS, N_EPOCHS, MINIBATCHES = 8, 128, 4, 4
-BATCH_SIZE = NUM_ENVS * N_STEPS // MINIBATCHES
-REFERENCE = "compressive"
-SEED = 0
+N_STEPS, N_EPOCHS = 128, 4
+TARGET = "compressive"
+"""Whose parameters the others are matched to."""
+REFERENCES = ("recurrent_ppo", "matched_ppo")
+"""What ratios are taken to."""
+
+LABELS = {
+    "recurrent_ppo": "RecurrentPPO",
+    "matched_ppo": "PPO, matched MLP",
+    "default_ppo": "PPO, default MLP",
+}
+
+Builder = Callable[[VecEnv], Any]
 
 
 class PositionsOnly(gym.ObservationWrapper[NDArray[np.float32], int, NDArray[np.float32]]):
@@ -63,44 +70,57 @@ class Turn:
 
     steps_per_second: float
     acting_seconds: float
-    """Time a step spends in acting and in the env, all envs together, mean over the updates."""
+    """Time a rollout takes, acting and envs, mean over the updates."""
     learning_seconds: float
     """Time of the gradient steps that follow, mean over the updates."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of one agent."""
+    """All turns of one agent at one number of envs."""
 
     agent: str
+    num_envs: int
     parameters: int
     turns: list[Turn]
+    ratios: dict[str, float]
+    """Of steps a second, by `ratio_to_…`; empty where no reference was measured."""
+
+    @property
+    def label(self) -> str:
+        """What the agent is called in the table."""
+        return LABELS.get(self.agent, self.agent)
 
     @property
     def speeds(self) -> list[float]:
-        """Env steps per second of each turn."""
+        """Env steps per second of each turn, all envs together."""
         return [turn.steps_per_second for turn in self.turns]
 
-    def to_json(self, reference: Measured) -> dict[str, Any]:
-        """Return the turns, their median and range, and the ratio to `reference`."""
-        return {
-            **asdict(self),
-            "median_steps_per_second": median(self.speeds),
-            "range_steps_per_second": [min(self.speeds), max(self.speeds)],
-            "ratio_to_" + reference.agent: ratio(self, reference),
-        }
+    def to_json(self) -> dict[str, Any]:
+        """Return the turns, what they come to, and the ratios."""
+        data = asdict(self)
+        return {**data, **data.pop("ratios"), "steps_per_second": summarise(self.speeds)}
 
 
-def ratio(one: Measured, other: Measured) -> float:
-    """Return how many times as fast `one` is as `other`: the median over turns of the ratio within a turn."""
-    return median(a / b for a, b in zip(one.speeds, other.speeds, strict=True))
+def measured(counts: Mapping[str, int], num_envs: int, turns: Mapping[str, list[Turn]]) -> list[Measured]:
+    """Put together what was measured at one number of envs.
+
+    :param counts: parameters by agent
+    :param turns: by agent
+    """
+    speeds = {agent: [turn.steps_per_second for turn in each] for agent, each in turns.items()}
+    return [
+        Measured(agent, num_envs, counts[agent], each, ratios(speeds, agent, REFERENCES))
+        for agent, each in turns.items()
+    ]
 
 
 class Stopwatch(BaseCallback):
-    """Notes when acting starts and ends in each update."""
+    """Notes when acting starts and ends in each update of so many `steps`, all envs together."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
+        self.steps = steps
         self.starts: list[float] = []
         self.ends: list[float] = []
 
@@ -121,17 +141,17 @@ class Stopwatch(BaseCallback):
         starts, ends = self.starts[1:], self.ends[1:]
         acting = fmean(end - start for start, end in zip(starts, ends, strict=False))
         learning = fmean(start - end for start, end in zip(starts[1:], ends, strict=True))
-        return Turn(NUM_ENVS * N_STEPS / (acting + learning), acting, learning)
+        return Turn(self.steps / (acting + learning), acting, learning)
 
 
-def run_turn(build: Callable[[VecEnv], Any], updates: int) -> Turn:
+def run_turn(build: Builder, num_envs: int, updates: int) -> Turn:
     """Train a fresh agent for one update that is not timed and `updates` that are."""
-    env = make_cartpole(NUM_ENVS)
+    env = make_cartpole(num_envs)
     try:
         model = build(env)
         model.set_logger(Logger(folder=None, output_formats=[]))
-        watch = Stopwatch()
-        model.learn((1 + updates) * NUM_ENVS * N_STEPS, callback=watch)
+        watch = Stopwatch(num_envs * N_STEPS)
+        model.learn((1 + updates) * watch.steps, callback=watch)
         return watch.turn()
     finally:
         env.close()
@@ -142,38 +162,62 @@ def make_cartpole(num_envs: int) -> VecEnv:
     return make_vec_env("CartPole-v1", n_envs=num_envs, wrapper_class=PositionsOnly, seed=SEED)
 
 
-def agents() -> dict[str, Callable[[VecEnv], Any]]:
-    """Return what builds each agent, by name, with matched parameters."""
-    env = make_cartpole(NUM_ENVS)
+def agents(names: Sequence[str]) -> tuple[dict[str, Builder], dict[str, int]]:
+    """Return, by name, what builds each agent and its parameters, which are matched.
+
+    :param names: among `bench_config.AGENTS`
+    :raises UserError: where sb3-contrib is asked for and missing, or no size comes close to the target
+    """
+    env = make_cartpole(MINIBATCHES)
     try:
-        reference = _memory_config(REFERENCE)
-        target = parameter_count(build_model(reference, env))
-        lstm = _memory_config("lstm")
-        width = match_width(lstm, env, target).width
-        lstm = replace(lstm, memory=replace(lstm.memory, width=width))
-        hidden = _matched_recurrent(env, target)
+        target = parameter_count(build_model(memory_config(TARGET), env))
+        builders = {name: _builder(name, env, target) for name in names}
+        return builders, {name: parameter_count(build(env)) for name, build in builders.items()}
     finally:
         env.close()
-    return {
-        f"MemoryPPO {REFERENCE}": partial(build_model, reference),
-        "MemoryPPO lstm": partial(build_model, lstm),
-        "sb3-contrib RecurrentPPO": partial(_recurrent_ppo, hidden),
-        "SB3 PPO, no memory": _plain_ppo,
-    }
 
 
-def _memory_config(core: str) -> TrainConfig:
+def _builder(name: str, env: VecEnv, target: int) -> Builder:
+    if name == "recurrent_ppo":
+        return partial(_recurrent_ppo, _matched(lambda size: partial(_recurrent_ppo, size), env, target))
+    if name == "matched_ppo":
+        return partial(_plain_ppo, _matched(lambda size: partial(_plain_ppo, size), env, target))
+    if name == "default_ppo":
+        return partial(_plain_ppo, None)
+    return partial(_memory_ppo, matched_config(name, env, target))
+
+
+def matched_config(core: str, env: VecEnv, target: int) -> TrainConfig:
+    """Return the config of `MemoryPPO` with a core whose width brings it to about `target` parameters."""
+    config = memory_config(core)
+    if core == TARGET:
+        return config
+    return replace(config, memory=replace(config.memory, width=match_width(config, env, target).width))
+
+
+def memory_config(core: str) -> TrainConfig:
+    """Return the config of `MemoryPPO` with a core as it is by default."""
     config = TrainConfig(core=core, seed=SEED, memory=MemoryOptions())
-    ppo = replace(config.ppo, n_steps=N_STEPS, n_epochs=N_EPOCHS, batch_size=BATCH_SIZE)
+    ppo = replace(config.ppo, n_steps=N_STEPS, n_epochs=N_EPOCHS)
     return replace(config, ppo=ppo, run=replace(config.run, device="cpu"))
 
 
-def _sb3_arguments() -> dict[str, Any]:
-    return {"n_steps": N_STEPS, "n_epochs": N_EPOCHS, "batch_size": BATCH_SIZE, "seed": SEED, "device": "cpu"}
+def _memory_ppo(config: TrainConfig, env: VecEnv) -> Any:
+    return build_model(replace(config, ppo=replace(config.ppo, batch_size=_batch_size(env))), env)
 
 
-def _plain_ppo(env: VecEnv) -> PPO:
-    return PPO("MlpPolicy", env, **_sb3_arguments())
+def _batch_size(env: VecEnv) -> int:
+    return env.num_envs * N_STEPS // MINIBATCHES
+
+
+def _sb3_arguments(env: VecEnv) -> dict[str, Any]:
+    return {"n_steps": N_STEPS, "n_epochs": N_EPOCHS, "batch_size": _batch_size(env), "seed": SEED, "device": "cpu"}
+
+
+def _plain_ppo(hidden: int | None, env: VecEnv) -> PPO:
+    # Two hidden layers for each of actor and critic, as by default, where they have 64 units.
+    kwargs = None if hidden is None else {"net_arch": {"pi": [hidden, hidden], "vf": [hidden, hidden]}}
+    return PPO("MlpPolicy", env, policy_kwargs=kwargs, **_sb3_arguments(env))
 
 
 def _recurrent_ppo(hidden: int, env: VecEnv) -> Any:
@@ -183,72 +227,67 @@ def _recurrent_ppo(hidden: int, env: VecEnv) -> Any:
         raise UserError('the benchmark needs sb3-contrib: pip install "ctrl-memory[bench]"') from None
     # One LSTM for actor and critic, as one core serves both in MemoryPPO.
     kwargs = {"lstm_hidden_size": hidden, "shared_lstm": True, "enable_critic_lstm": False}
-    return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=kwargs, **_sb3_arguments())
+    return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=kwargs, **_sb3_arguments(env))
 
 
-def _matched_recurrent(env: VecEnv, target: int) -> int:
-    def count(hidden: int) -> int:
-        return parameter_count(_recurrent_ppo(hidden, env))
-
-    hidden, parameters = closest(count, target, highest=1024)
+def _matched(builder: Callable[[int], Builder], env: VecEnv, target: int) -> int:
+    """Return the size at which what `builder` gives has about `target` parameters."""
+    size, parameters = closest(lambda size: parameter_count(builder(size)(env)), target, highest=1024)
     if abs(parameters / target - 1) > TOLERANCE:
-        raise UserError(f"no LSTM size of RecurrentPPO comes within {TOLERANCE:.0%} of {target:,} parameters")
-    return hidden
-
-
-def measure(config: BenchConfig, console: Console) -> list[Measured]:
-    """Let the agents take turns."""
-    builders = agents()
-    turns: dict[str, list[Turn]] = {name: [] for name in builders}
-    for repeat in range(config.repeats):
-        for name, build in builders.items():
-            turns[name].append(run_turn(build, config.updates))
-            speed = turns[name][-1].steps_per_second
-            console.print(f"turn {repeat + 1}/{config.repeats}  {name:<34} {speed:8,.0f} steps/s", soft_wrap=True)
-    env = make_cartpole(NUM_ENVS)
-    counts = {name: parameter_count(build(env)) for name, build in builders.items()}
-    env.close()
-    return [Measured(name, counts[name], turns[name]) for name in builders]
-
-
-def bench_table(results: Sequence[Measured], threads: int) -> RenderableType:
-    """Build the table of the benchmark; the ratios are to RecurrentPPO, if it is there."""
-    reference = _ratio_reference(results)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("agent", style="bold", no_wrap=True)
-    for name in ("params", "steps/s", "range", "act", "learn", "ratio"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        table.add_row(
-            result.agent,
-            f"{result.parameters:,}",
-            f"{median(result.speeds):,.0f}",
-            f"{min(result.speeds):,.0f}–{max(result.speeds):,.0f}",
-            f"{1e3 * fmean(turn.acting_seconds for turn in result.turns):,.0f}",
-            f"{1e3 * fmean(turn.learning_seconds for turn in result.turns):,.0f}",
-            f"{ratio(result, reference):.2f}",
+        raise UserError(
+            f"no size comes within {TOLERANCE:.0%} of {target:,} parameters; the closest has {parameters:,}"
         )
-    title = f"training on CartPole without velocities, {NUM_ENVS} envs × {N_STEPS} steps, {N_EPOCHS} epochs"
-    turns = len(results[0].turns)
-    note = f"median of {turns} interleaved turns; act and learn: ms an update; torch threads: {threads}"
-    return titled(title, table, f"{note}\nratio of steps/s to {reference.agent}")
+    return size
 
 
-def _ratio_reference(results: Sequence[Measured]) -> Measured:
-    return next((result for result in results if "RecurrentPPO" in result.agent), results[0])
+def measure(config: BenchTrain, console: Console) -> list[Measured]:
+    """Let the agents take turns, at each number of envs."""
+    builders, counts = agents(config.agents)
+    results = []
+    for num_envs in config.num_envs:
+        workers = {name: partial(run_turn, build, num_envs, config.updates) for name, build in builders.items()}
+        console.print(f"{num_envs} envs")
+        show = shower(console, config.repeats, lambda turn: f"{turn.steps_per_second:8,.0f} steps/s")
+        results += measured(counts, num_envs, take_turns(workers, config.repeats, show))
+    return results
 
 
-def run(config: BenchConfig, console: Console) -> dict[str, Any]:
+def train_table(results: Sequence[Measured], threads: int) -> RenderableType:
+    """Build the table of the benchmark."""
+    return framed(
+        f"training on CartPole without velocities, {N_STEPS} steps, {N_EPOCHS} epochs × {MINIBATCHES} minibatches",
+        ["agent", "envs", "params", "steps/s", "range", "act", "learn", "ratio", "ratio\nto MLP"],
+        [_cells(result) for result in results],
+        [
+            f"median of {len(results[0].turns)} interleaved turns; act and learn: ms an update",
+            "ratio of steps/s to RecurrentPPO, and to PPO with the matched MLP, of as many envs",
+            "by core: MemoryPPO; RecurrentPPO: sb3-contrib, LSTM; PPO: stable-baselines3, no memory",
+        ],
+        threads,
+    )
+
+
+def _cells(result: Measured) -> list[str]:
+    return [
+        result.label,
+        str(result.num_envs),
+        f"{result.parameters:,}",
+        f"{median(result.speeds):,.0f}",
+        f"{min(result.speeds):,.0f}–{max(result.speeds):,.0f}",
+        f"{1e3 * fmean(turn.acting_seconds for turn in result.turns):,.0f}",
+        f"{1e3 * fmean(turn.learning_seconds for turn in result.turns):,.0f}",
+        *(ratio_text(result.ratios.get(f"ratio_to_{name}")) for name in REFERENCES),
+    ]
+
+
+def run(config: BenchTrain, console: Console) -> dict[str, Any]:
     """Measure, show the table, and return what the report holds of it."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    threads = torch.get_num_threads()
+    threads = use_threads(config.threads)
     results = measure(config, console)
-    console.print(bench_table(results, threads))
-    reference = _ratio_reference(results)
-    sizes = {"num_envs": NUM_ENVS, "n_steps": N_STEPS, "n_epochs": N_EPOCHS, "batch_size": BATCH_SIZE}
+    console.print(train_table(results, threads))
+    sizes = {"num_envs": config.num_envs, "n_steps": N_STEPS, "n_epochs": N_EPOCHS, "minibatches": MINIBATCHES}
     return {
         "torch_threads": threads,
         "sizes": {**sizes, "updates": config.updates, "seed": SEED},
-        "agents": [result.to_json(reference) for result in results],
+        "agents": [result.to_json() for result in results],
     }

@@ -10,8 +10,8 @@ from typing import Annotated, Protocol, cast
 import tyro
 from rich.console import Console
 
+from ctrl.experiments.bench_config import BenchConfig
 from ctrl.experiments.config import (
-    BenchConfig,
     CompareConfig,
     DemoConfig,
     EnvsConfig,
@@ -64,7 +64,11 @@ EXAMPLES = {
     ],
     "demo": ["ctrl demo --out results/demo"],
     "bench": [
-        "ctrl bench train --repeats 3 --threads 1 --out results/bench_train.json",
+        "ctrl bench train --num-envs 8 16 64 --repeats 3 --threads 1 --out results/bench_train.json",
+        "ctrl bench act --batch-sizes 1 16 --threads 1",
+        "ctrl bench unroll --lengths 32 128 --widths 64 --threads 1",
+        "ctrl bench scale --episode-steps 100000 --threads 1",
+        "ctrl bench profile --cores compressive lstm --threads 1",
         "ctrl bench envs --num-envs 256 --tasks ctrl/Recall-v0 ctrl/TMaze-v0 --out results/bench_envs.json",
     ],
 }

@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,7 +23,7 @@ RECURRENT_CORES = ("lstm", "gru")
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
 
 
-def _open(default: str, metavar: str = "INT") -> object:
+def open_option(default: str, metavar: str = "INT") -> object:
     """Say in `--help` what happens where an option is left open, instead of `None`."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
@@ -91,16 +91,16 @@ _MEMORY_HELP = (
 class MemoryOptions:
     """The size and shape of the memory. An option that a core does not have is ignored by it."""
 
-    width: Annotated[int | None, _open("64 with attention, 128 otherwise")] = None
+    width: Annotated[int | None, open_option("64 with attention, 128 otherwise")] = None
     """Features of a layer."""
-    layers: Annotated[int | None, _open("2 with attention, 1 otherwise")] = None
+    layers: Annotated[int | None, open_option("2 with attention, 1 otherwise")] = None
     """Layers of the core."""
     heads: int = 4
     """Attention heads of a layer; must divide the width."""
     memory: Annotated[str, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP)] = "32,32x4"
     compressor: str = "conv"
     """How slots are merged: conv (learned), mean or max."""
-    chrono_horizon: Annotated[int | None, _open("128")] = None
+    chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM or GRU is initialised to remember."""
 
     def __post_init__(self) -> None:
@@ -123,13 +123,13 @@ class PPOOptions:
     """Adam's step size for all but the compressors."""
     anneal: bool = False
     """Let the learning rate fall linearly to 0 over the run."""
-    memory_learning_rate: Annotated[float | None, _open("0.001", "FLOAT")] = None
+    memory_learning_rate: Annotated[float | None, open_option("0.001", "FLOAT")] = None
     """Adam's step size for the compressors."""
     n_steps: int = 128
     """Steps of each env between two updates."""
-    window: Annotated[int | None, _open("all of --n-steps")] = None
+    window: Annotated[int | None, open_option("all of --n-steps")] = None
     """Steps that gradients flow through at once; must divide --n-steps."""
-    batch_size: Annotated[int | None, _open("a quarter of the update's steps")] = None
+    batch_size: Annotated[int | None, open_option("a quarter of the update's steps")] = None
     """Steps of a minibatch, a multiple of the window."""
     n_epochs: int = 4
     """Passes over the data of each update."""
@@ -184,11 +184,11 @@ class RunOptions:
     """Env steps to train for, all copies together; rounded up to whole updates."""
     eval_episodes: int = 100
     """Episodes of the evaluation after training, on seeds that training never sees; 0 skips it."""
-    checkpoint_every: Annotated[int | None, _open("a tenth of --steps")] = None
+    checkpoint_every: Annotated[int | None, open_option("a tenth of --steps")] = None
     """Env steps between two checkpoints."""
     device: str = "auto"
     """cpu, cuda or auto."""
-    threads: Annotated[int | None, _open("train: torch's own, compare: 1 a process")] = None
+    threads: Annotated[int | None, open_option("train: torch's own, compare: 1 a process")] = None
     """CPU threads that torch may use."""
 
     def __post_init__(self) -> None:
@@ -204,7 +204,7 @@ class RunOptions:
         return self.checkpoint_every or max(1, self.steps // 10)
 
 
-Out = Annotated[Path | None, _open("a new numbered folder in runs/", "DIR")]
+Out = Annotated[Path | None, open_option("a new numbered folder in runs/", "DIR")]
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class CompareConfig:
     """Memories to compare: compressive, transformer_xl, lstm, gru, feedforward."""
     seeds: int = 3
     """Runs of each core, with seeds 0, 1, 2 …"""
-    jobs: Annotated[int | None, _open("one for each CPU core")] = None
+    jobs: Annotated[int | None, open_option("one for each CPU core")] = None
     """Runs at the same time, each a process of its own."""
     learning_rates: KeyValues = ()
     """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""
@@ -301,9 +301,9 @@ class EvaluateConfig:
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or a model.zip."""
-    env: Annotated[str | None, _open("the run's", "ID")] = None
+    env: Annotated[str | None, open_option("the run's", "ID")] = None
     """Gymnasium id of the task."""
-    env_kwargs: Annotated[tuple[str, ...], _open("the run's, unless --env is given", "[KEY=VALUE ...]")] = ()
+    env_kwargs: Annotated[tuple[str, ...], open_option("the run's, unless --env is given", "[KEY=VALUE ...]")] = ()
     """Arguments of the task."""
     episodes: int = 100
     """Episodes to play."""
@@ -329,15 +329,15 @@ class EvaluateConfig:
 class EnvsConfig:
     """List the memory tasks, ours and installed ones of others; check the contract of any; draw ours."""
 
-    family: Annotated[str | None, _open("all", "NAME")] = None
+    family: Annotated[str | None, open_option("all", "NAME")] = None
     """List one family alone: ctrl, popgym, minigrid, memory-gym or bsuite."""
-    check: Annotated[str | None, _open("list tasks", "ID")] = None
+    check: Annotated[str | None, open_option("list tasks", "ID")] = None
     """Check what an agent with memory relies on, for any id; `my_package:My-v0` imports my_package first."""
     env_kwargs: KeyValues = ()
     """Arguments of the task to check, such as `length=64 num_cues=4`."""
     steps: int = 100_000
     """Steps of the check that nothing is left behind in memory."""
-    sheet: Annotated[Path | None, _open("list tasks", "FILE")] = None
+    sheet: Annotated[Path | None, open_option("list tasks", "FILE")] = None
     """PNG file to draw episodes of our tasks in, as a person sees them."""
     overwrite: bool = False
     """Replace the file that --sheet names."""
@@ -367,34 +367,6 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         require(self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Measure training beside stable-baselines3's PPO and sb3-contrib's LSTM, or our vector envs beside gymnasium's."""
-
-    what: tyro.conf.Positional[Literal["train", "envs"]] = "train"
-    """What to measure: train (acting and learning) or envs (our tasks)."""
-    repeats: int = 3
-    """Turns of each agent or env; median and range are reported."""
-    updates: int = 4
-    """train: timed updates of a turn, after one that is not timed."""
-    threads: Annotated[int | None, _open("torch's own")] = None
-    """train: CPU threads that torch may use."""
-    num_envs: int = 256
-    """envs: copies of a task that are stepped together."""
-    tasks: Annotated[tuple[str, ...], _open("all of ours", "[ID ...]")] = ()
-    """envs: tasks to measure."""
-    out: Annotated[Path | None, _open("printed only", "FILE")] = None
-    """JSON file for the results."""
-    overwrite: bool = False
-    """Replace the file that --out names."""
-
-    def __post_init__(self) -> None:
-        for name in ("repeats", "updates", "num_envs"):
-            value = getattr(self, name)
-            require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        require(self.threads is None or self.threads >= 1, f"--threads must be at least 1, got {self.threads}")
 
 
 def require_core(name: str) -> None:

@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 
 from ctrl.envs import TASKS
+from ctrl.experiments.bench_config import BenchEnvs
 from ctrl.experiments.bench_envs import FORMS, VARIANTS, WARM_UP, Measured, builder, cases, envs_table, run_turn
-from ctrl.experiments.config import BenchConfig
 from ctrl.experiments.errors import UserError
 
 RECALL, ROOMS = "ctrl/Recall-v0", "ctrl/SelectNonmatchingObject-v0"
@@ -103,4 +103,4 @@ def test_the_table_fits_a_narrow_terminal() -> None:
 @pytest.mark.parametrize("name", ["num_envs", "repeats"])
 def test_counts_are_positive(name: str) -> None:
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be at least 1, got 0"):
-        BenchConfig(**{name: 0})
+        BenchEnvs(**{name: 0})

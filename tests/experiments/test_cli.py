@@ -67,6 +67,13 @@ def test_options_arrive() -> None:
         ("envs --steps 0", "--steps must be at least 1, got 0"),
         ("bench envs --tasks ctrl/Recal-v0", "did you mean 'ctrl/Recall-v0'"),
         ("bench envs --num-envs 0", "--num-envs must be at least 1, got 0"),
+        ("bench train --agents lstm recurent_ppo", "did you mean 'recurrent_ppo'"),
+        ("bench train --num-envs 8 10", "--num-envs must be multiples of 4, got 10"),
+        ("bench act --batch-sizes 0", "--batch-sizes must be at least 1, got 0"),
+        ("bench unroll --models lstmm", "did you mean 'lstm'"),
+        ("bench unroll --widths 100", "--widths must be multiples of 8, got 100"),
+        ("bench scale --episode-steps 15", "--episode-steps must be a multiple of 10, got 15"),
+        ("bench profile --cores rnn", "unknown core 'rnn'"),
     ],
 )
 def test_mistakes_are_told_in_a_line_and_nothing_is_written(

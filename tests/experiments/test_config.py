@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from ctrl.experiments.config import (
-    BenchConfig,
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
@@ -93,7 +92,6 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (CompareConfig, {"learning_rates": ("lstm=fast",)}, "lstm must be above 0, got 'fast'"),
         (EvaluateConfig, {"path": Path("x"), "episodes": 0}, "--episodes must be at least 1, got 0"),
         (DemoConfig, {"jobs": 0}, "--jobs must be at least 1, got 0"),
-        (BenchConfig, {"repeats": 0}, "--repeats must be at least 1, got 0"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(options: type, wrong: dict[str, Any], told: str) -> None:
