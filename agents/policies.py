@@ -281,7 +281,8 @@ class MemoryPolicy(ActorCriticPolicy):
         :return: actions, and the state for the next call: a tuple of numpy arrays, batch first
         :raises ValueError: where the state does not fit the observation, or a needed reward is missing
         """
-        self.set_training_mode(False)
+        if self.training:
+            self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         for part in obs.values() if isinstance(obs, dict) else [obs]:
             if part.is_floating_point() and not bool(torch.isfinite(part.float()).all()):
@@ -319,10 +320,11 @@ class MemoryPolicy(ActorCriticPolicy):
         return torch.as_tensor(starts, device=self.device)
 
     def _state_from_numpy(self, state: tuple[np.ndarray, ...], batch: int) -> PolicyState:
-        names = [*self.initial_state(1).core._fields, *PolicyState._fields[1:]]
+        names = [*self.core.state_fields, *PolicyState._fields[1:]]
         if len(state) != len(names):
             raise ValueError(f"state must have {len(names)} arrays ({', '.join(names)}), got {len(state)}")
-        leaves = [torch.as_tensor(leaf, device=self.device) for leaf in state]
+        device = self.device
+        leaves = [torch.as_tensor(leaf, device=device) for leaf in state]
         for name, leaf in zip(names, leaves, strict=True):
             if leaf.dim() == 0 or len(leaf) != batch:
                 found = f"{len(leaf)} envs" if leaf.dim() else "0 axes"

@@ -192,6 +192,11 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         return sum(leaf.nbytes for leaf in self.initial_state(1))
 
     @property
+    def state_fields(self) -> tuple[str, ...]:
+        """The names of the state's leaves."""
+        return tuple(name for name, _, _ in self._state_layout[1])
+
+    @property
     def device(self) -> torch.device:
         """Where the core's parameters live; the CPU if it has none."""
         return self._kind()[1]
