@@ -42,6 +42,12 @@ def parse_pairs(pairs: tuple[str, ...], argument: str) -> dict[str, Any]:
     return parsed
 
 
+def merge_pairs(pairs: tuple[str, ...], changes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `pairs` with the values that `changes` has, and with what only `changes` has behind them."""
+    by_key = {pair.partition("=")[0]: pair for pair in (*pairs, *changes)}
+    return tuple(by_key.values())
+
+
 def parse_memory(text: str) -> list[tuple[int, int]]:
     """Turn `"32,32x4"` into `[(32, 1), (32, 4)]`: slots and rate of each tier, the raw memory first."""
     tiers = []
@@ -304,7 +310,7 @@ class EvaluateConfig:
     env: Annotated[str | None, open_option("the run's", "ID")] = None
     """Gymnasium id of the task."""
     env_kwargs: Annotated[tuple[str, ...], open_option("the run's, unless --env is given", "[KEY=VALUE ...]")] = ()
-    """Arguments of the task."""
+    """Arguments of the task. Without --env, those of the run that are not named here stay as they are."""
     episodes: int = 100
     """Episodes to play."""
     seed: int = 0
@@ -346,6 +352,10 @@ class EnvsConfig:
 
     def __post_init__(self) -> None:
         require(self.check is None or self.sheet is None, "--check and --sheet are two commands; give one of them")
+        for name in ("check", "sheet"):
+            other = getattr(self, name) is not None
+            require(self.family is None or not other, f"--family lists tasks; it does not go with --{name}")
+        require(self.sheet is None or not self.json, "--sheet draws a picture; it does not go with --json")
         require(self.check is not None or not self.env_kwargs, "--env-kwargs needs --check ID")
         require(self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
         _ = self.env_arguments

@@ -13,10 +13,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import MemoryPPO
-from ctrl.experiments.config import EvaluateConfig, TaskOptions, TrainConfig
+from ctrl.experiments.config import EvaluateConfig, TaskOptions, TrainConfig, merge_pairs
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, read_json
-from ctrl.experiments.summary import Evaluation, titled
+from ctrl.experiments.summary import Evaluation, GroupEvaluation, titled
 from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, make_task
 
 MOST_ENVS = 16
@@ -67,12 +67,12 @@ def _normalised(task: TaskOptions, score: float) -> float | None:
     return None if scores is None else scores.normalised(score)
 
 
-def _by_name(task: TaskOptions, grouped: dict[int, list[float]]) -> dict[str, tuple[int, float]]:
+def _by_name(task: TaskOptions, grouped: dict[int, list[float]]) -> dict[str, GroupEvaluation]:
     """Return the number of episodes and the success of each group of one of our tasks."""
     rules = known_rules(task)
     names = () if rules is None else rules.group_names
     return {
-        name: (len(grouped[index]), float(np.mean(grouped[index])))
+        name: GroupEvaluation(len(grouped[index]), float(np.mean(grouped[index])))
         for index, name in enumerate(names)
         if index in grouped
     }
@@ -123,14 +123,17 @@ def find_model(path: Path) -> Path:
 
 
 def find_task(config: EvaluateConfig, model: Path) -> TaskOptions:
-    """Return the task to evaluate on: the one that was asked for, or the one of the run that `model` belongs to."""
+    """Return the task to evaluate on: the one that was asked for, or the one of the run that `model` belongs to.
+
+    Of the run's arguments those hold that were not asked to be others.
+    """
     num_envs = min(config.num_envs, config.episodes)
     if config.env is not None:
         return TaskOptions(env=config.env, env_kwargs=config.env_kwargs, num_envs=num_envs)
     for folder in (model.parent, model.parent.parent):  # a checkpoint lies one folder deeper
         if (folder / MARKER).is_file() and (folder / SUMMARY).parent == folder:
             task = TrainConfig.from_json(read_json(folder / MARKER)["options"]).task
-            return replace(task, num_envs=num_envs, env_kwargs=config.env_kwargs or task.env_kwargs)
+            return replace(task, num_envs=num_envs, env_kwargs=merge_pairs(task.env_kwargs, config.env_kwargs))
     raise UserError(f"{model} lies in no run's folder, so its task is unknown; name it with --env")
 
 
@@ -152,8 +155,8 @@ def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> Rend
         table.add_row("normalised (random 0, perfect 1)", f"{brought.normalised:.3f}")
     if brought.success is not None:
         table.add_row("success", f"{brought.success:.3f}")
-    for name, (episodes, success) in brought.groups.items():
-        table.add_row(f"  {name}", f"{success:.3f} of {episodes}")
+    for name, group in brought.groups.items():
+        table.add_row(f"  {name}", f"{group.success:.3f} of {group.episodes}")
     table.add_row("length", f"{brought.length_mean:.1f} steps")
     table.add_row("actions", "the likeliest" if brought.deterministic else "sampled")
     arguments = f" ({', '.join(task.env_kwargs)})" if task.env_kwargs else ""

@@ -20,6 +20,15 @@ MISSING = "–"
 
 
 @dataclass(frozen=True)
+class GroupEvaluation:
+    """What the episodes of one group brought, where a task tells groups of episodes apart."""
+
+    episodes: int
+    success: float
+    """Share of these episodes that ended in success."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Episodes that a trained agent played without learning."""
 
@@ -36,8 +45,8 @@ class Evaluation:
     deterministic: bool
     normalised: float | None = None
     """`return_mean` where a random agent has 0 and a perfect one 1; None where these scores are not known."""
-    groups: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Episodes and their success by group, where the task tells groups of episodes apart."""
+    groups: dict[str, GroupEvaluation] = field(default_factory=dict)
+    """By the group's name, in the task's order; empty where the task tells no groups apart."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class RunSummary:
         """Rebuild a summary from `to_json`."""
         known = {key: value for key, value in data.items() if key != "schema"}
         if known.get("evaluation") is not None:
-            groups = {name: tuple(group) for name, group in known["evaluation"].get("groups", {}).items()}
+            groups = {name: GroupEvaluation(**group) for name, group in known["evaluation"].get("groups", {}).items()}
             known["evaluation"] = Evaluation(**known["evaluation"] | {"groups": groups})
         return cls(**known)
 

@@ -64,6 +64,32 @@ def table_row(rules: Rules[Any]) -> list[str]:
     return [str(rules.max_episode_steps), str(rules.memory_steps), *(f"{score:.4g}" for score in scores)]
 
 
+def test_table_of_trained_agents_is_what_the_runs_brought() -> None:
+    section = TASKS_PAGE.split("## Trained agents")[1]
+    stated = [line for line in section.splitlines() if line.startswith("| `")]
+    runs = json.loads((ROOT / "docs" / "task_runs.json").read_text(encoding="utf-8"))
+    assert stated == [run_row(run) for run in runs]
+    assert all(shlex.join(["--env", run["env"]]) in run["command"] for run in runs)
+
+
+def run_row(run: dict[str, Any]) -> str:
+    """Write a run of docs/task_runs.json as a line of the table."""
+    arguments = ", ".join(f"{name}={value}" for name, value in run["env_kwargs"].items())
+    brought = run["evaluation"]
+    scores = (brought["normalised"], run["random"], run["memoryless"], run["best"])
+    cells = [
+        " ".join(filter(None, [f"`{run['env']}`", arguments])),
+        f"{training_length(run['steps'])}, {run['wall_seconds']:,} s",
+        f"{brought['return_mean']:.2f}",
+        *("–" if score is None else f"{score:.3g}" for score in scores),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def training_length(steps: int) -> str:
+    return f"{steps / 1e6:.2f}M" if steps >= 1e6 else f"{steps // 1000}k"
+
+
 def measured_speeds() -> dict[str, str]:
     """Return steps/s of each task with its default arguments, as `ctrl bench envs` measured and prints them."""
     tasks = json.loads((ROOT / "docs" / "bench_envs.json").read_text(encoding="utf-8"))["tasks"]

@@ -63,6 +63,9 @@ def test_options_arrive() -> None:
         ("envs --family popgim", "did you mean 'popgym'"),
         ("envs --check ctrl/Recal-v0", "did you mean 'ctrl/Recall-v0'"),
         ("envs --check ctrl/Recall-v0 --sheet a.png", "give one of them"),
+        ("envs --check ctrl/Recall-v0 --family ctrl", "--family lists tasks; it does not go with --check"),
+        ("envs --sheet a.png --family ctrl", "--family lists tasks; it does not go with --sheet"),
+        ("envs --sheet a.png --json", "--sheet draws a picture; it does not go with --json"),
         ("envs --env-kwargs length=3", "--env-kwargs needs --check ID"),
         ("envs --steps 0", "--steps must be at least 1, got 0"),
         ("bench envs --tasks ctrl/Recal-v0", "did you mean 'ctrl/Recall-v0'"),
@@ -81,7 +84,8 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
-    shown = capsys.readouterr().err
+    printed, shown = capsys.readouterr()
+    assert not printed
     assert shown.startswith("error: ")
     assert told in shown
     assert len(shown.strip().splitlines()) == 1

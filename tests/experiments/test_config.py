@@ -16,6 +16,7 @@ from ctrl.experiments.config import (
     RunOptions,
     TaskOptions,
     TrainConfig,
+    merge_pairs,
     parse_memory,
     parse_pairs,
 )
@@ -57,6 +58,11 @@ def test_memory_that_does_not_fit_is_refused(text: str, told: str) -> None:
 def test_pairs_are_python_values_or_text() -> None:
     parsed = parse_pairs(("length=64", "noise=0.5", "name=abc", "flag=True", "path=a=b", "empty="), "--env-kwargs")
     assert parsed == {"length": 64, "noise": 0.5, "name": "abc", "flag": True, "path": "a=b", "empty": ""}
+
+
+def test_pairs_are_merged_by_their_keys() -> None:
+    assert merge_pairs(("a=1", "b=x=y", "c=3"), ("b=2", "d=4")) == ("a=1", "b=2", "c=3", "d=4")
+    assert merge_pairs((), ("a=1",)) == merge_pairs(("a=1",), ()) == ("a=1",)
 
 
 @pytest.mark.parametrize("pairs", [("length",), ("=3",), ("a b=3",), ("length=3", "length=4")])

@@ -54,12 +54,27 @@ def test_score_is_normalised_and_success_is_told_apart_by_group(capsys: pytest.C
     env.close()
     assert brought.normalised == pytest.approx((brought.return_mean - 0.2) / 0.8)
     assert list(brought.groups) == ["rank 1", "ranks 2–3", "ranks 4–5"]
-    assert [success for _, success in brought.groups.values()] == [1, 0, 0]
-    assert sum(episodes for episodes, _ in brought.groups.values()) == 300
+    assert [group.success for group in brought.groups.values()] == [1, 0, 0]
+    assert sum(group.episodes for group in brought.groups.values()) == 300
     Console().print(evaluation_table(Path("model.zip"), task, brought))
     printed = capsys.readouterr().out
     assert "normalised" in printed
-    assert f"0.000 of {brought.groups['ranks 2–3'][0]}" in printed
+    assert f"0.000 of {brought.groups['ranks 2–3'].episodes}" in printed
+
+
+def test_groups_have_named_numbers_in_json(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    task = ["--env", "ctrl/RareCue-v0", "--env-kwargs", "length=2", "num_cues=3", "--steps", "64"]
+    assert main(["train", *task, *tiny, "--out", str(folder)]) == 0
+    kept = json.loads((folder / "summary.json").read_text())["evaluation"]
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--episodes", str(kept["episodes"]), "--json"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    assert groups == kept["groups"]
+    assert all(list(group) == ["episodes", "success"] for group in groups.values())
+    assert sum(group["episodes"] for group in groups.values()) == kept["episodes"]
 
 
 def test_success_is_none_where_the_task_does_not_tell() -> None:
@@ -94,6 +109,25 @@ def test_another_length_is_possible(trained: Path, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "10.0 steps" in text
     assert "length=9" in text
+
+
+def test_arguments_that_are_not_named_stay_those_of_the_run(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    task = ["--env-kwargs", "length=5", "num_cues=3", "--steps", "64"]
+    assert main(["train", *task, *tiny, "--out", str(folder)]) == 0
+    capsys.readouterr()
+
+    def arguments(*options: str) -> dict[str, Any]:
+        assert main(["evaluate", str(folder), "--episodes", "2", "--json", *options]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)["env_kwargs"]
+        return found
+
+    assert arguments("--env-kwargs", "length=9") == {"length": 9, "num_cues": 3}
+    assert arguments("--env-kwargs", "length=9", "noise=0.2") == {"length": 9, "num_cues": 3, "noise": 0.2}
+    # Another task has arguments of its own.
+    assert arguments("--env", "ctrl/Recall-v0", "--env-kwargs", "num_cues=3") == {"num_cues": 3}
 
 
 def test_a_comparison_names_its_runs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

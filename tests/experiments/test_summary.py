@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from ctrl.experiments.summary import (
     CURVE_COLUMNS,
     Evaluation,
+    GroupEvaluation,
     RunSummary,
     aggregate,
     bytes_text,
@@ -50,7 +51,12 @@ def shown(table: RenderableType, width: int = 100) -> str:
 
 
 def test_a_summary_survives_json() -> None:
-    for summary in (run("lstm", 1, 0.5, 0.5), run("lstm", 1, 0.5, evaluation=None)):
+    grouped = Evaluation(5, 0.6, 0.5, 7.0, 0.6, 0, True, groups={"rare": GroupEvaluation(2, 0.5)})
+    for summary in (
+        run("lstm", 1, 0.5, 0.5),
+        run("lstm", 1, 0.5, evaluation=None),
+        run("gru", 0, 0.5, evaluation=grouped),
+    ):
         assert RunSummary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
 
 
