@@ -376,7 +376,7 @@ class Actor:
         self._core = policy.core.acting(state.core)
         self._action, self._reward = state.previous_action, state.previous_reward
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
         """Choose actions.
 
@@ -398,8 +398,11 @@ class Actor:
 
     def state(self, envs: np.ndarray | None = None) -> PolicyState:
         """Return the state after the last step, of all envs or of those with the numbers `envs`."""
-        index = slice(None) if envs is None else torch.as_tensor(envs, device=self._action.device)
-        return PolicyState(self._core.state(envs), self._action[index], self._reward[index])
+        parts = self._action, self._reward
+        if envs is not None:
+            index = torch.as_tensor(envs, device=self._action.device)
+            parts = parts[0][index], parts[1][index]
+        return PolicyState(self._core.state(envs), *(part.clone() for part in parts))
 
 
 class MlpMemoryPolicy(MemoryPolicy):

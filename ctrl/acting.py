@@ -96,6 +96,7 @@ class Rings:
             centres.append(torch.where(kept, number * rhythm.span + rhythm.span // 2, EMPTY))
         self.centre: Integers = torch.cat(centres, dim=1).cpu().numpy()
         """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
+        self._flat_centre = self.centre.reshape(-1)  # a view
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
@@ -108,7 +109,7 @@ class Rings:
 
     def advance(self, time: Integers, device: torch.device) -> Moves:
         """Move on by the step that is `time` [B] in each env's episode."""
-        flat = self.centre.reshape(-1)
+        flat = self._flat_centre
         merges, targets = [], []
         for tier in range(len(self._rhythms) - 1, 0, -1):  # from the last: a slot may take the place of a merged one
             rhythm, below = self._rhythms[tier], self._rhythms[tier - 1]
@@ -175,7 +176,7 @@ class LayerRings:
         """Zero the keys and values of some envs: an empty slot has no weight, but 0 * NaN is NaN."""
         self._keys_values.index_fill_(2, envs, 0.0)
 
-    def step(self, hidden: Tensor, moves: Moves, compressors: nn.ModuleList) -> Tensor:
+    def step(self, hidden: Tensor, moves: Moves, compressors: list[nn.Module]) -> Tensor:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
         batch, heads, features = self._shape
         query = self._write(self._new_slots(hidden, moves, compressors), moves)
@@ -185,7 +186,7 @@ class LayerRings:
         read = read.view(heads, batch, features).transpose(0, 1).reshape(batch, heads * features)
         return finish(hidden, read, self._finish)
 
-    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: nn.ModuleList) -> Tensor:
+    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: list[nn.Module]) -> Tensor:
         """Return [K + B, D] what the tiers form, and the step itself."""
         if not moves.merges:
             return hidden
@@ -215,7 +216,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         super().__init__(core, state)
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._rings = {tiers: Rings(tiers, core.heads, state.clock) for tiers in dict.fromkeys(core.tiers)}
-        self._compressors = [cast(nn.ModuleList, compressors) for compressors in core.compressors]
+        self._compressors = [list(cast(nn.ModuleList, compressors)) for compressors in core.compressors]
         self._embed, self._norm = core.embed, core.norm
         self._weights = list(core.layers.parameters())
         self._versions = self._weight_versions()

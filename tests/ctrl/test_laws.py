@@ -160,6 +160,16 @@ def test_acting_leaves_the_state_that_it_began_with_and_those_that_it_gave(
         assert all(torch.equal(leaf, kept) for leaf, kept in zip(state, copy, strict=True))
 
 
+def test_what_acting_returns_can_be_learned_from(core: Core, window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    acting = core.acting(core.initial_state(BATCH))
+    weight = torch.ones(core.output_size, requires_grad=True)
+    (acting.step(inputs[:, 0], reset[:, 0]) * weight).sum().backward()
+    assert weight.grad is not None
+    for state in (acting.state(), acting.state(np.array([2, 0, 1]))):
+        core.unroll(inputs, state, reset).outputs.sum().backward()
+
+
 @pytest.mark.parametrize("change", ["written to", "replaced", "loaded", "trained", "trained, fused"])
 def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], change: str) -> None:
     """Keys and values of before the change are of no use after it."""
