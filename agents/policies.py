@@ -215,7 +215,7 @@ class MemoryPolicy(ActorCriticPolicy):
         latent_pi, latent_vf = self.mlp_extractor(latent)
         values = self.value_net(latent_vf)[:, 0]
         if self._is_categorical:  # the same by hand: building torch's distribution takes longer than the rest
-            log_probs = self.action_net(latent_pi).log_softmax(dim=1)
+            log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
             action = log_probs.argmax(dim=1, keepdim=True) if deterministic else torch.multinomial(log_probs.exp(), 1)
             return action[:, 0], values, log_probs.gather(1, action)[:, 0]
         distribution = self._get_action_dist_from_latent(latent_pi)
@@ -241,15 +241,22 @@ class MemoryPolicy(ActorCriticPolicy):
             inputs.unflatten(0, shape), windows.core_state, windows.reset, plan=windows.plan, diagnose=diagnose
         )
         latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
-        distribution = self._get_action_dist_from_latent(latent_pi)
-        log_prob = distribution.log_prob(windows.actions.flatten(0, 1))
-        entropy = distribution.entropy()
+        log_prob, entropy = self._judge(latent_pi, windows.actions.flatten(0, 1))
         return Evaluated(
             self.value_net(latent_vf).view(shape),
             log_prob.view(shape),
             None if entropy is None else entropy.view(shape),
             unrolled,
         )
+
+    def _judge(self, latent_pi: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return log probabilities [N] of actions, and entropies [N] where they have a closed form."""
+        if self._is_categorical:  # by hand, as in `decide`
+            log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
+            chosen = log_probs.gather(1, actions.long()[:, None])[:, 0]
+            return chosen, -(log_probs.exp() * log_probs).sum(dim=1)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        return distribution.log_prob(actions), distribution.entropy()
 
     def encode_action(self, actions: Tensor) -> Tensor:
         """[N, ...] -> [N, A], or [N, 0] where the policy does not use the previous action."""

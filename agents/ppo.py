@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -328,20 +329,20 @@ class MemoryPPO(OnPolicyAlgorithm):
         self, batch: WindowBatch, clip_range: float, statistics: _Statistics, *, first: bool
     ) -> float:
         """Compute all losses of a minibatch and their gradients; return the approximate KL divergence."""
-        counts = batch.loss_mask
+        counted = _counted(batch.loss_mask)
         evaluated = self.policy.evaluate_windows(batch.windows, diagnose=first)
-        log_ratio = (evaluated.log_prob - batch.old_log_prob)[counts]
+        log_ratio = counted(evaluated.log_prob - batch.old_log_prob)
         ratio = log_ratio.exp()
         if first:
             statistics.add("train/first_ratio_deviation", (ratio - 1).abs().max())
-        advantages = batch.advantages[counts]
+        advantages = counted(batch.advantages)
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
         policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
-        value_loss = F.mse_loss(self._clipped_values(evaluated.values, batch)[counts], batch.returns[counts])
+        value_loss = F.mse_loss(counted(self._clipped_values(evaluated.values, batch)), counted(batch.returns))
         entropy = -evaluated.log_prob if evaluated.entropy is None else evaluated.entropy
-        entropy_loss = -entropy[counts].mean()
+        entropy_loss = -counted(entropy).mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
         reconstruction_loss = evaluated.unrolled.reconstruction_loss
         check_finite(loss, "loss", self.num_timesteps)
@@ -482,6 +483,11 @@ class _Statistics:
 
     def means(self) -> dict[str, float]:
         return {name: torch.stack(values).mean().item() for name, values in self.values.items()}
+
+
+def _counted(loss_mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what picks the steps [K] that count from [N, T]; where all do, that is much cheaper."""
+    return torch.flatten if bool(loss_mask.all()) else lambda steps: steps[loss_mask]
 
 
 def _unknown_policy(name: str) -> ValueError:

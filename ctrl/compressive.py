@@ -136,41 +136,40 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         self, inputs: Tensor, state: CompressiveState, plans: dict[Tiers, LayerPlan]
     ) -> tuple[Tensor, CompressiveState, list[_LayerPass]]:
         bands = {tiers: _band(tiers, plan) for tiers, plan in plans.items()}
+        picks = {tiers: _picks(plan.window.tiers) for tiers, plan in plans.items()}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
         passes: list[_LayerPass] = []
         kept: list[Tensor] = []
         for number, tiers in enumerate(self.tiers):
             plan = plans[tiers]
-            memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], plan.window.tiers)
-            kept += [memory.write_back(tier) for memory, tier in zip(memories, plan.window.tiers, strict=True)]
+            memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], picks[tiers])
+            kept += [memory.write_back(pick) for memory, pick in zip(memories, picks[tiers], strict=True)]
             own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
             hidden, attended = self.layers[number](hidden, _attendable(hidden, memories), own, bands[tiers])
-            passes.append(_LayerPass(plan, bands[tiers], memories, attended))
+            passes.append(_LayerPass(plan, bands[tiers], picks[tiers], memories, attended))
         clock = passes[0].plan.window.clock
         return self.norm(hidden), CompressiveState(clock, torch.cat(kept, dim=1)), passes
 
-    def _recall(self, number: int, hidden: Tensor, rings: list[Tensor], plans: list[TierPlan]) -> list[_Memory]:
+    def _recall(self, number: int, hidden: Tensor, rings: list[Tensor], picks: list[_Pick]) -> list[_Memory]:
         """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
         memories: list[_Memory] = []
-        for position, (ring, plan) in enumerate(zip(rings, plans, strict=True)):
-            exists = plan.columns.exists
-            stored = torch.where(exists[:, : ring.shape[1], None], _take(ring, plan.stored), 0)
+        for position, (ring, pick) in enumerate(zip(rings, picks, strict=True)):
+            stored = _take(ring, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
                 memories.append(_Memory(stored, hidden))
                 continue
-            blocks = _take(memories[-1].slots(), plan.source)  # [B, E, m, D]
-            blocks = torch.where(exists[:, ring.shape[1] :, None, None], blocks, 0)
+            blocks = _take(memories[-1].slots(), pick.source).masked_fill_(pick.not_formed, 0)  # [B, E, m, D]
             formed = self._compressor(number, position)(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
             memories.append(_Memory(stored, formed))
         return memories
 
     def _reconstruction_losses(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        for number, (plan, _, memories, attended) in enumerate(passes):
+        for number, (plan, _, picks, memories, attended) in enumerate(passes):
             columns = attended.keys_values.detach().split([memory.columns() for memory in memories], dim=1)
             for position in range(1, len(memories)):
-                old = _take(columns[position - 1], plan.window.tiers[position].source)
+                old = _take(columns[position - 1], picks[position].source)
                 new, asked = memories[position].formed, plan.asked[position - 1]
                 compression = Compression(attended.queries, old, new, asked)
                 loss = self.reconstruction(self.layers[number].attention, compression)
@@ -180,7 +179,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def _attention_statistics(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
         """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
         statistics: dict[str, Tensor] = {}
-        for number, (plan, band, _, attended) in enumerate(passes):
+        for number, (plan, band, _, _, attended) in enumerate(passes):
             length = plan.window.length
             layout = lay_out(self.tiers[number], length, plan.window.clock.device)
             weights = band.join(attended.weights.mean(dim=0), length)  # [B, T, W]
@@ -214,9 +213,9 @@ class _Memory(NamedTuple):
         """[B, C, D], without a graph."""
         return torch.cat([self.stored, self.formed.detach()], dim=1)
 
-    def write_back(self, plan: TierPlan) -> Tensor:
+    def write_back(self, pick: _Pick) -> Tensor:
         """Return the tier's ring [B, n, D] after the window."""
-        return torch.where(plan.kept[:, :, None], _take(self.slots(), plan.ring), 0)
+        return _take(self.slots(), pick.ring).masked_fill_(pick.not_kept, 0)
 
 
 class _LayerPass(NamedTuple):
@@ -224,6 +223,7 @@ class _LayerPass(NamedTuple):
 
     plan: LayerPlan
     band: Band
+    picks: list[_Pick]
     memories: list[_Memory]
     attended: Attended
 
@@ -238,13 +238,43 @@ def _attendable(hidden: Tensor, memories: list[_Memory]) -> Tensor:
     return torch.cat([raw.stored, hidden, *(memory.slots() for memory in compressed)], dim=1)
 
 
+class _Pick(NamedTuple):
+    """Where the slots of a tier are taken from, numbered through all envs; the same for layers with the same tiers."""
+
+    stored: Tensor  # [B, n] of the state's rings
+    source: Tensor  # [B, E, m] of the columns of the tier below
+    ring: Tensor  # [B, n] of the tier's columns
+    not_stored: Tensor  # [B, n, 1] bool, likewise the others: what is taken there does not exist
+    not_formed: Tensor  # [B, E, 1, 1]
+    not_kept: Tensor  # [B, n, 1]
+
+
+def _picks(tiers: list[TierPlan]) -> list[_Pick]:
+    picks = []
+    below = tiers[0].columns.exists
+    for tier in tiers:
+        slots, exists = tier.rhythm.slots, tier.columns.exists
+        envs = torch.arange(len(exists), device=exists.device)[:, None]
+        missing = ~exists[:, :, None]
+        picks.append(
+            _Pick(
+                tier.stored + envs * slots,
+                tier.source + envs[:, :, None] * below.shape[1],
+                tier.ring + envs * exists.shape[1],
+                missing[:, :slots],
+                missing[:, slots:, None],
+                ~tier.kept[:, :, None],
+            )
+        )
+        below = exists
+    return picks
+
+
 def _take(slots: Tensor, index: Tensor) -> Tensor:
-    """Pick slots per env: [B, S, F] at [B, ...] -> [B, ..., F]."""
-    batch, size, features = slots.shape
-    offset = torch.arange(batch, device=slots.device).view(-1, *[1] * (index.dim() - 1)) * size
-    picked = slots.reshape(batch * size, features).index_select(0, (index + offset).flatten())
-    taken: Tensor = picked.unflatten(0, index.shape)
-    return taken
+    """Pick slots: [B, S, F] at [B, ...], numbered through all envs -> [B, ..., F]."""
+    features = slots.shape[2]
+    picked: Tensor = slots.reshape(-1, features).index_select(0, index.flatten()).view(*index.shape, features)
+    return picked
 
 
 def _initialise(module: nn.Module) -> None:

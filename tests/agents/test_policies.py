@@ -255,6 +255,8 @@ def test_categorical_actions_are_those_of_the_distribution(deterministic: bool) 
         distribution = policy._get_action_dist_from_latent(policy.mlp_extractor(latent)[0])
         assert torch.equal(actions, distribution.get_actions(deterministic=deterministic))
         torch.testing.assert_close(log_prob, distribution.log_prob(actions))
+        judged = policy._judge(policy.mlp_extractor(latent)[0], actions)
+        torch.testing.assert_close(judged, (distribution.log_prob(actions), distribution.entropy()))
         torch.testing.assert_close(values, policy.value_net(policy.mlp_extractor(latent)[1])[:, 0])
     assert len(set(actions.tolist())) > 1
 
