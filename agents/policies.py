@@ -159,7 +159,7 @@ class MemoryPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
-        self._is_categorical = isinstance(self.action_dist, CategoricalDistribution) and not own
+        self._is_categorical = type(self.action_dist) is CategoricalDistribution and not own
         if self.ortho_init:
             for module in self.encoder:
                 self.init_weights(module, gain=float(np.sqrt(2)))
@@ -254,7 +254,8 @@ class MemoryPolicy(ActorCriticPolicy):
         if self._is_categorical:  # by hand, as in `decide`
             log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
             chosen = log_probs.gather(1, actions.long()[:, None])[:, 0]
-            return chosen, -(log_probs.exp() * log_probs).sum(dim=1)
+            finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)  # a logit may be -inf, and 0 * -inf is NaN
+            return chosen, -(log_probs.exp() * finite).sum(dim=1)
         distribution = self._get_action_dist_from_latent(latent_pi)
         return distribution.log_prob(actions), distribution.entropy()
 
@@ -375,7 +376,7 @@ class MemoryPolicy(ActorCriticPolicy):
 class Actor:
     """A policy that acts in B envs, with the state kept from step to step; made by `MemoryPolicy.actor`.
 
-    Weights may change between two steps.
+    Weights may change between two steps, but see `ctrl.core.Acting`.
     """
 
     def __init__(self, policy: MemoryPolicy, state: PolicyState) -> None:
@@ -383,7 +384,6 @@ class Actor:
         self._core = policy.core.acting(state.core)
         self._action, self._reward = state.previous_action, state.previous_reward
 
-    @torch.inference_mode()
     def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
         """Choose actions.
 
@@ -391,6 +391,11 @@ class Actor:
         :param reset: [B] bool, true where `obs` is the first of an episode
         :param deterministic: take the most likely action
         """
+        with torch.inference_mode():
+            acted = self._act(obs, reset, deterministic)
+        return Acted(*(part.clone() for part in acted))  # tensors like any others
+
+    def _act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool) -> Acted:
         policy, started = self._policy, reset[:, None]
         self._action = self._action.masked_fill(started, 0)
         self._reward = self._reward.masked_fill(started, 0)

@@ -31,7 +31,7 @@ Integers = npt.NDArray[np.int64]
 
 TABLE = 2**16
 """Up to this reach, the rows of all ages are kept in a table."""
-EMPTY = -(2**40)
+EMPTY = -(2**62)
 """The centre of a slot that is not there: so old that nobody sees it."""
 
 
@@ -218,8 +218,13 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._rings = {tiers: Rings(tiers, core.heads, state.clock) for tiers in dict.fromkeys(core.tiers)}
         self._compressors = [list(cast(nn.ModuleList, compressors)) for compressors in core.compressors]
         self._embed, self._norm = core.embed, core.norm
-        self._weights = list(core.layers.parameters())
-        self._versions = self._weight_versions()
+        self._places = [
+            (owner._parameters, name)
+            for owner in core.layers.modules()
+            for name, parameter in owner._parameters.items()
+            if parameter is not None
+        ]
+        self._watch(self._weights())
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         with torch.no_grad():
             self._layers = [
@@ -260,16 +265,25 @@ class CompressiveActing(Acting["CompressiveState"]):
             layer.forget(index)
 
     def _follow_weights(self) -> None:
-        versions = self._weight_versions()
-        if versions != self._versions:
-            self._versions = versions
+        weights = self._weights()
+        if _versions(weights) != self._versions:
+            self._watch(weights)
             for layer in self._layers:
                 layer.refresh()
 
-    def _weight_versions(self) -> tuple[int, list[tuple[int, int]]]:
-        """Return what changes when a parameter is written to or replaced."""
-        return _OptimizerSteps.taken, [(parameter.data_ptr(), parameter._version) for parameter in self._weights]
+    def _weights(self) -> list[Tensor]:
+        """Return the layers' parameters as they are now; any may have been replaced."""
+        return [parameters[name] for parameters, name in self._places]  # type: ignore[misc]
+
+    def _watch(self, weights: list[Tensor]) -> None:
+        self._versions = _versions(weights)
+        self._storages = [weight.untyped_storage() for weight in weights]  # kept, or another may get its address
 
     def _kept(self, tiers: Tiers) -> Tensor:
         """[B, S, 1] which positions of a layer hold a slot."""
         return torch.from_numpy(self._rings[tiers].kept[:, :, None]).to(self.core.device)
+
+
+def _versions(weights: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
+    """Return what changes when a parameter is written to or replaced."""
+    return _OptimizerSteps.taken, [(weight.data_ptr(), weight._version) for weight in weights]

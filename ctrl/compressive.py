@@ -116,6 +116,17 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             plans[tiers] = LayerPlan(window, band_rows(tiers, window, layout), questions(window))
         return plans
 
+    def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:
+        """Raise a ValueError unless `plan` has this core's tiers and just these resets."""
+        if not isinstance(plan, dict) or plan.keys() != set(self.tiers):
+            raise ValueError("plan must be what plan() of this core returned, with the tiers of its layers")
+        episode = plan[self.tiers[0]].window.episode
+        if not torch.equal(episode, reset.cumsum(dim=1)):
+            raise ValueError(
+                f"plan must be of the same windows, got one for {tuple(episode.shape)} and reset {tuple(reset.shape)}"
+                + (" with other resets" if episode.shape == reset.shape else "")
+            )
+
     def _unroll(
         self,
         inputs: Tensor,

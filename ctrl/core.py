@@ -48,13 +48,18 @@ class Acting(ABC, Generic[StateT]):
         state = acting.state()
 
     It means what the core's own `step` means, without a graph, and may be faster, since the state need not be handed
-    around. Weights may change between two steps.
+    around. Weights may change between two steps, but for writes that torch can't see, through `parameter.data` or
+    numpy: after those go on with `core.acting(acting.state())`.
     """
 
     def __init__(self, core: MemoryCore[StateT], state: StateT) -> None:
         self.core = core
         self.batch_size = len(state[0])
         core.check_state(state, self.batch_size)
+
+    def __reduce__(self) -> Any:
+        """Copy and pickle as core and state: buffers that share memory would come back apart."""
+        return _act_on, (self.core, self.state())
 
     def step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         """Consume one observation embedding per env.
@@ -77,12 +82,16 @@ class Acting(ABC, Generic[StateT]):
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor: ...
 
 
+def _act_on(core: MemoryCore[StateT], state: StateT) -> Acting[StateT]:
+    return core.acting(state)
+
+
 class PlainActing(Acting[StateT]):
     """Acting with a core that has no faster way than its `step`."""
 
     def __init__(self, core: MemoryCore[StateT], state: StateT) -> None:
         super().__init__(core, state)
-        self._state = state
+        self._state = core.make_state([leaf.detach().clone() for leaf in state])
 
     def state(self, envs: npt.NDArray[np.int64] | None = None) -> StateT:
         """Return the state of all envs, or of some."""
@@ -139,13 +148,16 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         :param inputs: [B, T, I]
         :param state: the state before the window's first step
         :param reset: [B, T] bool, true where `inputs[:, t]` is the first of an episode
-        :param plan: what `plan(state, reset)` returned, for windows that are unrolled more than once
+        :param plan: what `plan(state, reset)` returned for just these, for windows that are unrolled more than once
         :param diagnose: also report attention statistics in `Unrolled.diagnostics`, where the core has attention
-        :raises ValueError: where a shape, dtype, device or the kind of state does not fit
+        :raises ValueError: where a shape, dtype, device, the kind of state or the plan does not fit
         """
         self.check_inputs(inputs, reset, tuple(inputs.shape[:2]))
         self.check_state(state, inputs.shape[0])
-        plan = self.plan(state, reset) if plan is None else plan
+        if plan is None:
+            plan = self.plan(state, reset)
+        else:
+            self.check_plan(plan, reset)
         return self._unroll(inputs, state, reset, plan, diagnose)
 
     def plan(self, state: StateT, reset: Tensor) -> Any:
@@ -156,6 +168,9 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         :return: tensors, batch first, in dicts, lists and NamedTuples; nothing unless the core says otherwise
         """
         return ()
+
+    def check_plan(self, plan: Any, reset: Tensor) -> None:
+        """Raise a ValueError unless `plan` is this core's, for windows with just these resets."""
 
     def acting(self, state: StateT) -> Acting[StateT]:
         """Return what keeps the state in place while B envs act.
@@ -209,11 +224,24 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
 
     def _kind(self) -> tuple[torch.dtype, torch.device]:
         first = self._first_parameter
-        return (torch.float32, torch.device("cpu")) if first is None else (first.dtype, first.device)
+        if first is None:
+            return torch.float32, torch.device("cpu")
+        owner, name = first
+        parameter = getattr(owner, name)
+        return parameter.dtype, parameter.device
 
     @cached_property
-    def _first_parameter(self) -> nn.Parameter | None:
-        return next(self.parameters(), None)  # a search, and needed at every step
+    def _first_parameter(self) -> tuple[nn.Module, str] | None:
+        """Where the first parameter is: a search, and needed at every step. It may be replaced by another."""
+        return next(
+            (
+                (owner, name)
+                for owner in self.modules()
+                for name, parameter in owner._parameters.items()
+                if parameter is not None
+            ),
+            None,
+        )
 
     @cached_property
     def _state_layout(self) -> tuple[type, list[tuple[str, torch.Size, bool]]]:
@@ -226,10 +254,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         """Raise a ValueError unless `inputs` are [*leading, I] and `reset` is `leading`, as the core needs them."""
         expected = (*leading, self.input_size)
         axes = "[B, I]" if len(leading) == 1 else "[B, T, I]"
-        parameter = next(self.parameters(), None)
-        dtype, device = (
-            (torch.float32, torch.device("cpu")) if parameter is None else (parameter.dtype, parameter.device)
-        )
+        dtype, device = self._kind()
         if tuple(inputs.shape) != expected or 0 in leading:
             raise ValueError(
                 f"inputs must be {axes} with I = {self.input_size} and no empty axis, got {tuple(inputs.shape)}"

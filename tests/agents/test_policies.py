@@ -9,6 +9,7 @@ import pytest
 import torch
 from agent_toys import CORES, AtRolloutEnd, make_model, makers, staggered_env
 from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -272,3 +273,38 @@ def test_a_policy_with_its_own_distribution_keeps_it() -> None:
 
     model = MemoryPPO(NeverZero, staggered_env(), n_steps=16, device="cpu").learn(16 * ENVS)
     assert (model.rollout_buffer.actions > 0).all()
+
+
+def test_a_distribution_of_another_kind_is_asked() -> None:
+    class Sticky(CategoricalDistribution):
+        def sample(self) -> torch.Tensor:
+            return torch.full_like(super().sample(), 2)
+
+    class Stuck(MlpMemoryPolicy):
+        def _build(self, lr_schedule: Any) -> None:
+            self.action_dist = Sticky(3)
+            super()._build(lr_schedule)
+
+    model = MemoryPPO(Stuck, staggered_env(), n_steps=16, device="cpu").learn(16 * ENVS)
+    assert (model.rollout_buffer.actions == 2).all()
+
+
+def test_an_action_whose_logit_is_minus_infinity_leaves_the_losses_finite() -> None:
+    policy = trained("lstm").policy
+    with torch.no_grad():
+        policy.action_net.bias[1] = -torch.inf  # type: ignore[index, union-attr]
+    latent_pi = torch.randn(5, policy.mlp_extractor.latent_dim_pi, requires_grad=True)
+    log_prob, entropy = policy._judge(latent_pi, torch.tensor([0, 2, 2, 0, 2]))
+    distribution = policy._get_action_dist_from_latent(latent_pi)
+    torch.testing.assert_close(entropy, distribution.entropy())
+    (log_prob + entropy).sum().backward()
+    assert latent_pi.grad is not None and bool(latent_pi.grad.isfinite().all())
+
+
+def test_what_an_actor_returns_can_be_learned_from() -> None:
+    policy = trained().policy
+    actor = policy.actor(policy.initial_state(ENVS))
+    acted = actor.act(torch.as_tensor(observations(1)[0]), torch.ones(ENVS, dtype=torch.bool))
+    weight = torch.ones(ENVS, requires_grad=True)
+    (weight * acted.values + weight * acted.log_prob + weight * acted.actions).sum().backward()
+    torch.testing.assert_close(weight.grad, acted.values + acted.log_prob + acted.actions)

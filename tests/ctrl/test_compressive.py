@@ -307,6 +307,19 @@ def test_a_reach_of_millions_costs_no_more_memory() -> None:
         torch.testing.assert_close(outputs, unrolled.outputs[:, t], rtol=1e-4, atol=1e-5)
 
 
+def test_empty_slots_are_hidden_from_a_step_however_far_it_can_see() -> None:
+    """A reach of 2 ** 44 steps."""
+    torch.manual_seed(0)
+    core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, rate=16)] * 10])
+    scramble(core)
+    inputs = torch.randn(2, 5, 3)
+    expected = core.unroll(inputs, core.initial_state(2), no_reset(2, 5)).outputs
+    acting = core.acting(core.initial_state(2))
+    for t in range(5):
+        found = acting.step(inputs[:, t], no_reset(2, 5)[:, t])
+        torch.testing.assert_close(found, expected[:, t], rtol=1e-4, atol=1e-5)
+
+
 def test_age_rows_are_exact_then_four_per_doubling() -> None:
     ages = torch.tensor([0, 1, 31, 32, 39, 40, 47, 48, 55, 56, 63, 64, 79, 80, 128, 299, 10**6])
     assert age_row(ages).tolist() == [0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 36, 37, 40, 44, 91]

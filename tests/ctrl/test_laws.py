@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -151,13 +152,39 @@ def test_acting_leaves_the_state_that_it_began_with_and_those_that_it_gave(
     inputs, reset = window
     states = [lived_in_state(core)]
     acting = core.acting(states[0])
-    copies = [[leaf.clone() for leaf in states[0]]]
+    clones = [[leaf.clone() for leaf in states[0]]]
     for t in range(LENGTH):
         acting.step(inputs[:, t], reset[:, t])
         states.append(acting.state())
-        copies.append([leaf.clone() for leaf in states[-1]])
-    for state, copy in zip(states, copies, strict=True):
-        assert all(torch.equal(leaf, kept) for leaf, kept in zip(state, copy, strict=True))
+        clones.append([leaf.clone() for leaf in states[-1]])
+    for state, cloned in zip(states, clones, strict=True):
+        assert all(torch.equal(leaf, kept) for leaf, kept in zip(state, cloned, strict=True))
+
+
+def test_acting_keeps_its_state_when_that_which_it_began_with_is_overwritten(
+    core: Core, window: tuple[Tensor, Tensor]
+) -> None:
+    start = lived_in_state(core)
+    acting, kept = core.acting(start), core.acting(start)
+    kept.step(window[0][:, 0], window[1][:, 1])
+    for leaf in start:
+        leaf.fill_(3)
+    acting.step(window[0][:, 0], window[1][:, 1])
+    assert_same_state(acting.state(), kept.state())
+
+
+@pytest.mark.parametrize("way", ["copied", "pickled"])
+def test_acting_goes_on_as_a_copy(core: Core, window: tuple[Tensor, Tensor], way: str) -> None:
+    inputs, reset = window
+    acting = core.acting(lived_in_state(core))
+    for t in range(LENGTH):
+        if t == 7:
+            other = copy.deepcopy(acting) if way == "copied" else pickle.loads(pickle.dumps(acting))
+            assert other.core is not core
+        output = acting.step(inputs[:, t], reset[:, t])
+        if t >= 7:
+            torch.testing.assert_close(other.step(inputs[:, t], reset[:, t]), output, rtol=1e-4, atol=1e-5)
+    assert_same_state(other.state(), acting.state())
 
 
 def test_what_acting_returns_can_be_learned_from(core: Core, window: tuple[Tensor, Tensor]) -> None:
@@ -170,7 +197,7 @@ def test_what_acting_returns_can_be_learned_from(core: Core, window: tuple[Tenso
         core.unroll(inputs, state, reset).outputs.sum().backward()
 
 
-@pytest.mark.parametrize("change", ["written to", "replaced", "loaded", "trained", "trained, fused"])
+@pytest.mark.parametrize("change", ["written to", "replaced", "loaded", "assigned", "trained", "trained, fused"])
 def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], change: str) -> None:
     """Keys and values of before the change are of no use after it."""
     inputs, reset = window
@@ -183,8 +210,8 @@ def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], c
                     parameter.detach().copy_(weights[name])
                 elif change == "replaced":
                     parameter.data = weights[name]
-            if change == "loaded":
-                core.load_state_dict(weights)
+            if change in ("loaded", "assigned"):
+                core.load_state_dict(weights, assign=change == "assigned")
             if change.startswith("trained"):
                 for parameter in core.parameters():
                     parameter.grad = torch.randn_like(parameter)
@@ -192,6 +219,17 @@ def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], c
         with torch.no_grad():
             expected, state = core.step(inputs[:, t], state, reset[:, t])
         torch.testing.assert_close(acting.step(inputs[:, t], reset[:, t]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_take_the_place_of_freed_ones_are_noticed() -> None:
+    core = ctrl.make_core("compressive", INPUTS, width=16)
+    acting = core.acting(core.initial_state(BATCH))
+    weight = core.layers[0].attention.query.weight  # type: ignore[union-attr]
+    seen = weight.data_ptr()
+    for _ in range(100):  # as a rule the allocator hands out the same memory again
+        weight.data = torch.randn(weight.shape)
+        assert weight.data_ptr() != seen
+    acting.step(torch.randn(BATCH, INPUTS), torch.ones(BATCH, dtype=torch.bool))
 
 
 # Law 2: reset first
@@ -409,6 +447,27 @@ def test_arguments_that_do_not_fit_are_refused_by_name(core: Core) -> None:
         acting.step(inputs, reset.float())
     with pytest.raises(ValueError, match="state must be the .*State.*tuple"):
         core.acting(tuple(state))
+
+
+def test_a_plan_of_other_windows_or_of_another_core_is_refused(window: tuple[Tensor, Tensor]) -> None:
+    inputs, reset = window
+    core = build("compressive")
+    state = core.initial_state(BATCH)
+    with pytest.raises(ValueError, match=r"plan must be of the same windows, .*\(3, 22\) and reset \(3, 23\)"):
+        core.unroll(inputs, state, reset, plan=core.plan(state, reset[:, 1:]))
+    with pytest.raises(ValueError, match=r"plan must be of the same windows, .*\(2, 23\) and reset \(3, 23\)"):
+        core.unroll(inputs, state, reset, plan=core.plan(core.initial_state(2), reset[:2]))
+    with pytest.raises(ValueError, match="plan must be of the same windows.* with other resets"):
+        core.unroll(inputs, state, reset, plan=core.plan(state, reset.flip(0)))
+    with pytest.raises(ValueError, match="plan must be what .* of this core returned"):
+        core.unroll(inputs, state, reset, plan=build("transformer_xl").plan(state, reset))
+
+
+def test_dtype_is_that_of_weights_that_replace_others(core: Core) -> None:
+    assert core.dtype == torch.float32
+    core.load_state_dict({name: value.double() for name, value in core.state_dict().items()}, assign=True)
+    assert core.dtype == torch.float64
+    core.step(torch.randn(BATCH, INPUTS).double(), core.initial_state(BATCH), torch.ones(BATCH, dtype=torch.bool))
 
 
 def test_unknown_cores_are_answered_with_the_valid_ones() -> None:
