@@ -172,10 +172,6 @@ class LayerRings:
         projected = F.linear(normalise(self.slots, *self._norm), attention.key_value.weight)
         self._keys_values.copy_(projected.view(batch, -1, 2, heads, features).permute(2, 3, 0, 1, 4))
 
-    def forget(self, envs: Tensor) -> None:
-        """Zero the keys and values of some envs: an empty slot has no weight, but 0 * NaN is NaN."""
-        self._keys_values.index_fill_(2, envs, 0.0)
-
     def step(self, hidden: Tensor, moves: Moves, compressors: list[nn.Module]) -> Tensor:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
         batch, heads, features = self._shape
@@ -245,7 +241,8 @@ class CompressiveActing(Acting["CompressiveState"]):
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         self._follow_weights()
-        self._forget(np.flatnonzero(reset.cpu().numpy()))
+        if len(restarted := np.flatnonzero(reset.cpu().numpy())):
+            self._forget(restarted)
         moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
         self._clock += 1
         embed, norm = self._embed, self._norm
@@ -255,14 +252,10 @@ class CompressiveActing(Acting["CompressiveState"]):
         return torch.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias)
 
     def _forget(self, envs: Integers) -> None:
-        if not len(envs):
-            return
+        """Empty the memory of some envs. What is left in place has no weight, and `normalise` kept it finite."""
         self._clock[envs] = 0
         for rings in self._rings.values():
             rings.forget(envs)
-        index = torch.from_numpy(envs).to(self.core.device)
-        for layer in self._layers:
-            layer.forget(index)
 
     def _follow_weights(self) -> None:
         weights = self._weights()
