@@ -1,8 +1,8 @@
 """The Compressive Transformer as a memory core (Rae et al. 2020, arXiv 1911.05507).
 
 The story of a window: plan the timeline, then layer by layer recall the stored slots, compress what is evicted,
-attend to stored, new and compressed slots together, and write the slots back. A single step does the same on the
-rings themselves.
+attend to stored, new and compressed slots together, and write the slots back. Acting does the same in place, one step
+at a time (`ctrl.acting`).
 """
 
 from __future__ import annotations

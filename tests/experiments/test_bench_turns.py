@@ -42,8 +42,8 @@ def test_turns_are_interleaved() -> None:
 
 
 def test_ratios_are_taken_within_a_turn() -> None:
-    # Turn 2 met a busy machine; both were slowed down.
-    assert ratio([100.0, 50.0, 110.0], [50.0, 25.0, 50.0]) == 2.0
+    # In turns 2 and 3 the machine was busy at times, so that medians of different turns would be compared: 40 / 25.
+    assert ratio([100.0, 40.0, 30.0], [50.0, 20.0, 25.0]) == 2.0
     results = {"a": [6.0, 8.0], "b": [3.0, 4.0]}
     assert ratios(results, "a", ("b", "not measured")) == {"ratio_to_b": 2.0}
     assert ratios(results, "b", ("b",)) == {"ratio_to_b": 1.0}
