@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ctrl.compressive import CompressiveCore, CompressiveState, transformer_xl
-from ctrl.compressors import compressor_names, register_compressor
+from ctrl.compressors import Compressor, compressor_names, register_compressor
 from ctrl.core import MemoryCore, State, Unrolled, choose
 from ctrl.feedforward import FeedforwardCore, FeedforwardState
-from ctrl.memory import Tier
+from ctrl.memory import Tier, memory_for_horizon
 from ctrl.recurrent import GRUCore, GRUState, LSTMCore, LSTMState
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CompressiveCore",
     "CompressiveState",
+    "Compressor",
     "FeedforwardCore",
     "FeedforwardState",
     "GRUCore",
@@ -36,6 +37,7 @@ __all__ = [
     "compressor_names",
     "core_names",
     "make_core",
+    "memory_for_horizon",
     "register_compressor",
 ]
 

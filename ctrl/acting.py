@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ctrl.band import age_row, hidden_row
 from ctrl.banded import HIDDEN
+from ctrl.compressors import Compressor
 from ctrl.core import Acting
 from ctrl.layer import MemoryLayer, finish, normalise
 from ctrl.memory import Tiers, reach
@@ -172,7 +173,7 @@ class LayerRings:
         projected = F.linear(normalise(self.slots, *self._norm), attention.key_value.weight)
         self._keys_values.copy_(projected.view(batch, -1, 2, heads, features).permute(2, 3, 0, 1, 4))
 
-    def step(self, hidden: Tensor, moves: Moves, compressors: list[nn.Module]) -> Tensor:
+    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
         batch, heads, features = self._shape
         query = self._write(self._new_slots(hidden, moves, compressors), moves)
@@ -182,7 +183,7 @@ class LayerRings:
         read = read.view(heads, batch, features).transpose(0, 1).reshape(batch, heads * features)
         return finish(hidden, read, self._finish)
 
-    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: list[nn.Module]) -> Tensor:
+    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
         """Return [K + B, D] what the tiers form, and the step itself."""
         if not moves.merges:
             return hidden
@@ -212,7 +213,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         super().__init__(core, state)
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._rings = {tiers: Rings(tiers, core.heads, state.clock) for tiers in dict.fromkeys(core.tiers)}
-        self._compressors = [list(cast(nn.ModuleList, compressors)) for compressors in core.compressors]
+        self._compressors = [list(cast("list[Compressor]", compressors)) for compressors in core.compressors]
         self._embed, self._norm = core.embed, core.norm
         self._places = [
             (owner._parameters, name)
@@ -237,7 +238,8 @@ class CompressiveActing(Acting["CompressiveState"]):
             for layer, tiers in zip(self._layers, self.core.tiers, strict=True)
         ]
         clock = torch.from_numpy(self._clock[picked]).to(self.core.device)
-        return self.core.make_state([clock, torch.cat(slots, dim=1)])
+        joined = torch.cat(slots, dim=1)
+        return self.core.make_state([clock, joined, joined.new_zeros(len(picked), 0)])  # nobody asks for usage here
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         self._follow_weights()

@@ -48,6 +48,8 @@ class Band(NamedTuple):
     row: Tensor
     """[B, N, Q, W] int64, the row of the table of biases: `age_row` of the age, or `hidden_row` where not visible. It
     counts copies: times `COPIES`, plus the one that this column reads."""
+    whole: bool
+    """Whether there is one block, of all columns there are in their order."""
 
     def split(self, steps: Tensor) -> Tensor:
         """[B, T, ...] -> [B, N, Q, ...]; the last block is filled up with zeros."""
@@ -96,12 +98,33 @@ def lay_out(tiers: Tiers, length: int, device: torch.device) -> Layout:
 
 def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout) -> Tensor:
     """Return `Band.row` as int16, which is smaller to keep."""
+    row = torch.where(visible(plan, layout), age_row(ages(plan, layout)), hidden_row(reach(tiers)))
+    return (row * COPIES + torch.arange(row.shape[3], device=row.device) % COPIES).short()
+
+
+def visible(plan: WindowPlan, layout: Layout) -> Tensor:
+    """Return [B, N, Q, W] bool, which step sees which column."""
     born = _at(layout, [torch.where(tier.columns.exists, tier.columns.step, plan.length) for tier in plan.tiers])
     gone = _at(layout, [tier.columns.gone for tier in plan.tiers])
     born = born.masked_fill(~layout.real, plan.length)
-    visible = (layout.steps >= born[:, :, None]) & (layout.steps < gone[:, :, None])
-    row = torch.where(visible, age_row(ages(plan, layout)), hidden_row(reach(tiers)))
-    return (row * COPIES + torch.arange(row.shape[3], device=row.device) % COPIES).short()
+    return (layout.steps >= born[:, :, None]) & (layout.steps < gone[:, :, None])
+
+
+class TierBand(NamedTuple):
+    """What each block sees of one tier."""
+
+    band: Band
+    part: slice
+    """Which of the columns of the whole band these are."""
+
+
+def tier_band(tiers: Tiers, band: Band, position: int, length: int) -> TierBand:
+    """Cut out one tier of the band of windows of T = `length` steps; the T steps themselves come before its columns."""
+    layout = lay_out(tiers, length, band.row.device)
+    part = slice(sum(layout.widths[:position]), sum(layout.widths[: position + 1]))
+    offset = sum(rhythm.count_columns(length) for rhythm in rhythms(tiers)[:position])
+    columns = (band.columns[:, part] - offset).clamp_min(0) + length
+    return TierBand(Band(columns, band.row[..., part], whole=False), part)
 
 
 def ages(plan: WindowPlan, layout: Layout) -> Tensor:

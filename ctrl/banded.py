@@ -40,7 +40,7 @@ class _BandedAttention(torch.autograd.Function):
         scale = 1 / math.sqrt(queries.shape[2] // heads)
         query = _split_heads(band.split(queries) * scale, heads)  # [H, B, N, Q, d]
         columns = keys_values.unflatten(2, (2, heads, -1)).permute(2, 3, 0, 1, 4).contiguous()  # [2, H, B, C, d]
-        if len(band.columns) > 1:
+        if not band.whole:
             columns = columns.index_select(3, band.columns.flatten())
         columns = columns.view(2, -1, width, query.shape[4])
         key, value = columns  # [H B N, W, d]
@@ -61,7 +61,7 @@ class _BandedAttention(torch.autograd.Function):
         band, (count, rows) = ctx.band, ctx.counts
         query, columns, weights = ctx.saved_tensors
         key, value = columns
-        heads, batch, blocks, _, features = query.shape
+        heads, batch, _, _, features = query.shape
         of_read = _split_heads(band.split(of_output), heads).flatten(0, 2)  # [H B N, Q, d]
         of_scores = torch.bmm(of_read, value.transpose(1, 2))
         torch._softmax_backward_data(of_scores, weights, 2, weights.dtype, grad_input=of_scores)
@@ -69,7 +69,7 @@ class _BandedAttention(torch.autograd.Function):
         torch.bmm(of_scores.transpose(1, 2), query.flatten(0, 2), out=of_columns[0])
         torch.bmm(weights.transpose(1, 2), of_read, out=of_columns[1])
         of_columns = of_columns.view(2, heads, batch, -1, features)  # [2, H, B, N W, d]
-        if blocks > 1:
+        if not band.whole:
             whole = of_columns.new_zeros(2, heads, batch, count, features)
             of_columns = whole.index_add_(3, band.columns.flatten(), of_columns)
         of_keys_values = of_columns.permute(2, 3, 0, 1, 4).reshape(batch, count, -1)

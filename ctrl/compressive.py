@@ -7,19 +7,31 @@ at a time (`ctrl.acting`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
-from ctrl.band import Band, ages, band_rows, lay_out
-from ctrl.compressors import make_compressor
-from ctrl.core import MemoryCore, Unrolled, choose, require_positive
-from ctrl.layer import Attended, MemoryLayer
+from ctrl.band import Band, ages, band_rows, lay_out, tier_band, visible
+from ctrl.compressors import Compressor, make_compressor
+from ctrl.core import Acting, MemoryCore, Unrolled, choose, require_positive
+from ctrl.explanation import Explained, explain_layer
+from ctrl.layer import Attended, MemoryAttention, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
-from ctrl.reconstruction import RECONSTRUCTION_LOSSES, Compression, questions
+from ctrl.reconstruction import (
+    RECONSTRUCTION_LOSSES,
+    Compression,
+    ReconstructionLoss,
+    block_errors,
+    questions,
+    reconstruction_error,
+)
 from ctrl.timeline import TierPlan, WindowPlan, plan_window
+
+_TRAINED_BY_TASK = {"reconstruction": False, "task": True}
 
 
 class CompressiveState(NamedTuple):
@@ -29,6 +41,9 @@ class CompressiveState(NamedTuple):
     """[B] int64, steps of the current episode consumed so far."""
     slots: Tensor
     """[B, S, D] all slots of all layers and tiers, layer by layer, tier by tier, each tier a ring; 0 where empty."""
+    usage: Tensor
+    """[B, U] the attention that slots have received so far, in the same order, of the tiers whose slots the next tier's
+    compressor ranks by it; most often there is none, and U = 0."""
 
 
 class CompressiveCore(MemoryCore[CompressiveState]):
@@ -41,7 +56,11 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param memory: a list of tiers for all layers, or one list per layer; the default looks back
         32 + 32 * 4 = 160 steps per layer
     :param feedforward: features of the layers' hidden feed-forward units; `2 * width` if None
-    :param reconstruction: "attention_reconstruction" (the paper's loss) or "none"
+    :param reconstruction: what the compressors learn from: "attention_reconstruction" (the paper's loss, the default),
+        "auto_encoding" (a decoder rebuilds the evicted slots) or "none"
+    :param compression_gradient: "reconstruction", or "task" to let the task loss train the compressors instead, through
+        the slots that are formed and attended inside a window (the paper's gradient through time); that is without a
+        reconstruction loss
     :raises ValueError: where options do not fit each other
     """
 
@@ -54,7 +73,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         heads: int = 4,
         memory: MemorySpec = (Tier(32), Tier(32, rate=4)),
         feedforward: int | None = None,
-        reconstruction: str = "attention_reconstruction",
+        reconstruction: str | None = None,
+        compression_gradient: str = "reconstruction",
     ) -> None:
         require_positive(width=width, layers=layers, heads=heads)
         feedforward = 2 * width if feedforward is None else feedforward
@@ -64,15 +84,28 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             raise ValueError(f"heads must divide width, got heads = {heads} and width = {width}")
         self.heads = heads
         self.tiers: list[Tiers] = tiers_by_layer(memory, layers)
-        self.reconstruction = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
+        self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
+        if reconstruction is None:
+            reconstruction = "none" if self.trained_by_task else "attention_reconstruction"
+        self.reconstruction: ReconstructionLoss | None = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
         self.embed = nn.Linear(input_size, width)
         self.layers = nn.ModuleList(MemoryLayer(width, heads, feedforward, reach(tiers)) for tiers in self.tiers)
         self.compressors = nn.ModuleList(
             nn.ModuleList(make_compressor(tier.compressor, width, tier.rate) for tier in tiers[1:])
             for tiers in self.tiers
         )
+        _check_learning(reconstruction, compression_gradient, list(self._all_compressors()))
+        self.decoders = nn.ModuleList(
+            nn.ModuleList(compressor.decoder() for compressor in cast("list[Compressor]", compressors))
+            for compressors in (self.compressors if reconstruction == "auto_encoding" else ())
+        )
         self.norm = nn.LayerNorm(width)
         self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
+        self._usage_sizes = [
+            tier.slots * self._ranks(number, position)
+            for number, tiers in enumerate(self.tiers)
+            for position, tier in enumerate(tiers)
+        ]
         _initialise(self.embed)
         _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
 
@@ -81,31 +114,47 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         require_positive(batch_size=batch_size)
         clock = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         slots = torch.zeros(batch_size, sum(self._sizes), self.output_size, device=self.device, dtype=self.dtype)
-        return CompressiveState(clock, slots)
+        usage = torch.zeros(batch_size, sum(self._usage_sizes), device=self.device, dtype=self.dtype)
+        return CompressiveState(clock, slots, usage)
 
     def reset_state(self, state: CompressiveState, reset: Tensor) -> CompressiveState:
         """Set the clock to 0 where `reset` [B] is true: every slot is empty at clock 0, whatever it holds."""
         return state._replace(clock=torch.where(reset, 0, state.clock))
 
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return the compressors' parameters."""
-        return list(self.compressors.parameters())
+        """Return the parameters of compressors and decoders; none if the task loss trains them."""
+        return [] if self.trained_by_task else [*self.compressors.parameters(), *self.decoders.parameters()]
 
-    def acting(self, state: CompressiveState) -> CompressiveActing:
+    def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
         """Return what keeps the state in place, with projected keys and values, while B envs act."""
-        return CompressiveActing(self, state)
+        return CompressiveActing(self, state) if self._acts_in_place else super().acting(state)
+
+    @property
+    def _acts_in_place(self) -> bool:
+        """Whether `CompressiveActing` can do what this core does; otherwise a step is a window of one step."""
+        return not sum(self._usage_sizes)
 
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
         none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not self._acts_in_place:
             outputs, state, _ = self._run_window(inputs[:, None], state, self.plan(state, none[:, None]))
             return outputs[:, 0], state
         acting = CompressiveActing(self, state)
         return acting.step(inputs, none), acting.state()
 
-    def _compressor(self, number: int, position: int) -> nn.Module:
+    def _compressor(self, number: int, position: int) -> Compressor:
         """Return what forms the slots of a layer's tier, 1 being the first that is compressed."""
-        return cast(nn.ModuleList, self.compressors[number])[position - 1]
+        return cast(Compressor, cast(nn.ModuleList, self.compressors[number])[position - 1])
+
+    def _all_compressors(self) -> Iterator[Compressor]:
+        for number, tiers in enumerate(self.tiers):
+            for position in range(1, len(tiers)):
+                yield self._compressor(number, position)
+
+    def _ranks(self, number: int, position: int) -> bool:
+        """Say whether a layer's tier must know how much attention its slots receive."""
+        is_compressed = position + 1 < len(self.tiers[number])
+        return is_compressed and self._compressor(number, position + 1).uses_attention()
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""
@@ -136,61 +185,125 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         diagnose: bool,
     ) -> Unrolled:
         outputs, state, passes = self._run_window(inputs, state, plan)
-        losses = self._reconstruction_losses(passes)
+        losses: dict[str, Tensor] = {}
+        if self.reconstruction is not None:
+            losses = {place: self.reconstruction(*compressed) for place, compressed in self._compressions(passes)}
         total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
         diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
         if diagnose:
-            diagnostics.update(self._attention_statistics(passes))
+            with torch.no_grad():
+                for place, compressed in self._compressions(passes):
+                    diagnostics[f"reconstruction_error/{place}"] = reconstruction_error(*compressed)
+                diagnostics.update(self._attention_statistics(passes))
         return Unrolled(outputs, state, total, diagnostics)
+
+    @torch.no_grad()
+    def explain(self, inputs: Tensor, state: CompressiveState, reset: Tensor) -> Explained:
+        """Say what each step of a window looks at, and what is lost where slots are compressed.
+
+        :param inputs: [B, T, I], and the other arguments as for `unroll`
+        :return: attention by layer, head and tier with the age of each slot, and the reconstruction error by block
+        :raises ValueError: as `unroll`
+        """
+        self.check_inputs(inputs, reset, tuple(inputs.shape[:2]))
+        self.check_state(state, inputs.shape[0])
+        outputs, _, passes = self._run_window(inputs, state, self.plan(state, reset))
+        errors = {place: block_errors(*compressed) for place, compressed in self._compressions(passes)}
+        layers = []
+        for number, (tiers, (frame, _, attended)) in enumerate(zip(self.tiers, passes, strict=True)):
+            by_tier = [
+                errors.get(f"layer{number}/tier{at}", outputs.new_zeros(len(inputs), 0)) for at in range(len(tiers))
+            ]
+            layout = lay_out(tiers, inputs.shape[1], inputs.device)
+            layers.append(explain_layer(frame.plan.window, layout, attended.weights, by_tier))
+        return Explained(outputs, layers)
 
     def _run_window(
         self, inputs: Tensor, state: CompressiveState, plans: dict[Tiers, LayerPlan]
     ) -> tuple[Tensor, CompressiveState, list[_LayerPass]]:
-        bands = {tiers: _band(tiers, plan) for tiers, plan in plans.items()}
-        picks = {tiers: _picks(plan.window.tiers) for tiers, plan in plans.items()}
+        frames = {tiers: _frame(tiers, plan) for tiers, plan in plans.items()}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
+        usages = iter(state.usage.detach().split(self._usage_sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
         passes: list[_LayerPass] = []
-        kept: list[Tensor] = []
+        kept: list[tuple[Tensor, Tensor]] = []
         for number, tiers in enumerate(self.tiers):
-            plan = plans[tiers]
-            memories = self._recall(number, hidden.detach(), [next(rings) for _ in tiers], picks[tiers])
-            kept += [memory.write_back(pick) for memory, pick in zip(memories, picks[tiers], strict=True)]
+            frame = frames[tiers]
+            memories = self._recall(number, hidden.detach(), [_Ring(next(rings), next(usages)) for _ in tiers], frame)
+            kept += [memory.write_back(pick) for memory, pick in zip(memories, frame.picks, strict=True)]
             own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
-            hidden, attended = self.layers[number](hidden, _attendable(hidden, memories), own, bands[tiers])
-            passes.append(_LayerPass(plan, bands[tiers], picks[tiers], memories, attended))
-        clock = passes[0].plan.window.clock
-        return self.norm(hidden), CompressiveState(clock, torch.cat(kept, dim=1)), passes
+            hidden, attended = self.layers[number](hidden, self._attendable(hidden, memories), own, frame.band)
+            passes.append(_LayerPass(frame, memories, attended))
+        clock = passes[0].frame.plan.window.clock
+        slots, usage = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
+        return self.norm(hidden), CompressiveState(clock, slots, usage), passes
 
-    def _recall(self, number: int, hidden: Tensor, rings: list[Tensor], picks: list[_Pick]) -> list[_Memory]:
+    def _recall(self, number: int, hidden: Tensor, rings: list[_Ring], frame: _Frame) -> list[_Memory]:
         """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
         memories: list[_Memory] = []
-        for position, (ring, pick) in enumerate(zip(rings, picks, strict=True)):
-            stored = _take(ring, pick.stored).masked_fill_(pick.not_stored, 0)
+        for position, (ring, pick) in enumerate(zip(rings, frame.picks, strict=True)):
+            stored = _take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
-                memories.append(_Memory(stored, hidden))
-                continue
-            blocks = _take(memories[-1].slots(), pick.source).masked_fill_(pick.not_formed, 0)  # [B, E, m, D]
-            formed = self._compressor(number, position)(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
-            memories.append(_Memory(stored, formed))
+                memory = _Memory(stored, hidden, hidden[:, :, None], ring.usage)
+            else:
+                blocks, formed = self._compress(number, position, memories[-1], pick)
+                memory = _Memory(stored, formed, blocks, ring.usage)
+            if self._ranks(number, position):
+                memory = memory._replace(usage=self._used(number, position, hidden, memory, frame))
+            memories.append(memory)
         return memories
 
-    def _reconstruction_losses(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
-        for number, (plan, _, picks, memories, attended) in enumerate(passes):
+    def _compress(self, number: int, position: int, below: _Memory, pick: _Pick) -> tuple[Tensor, Tensor]:
+        """Return the blocks [B, E, m, D] that leave the tier below in the window, and what becomes of them."""
+        compressor, usage = self._compressor(number, position), None
+        blocks = _take(self._cut(below.slots()), pick.source).masked_fill(pick.not_formed, 0)
+        if compressor.uses_attention():
+            usage = _take(below.usage[:, :, None], pick.source).masked_fill_(pick.not_formed, 0).flatten(0, 1)[:, :, 0]
+        return blocks, compressor(blocks.flatten(0, 1), usage).unflatten(0, blocks.shape[:2])
+
+    @torch.no_grad()
+    def _used(self, number: int, position: int, hidden: Tensor, memory: _Memory, frame: _Frame) -> Tensor:
+        """Return [B, C] the attention that a tier's slots have received when they leave it, or the window ends.
+
+        See `MostUsedCompressor`. `memory.usage` is still the ring of the state.
+        """
+        tiers, length, pick = self.tiers[number], hidden.shape[1], frame.picks[position]
+        attention = cast(MemoryLayer, self.layers[number]).attention
+        band = tier_band(tiers, frame.band, position, length)
+        weights = attention(torch.cat([hidden, memory.slots()], dim=1), slice(0, length), band.band).weights
+        seen = visible(frame.plan.window, lay_out(tiers, length, hidden.device))[..., band.part]
+        shares = torch.where(seen, weights.mean(dim=0), 0).sum(dim=2).flatten(1)  # [B, N W]
+        received = shares.new_zeros(len(shares), length + memory.columns())
+        received.index_add_(1, band.band.columns.flatten(), shares)
+        before = _take(memory.usage[:, :, None], pick.stored).masked_fill_(pick.not_stored, 0)[:, :, 0]
+        return received[:, length:] + F.pad(before, (0, memory.formed.shape[1]))
+
+    def _cut(self, slots: Tensor) -> Tensor:
+        """Keep the compressors' graph only if the task loss trains them."""
+        return slots if self.trained_by_task else slots.detach()
+
+    def _attendable(self, hidden: Tensor, memories: list[_Memory]) -> Tensor:
+        """Join all columns [B, C, D]; only the window's own steps carry a graph beside the compressors'."""
+        raw, *compressed = memories
+        return torch.cat([raw.stored, hidden, *(self._cut(memory.slots()) for memory in compressed)], dim=1)
+
+    def _compressions(self, passes: list[_LayerPass]) -> Iterator[tuple[str, tuple[MemoryAttention, Compression]]]:
+        """Go through all that was compressed in a window, by layer and tier."""
+        for number, (frame, memories, attended) in enumerate(passes):
+            attention = cast(MemoryLayer, self.layers[number]).attention
             columns = attended.keys_values.detach().split([memory.columns() for memory in memories], dim=1)
             for position in range(1, len(memories)):
-                old = _take(columns[position - 1], picks[position].source)
-                new, asked = memories[position].formed, plan.asked[position - 1]
-                compression = Compression(attended.queries, old, new, asked)
-                loss = self.reconstruction(self.layers[number].attention, compression)
-                losses[f"layer{number}/tier{position}"] = loss
-        return losses
+                memory, pick = memories[position], frame.picks[position]
+                old, formed = _take(columns[position - 1], pick.source), ~pick.not_formed[:, :, 0, 0]
+                decoder = cast(nn.ModuleList, self.decoders[number])[position - 1] if len(self.decoders) else None
+                asked = frame.plan.asked[position - 1]
+                compression = Compression(attended.queries, old, memory.blocks, memory.formed, formed, asked, decoder)
+                yield f"layer{number}/tier{position}", (attention, compression)
 
     def _attention_statistics(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
         """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
         statistics: dict[str, Tensor] = {}
-        for number, (plan, band, _, _, attended) in enumerate(passes):
+        for number, ((plan, band, _), _, attended) in enumerate(passes):
             length = plan.window.length
             layout = lay_out(self.tiers[number], length, plan.window.clock.device)
             weights = band.join(attended.weights.mean(dim=0), length)  # [B, T, W]
@@ -211,42 +324,56 @@ class LayerPlan(NamedTuple):
     """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
 
 
+class _Ring(NamedTuple):
+    """What the state holds of one tier of a layer."""
+
+    slots: Tensor  # [B, n, D]
+    usage: Tensor  # [B, n], or [B, 0] where nobody asks for it
+
+
 class _Memory(NamedTuple):
     """One tier's slots during a window, C = n + E columns."""
 
     stored: Tensor  # [B, n, D] from the state, oldest first; 0 where there is none
     formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
+    blocks: Tensor  # [B, E, m, D] what each of them was formed from
+    usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
 
     def columns(self) -> int:
         return self.stored.shape[1] + self.formed.shape[1]
 
     def slots(self) -> Tensor:
-        """[B, C, D], without a graph."""
-        return torch.cat([self.stored, self.formed.detach()], dim=1)
+        """[B, C, D]"""
+        return torch.cat([self.stored, self.formed], dim=1)
 
-    def write_back(self, pick: _Pick) -> Tensor:
-        """Return the tier's ring [B, n, D] after the window."""
-        return _take(self.slots(), pick.ring).masked_fill_(pick.not_kept, 0)
+    def write_back(self, pick: _Pick) -> tuple[Tensor, Tensor]:
+        """Return the tier's ring after the window: slots [B, n, D] and their usage."""
+        slots = _take(self.slots().detach(), pick.ring).masked_fill_(pick.not_kept, 0)
+        if not self.usage.shape[1]:
+            return slots, self.usage
+        return slots, _take(self.usage[:, :, None], pick.ring).masked_fill_(pick.not_kept, 0)[:, :, 0]
+
+
+class _Frame(NamedTuple):
+    """What windows are to layers with the same tiers."""
+
+    plan: LayerPlan
+    band: Band
+    picks: list[_Pick]
 
 
 class _LayerPass(NamedTuple):
     """What happened in one layer during a window."""
 
-    plan: LayerPlan
-    band: Band
-    picks: list[_Pick]
+    frame: _Frame
     memories: list[_Memory]
     attended: Attended
 
 
-def _band(tiers: Tiers, plan: LayerPlan) -> Band:
-    return Band(lay_out(tiers, plan.window.length, plan.row.device).columns, plan.row.long())
-
-
-def _attendable(hidden: Tensor, memories: list[_Memory]) -> Tensor:
-    """Join all columns [B, C, D]; only the window's own steps carry a graph."""
-    raw, *compressed = memories
-    return torch.cat([raw.stored, hidden, *(memory.slots() for memory in compressed)], dim=1)
+def _frame(tiers: Tiers, plan: LayerPlan) -> _Frame:
+    columns = lay_out(tiers, plan.window.length, plan.row.device).columns
+    band = Band(columns, plan.row.long(), whole=len(columns) == 1)
+    return _Frame(plan, band, _picks(plan.window.tiers))
 
 
 class _Pick(NamedTuple):
@@ -286,6 +413,23 @@ def _take(slots: Tensor, index: Tensor) -> Tensor:
     features = slots.shape[2]
     picked: Tensor = slots.reshape(-1, features).index_select(0, index.flatten()).view(*index.shape, features)
     return picked
+
+
+def _check_learning(reconstruction: str, compression_gradient: str, compressors: list[Compressor]) -> None:
+    """Raise a ValueError where the compressors can't learn what they are asked to."""
+    if compression_gradient == "task" and reconstruction != "none":
+        raise ValueError(
+            f"compression_gradient='task' lets the task loss alone train the compressors, but reconstruction is "
+            f"{reconstruction!r}; use reconstruction='none' with it, or compression_gradient='reconstruction'"
+        )
+    learns = any(True for compressor in compressors for _ in compressor.parameters())
+    asked = "compression_gradient='task'" if compression_gradient == "task" else f"reconstruction={reconstruction!r}"
+    if (compression_gradient == "task" or reconstruction == "auto_encoding") and not learns:
+        names = ", ".join(sorted({type(compressor).__name__ for compressor in compressors})) or "none at all"
+        raise ValueError(
+            f"{asked} needs compressors with something to train, but memory has {names}; use 'conv', or "
+            "reconstruction='none'"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,11 +1,13 @@
 """Compressors: how consecutive slots become one (Rae et al. 2020, arXiv 1911.05507, section 3.1).
 
-A compressor is a module that maps blocks [N, m, D] to slots [N, D]. Register your own under a name with
-`register_compressor`, and use the name in a `Tier`.
+A compressor sees one block of m slots at a time and nothing else, so what it makes of it does not depend on the window
+in which it happens. The learned ones start as the mean. Write your own as a subclass of `Compressor`, give it a name
+with `register_compressor`, and use the name in a `Tier`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -14,44 +16,205 @@ from torch import Tensor, nn
 from ctrl.core import choose
 
 
-class MeanCompressor(nn.Module):
-    """The mean over the block; the paper's `mean pooling`."""
+class Compressor(nn.Module, ABC):
+    """Maps blocks [N, m, D] to slots [N, D]; three methods say all, and only `forward` has no default.
+
+    :param width: D
+    :param rate: m
+    """
 
     def __init__(self, width: int, rate: int) -> None:
         super().__init__()
+        self.width = width
+        self.rate = rate
 
-    def forward(self, blocks: Tensor) -> Tensor:
+    @abstractmethod
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """Compress.
+
+        :param blocks: [N, m, D] slots, oldest first, without a graph
+        :param usage: [N, m] the attention that each slot has received, if `uses_attention()`, else None
+        :return: [N, D]
+        """
+
+    def uses_attention(self) -> bool:
+        """Say whether `forward` needs to know how much attention the slots have received; that costs time."""
+        return False
+
+    def decoder(self) -> nn.Module:
+        """Build what maps slots [N, D] back to blocks [N, m, D], for the loss `auto_encoding`."""
+        return LinearDecoder(self.width, self.rate)
+
+
+class LinearDecoder(nn.Module):
+    """One linear map for each place in the block; at first each gives the slot itself."""
+
+    def __init__(self, width: int, rate: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.weight = nn.Parameter(torch.eye(width).repeat(1, rate))  # [D, m * D]
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """[N, D] -> [N, m, D]."""
+        decoded: Tensor = (slots @ self.weight).unflatten(1, (self.rate, -1))
+        return decoded
+
+
+class MeanCompressor(Compressor):
+    """The mean over the block; the paper's `mean pooling`."""
+
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         return blocks.mean(dim=1)
 
 
-class MaxCompressor(nn.Module):
+class MaxCompressor(Compressor):
     """The maximum over the block, feature by feature; the paper's `max pooling`."""
 
-    def __init__(self, width: int, rate: int) -> None:
-        super().__init__()
-
-    def forward(self, blocks: Tensor) -> Tensor:
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         return blocks.amax(dim=1)
 
 
-class ConvCompressor(nn.Module):
-    """A 1D convolution whose kernel and stride are the rate, without bias; it starts as the mean."""
+class ConvCompressor(Compressor):
+    """A 1D convolution whose kernel and stride are the rate, without bias; the paper's choice."""
 
     def __init__(self, width: int, rate: int) -> None:
-        super().__init__()
+        super().__init__(width, rate)
         self.weight = nn.Parameter(torch.eye(width).repeat(rate, 1) / rate)  # [m * D, D]
 
-    def forward(self, blocks: Tensor) -> Tensor:
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         return blocks.flatten(start_dim=1) @ self.weight
 
 
-_COMPRESSORS: dict[str, Callable[[int, int], nn.Module]] = {
+class MeanPlus(Compressor):
+    """The mean over the block, and what a network adds to it: at first nothing."""
+
+    def __init__(self, width: int, rate: int) -> None:
+        super().__init__(width, rate)
+        self.output = nn.Linear(width, width)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """[N, m, D] -> [N, D]."""
+        added: Tensor = self.output(self._read(blocks))
+        return blocks.mean(dim=1) + added
+
+    @abstractmethod
+    def _read(self, blocks: Tensor) -> Tensor:
+        """[N, m, D] -> [N, D]."""
+
+
+class DilatedConvCompressor(MeanPlus):
+    """Causal convolutions of two taps with dilations 1, 2, 4, …, until the last step hears all of the block.
+
+    The paper's `dilated convolutions` (after Yu & Koltun 2016, arXiv 1511.07122); it does not state their form. Here
+    they don't reach beyond the block, and ReLU follows each.
+    """
+
+    def __init__(self, width: int, rate: int) -> None:
+        super().__init__(width, rate)
+        self.dilations = [2**level for level in range((rate - 1).bit_length())]
+        self.convolutions = nn.ModuleList(nn.Linear(2 * width, width) for _ in self.dilations)
+
+    def _read(self, blocks: Tensor) -> Tensor:
+        features = blocks
+        for dilation, convolution in zip(self.dilations, self.convolutions, strict=True):
+            before = torch.zeros_like(features)
+            before[:, dilation:] = features[:, :-dilation]
+            features = convolution(torch.cat([before, features], dim=2)).relu()
+        return features[:, -1]
+
+
+class GRUCompressor(MeanPlus):
+    """A GRU that reads the block in order; the RNN as compressor that the paper's discussion proposes."""
+
+    def __init__(self, width: int, rate: int) -> None:
+        super().__init__(width, rate)
+        self.rnn = nn.GRU(width, width, batch_first=True)
+
+    def _read(self, blocks: Tensor) -> Tensor:
+        read: Tensor = self.rnn(blocks)[0]
+        return read[:, -1]
+
+
+class AttentionCompressor(Compressor):
+    """Learned queries that attend to the block, one for each of up to 4 groups of features; not in the paper.
+
+    A query is one vector, so it and its key projection are one map of the slots, and each place in the block has a
+    score of its own.
+    """
+
+    def __init__(self, width: int, rate: int) -> None:
+        super().__init__(width, rate)
+        queries = next(count for count in (4, 2, 1) if width % count == 0)
+        self.queries = nn.Parameter(torch.zeros(width, queries))
+        self.places = nn.Parameter(torch.zeros(rate, queries))
+        self.value = nn.Parameter(torch.eye(width))
+
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """[N, m, D] -> [N, D]."""
+        weights = (blocks @ self.queries + self.places).softmax(dim=1)  # [N, m, queries]
+        values = (blocks @ self.value).unflatten(2, (weights.shape[2], -1))
+        slots: Tensor = (weights[..., None] * values).sum(dim=1).flatten(start_dim=1)
+        return slots
+
+
+class SelectCompressor(Compressor):
+    """Keeps one slot of the block as it is, the one with the highest learned score, and drops the others.
+
+    What is kept is never diluted, however many tiers it goes through. The choice is hard, its gradient that of the
+    softmax over the scores (straight-through; Bengio et al. 2013, arXiv 1308.3432), so under the attention
+    reconstruction the scores learn which slots the layer's queries ask for. Not in the paper.
+    """
+
+    def __init__(self, width: int, rate: int) -> None:
+        super().__init__(width, rate)
+        self.score = nn.Linear(width, 1, bias=False)
+
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """[N, m, D] -> [N, D]."""
+        scores = self.score(blocks)[:, :, 0]
+        chosen = blocks[torch.arange(len(blocks), device=blocks.device), scores.argmax(dim=1)]
+        if not torch.is_grad_enabled():
+            return chosen
+        soft = (scores.softmax(dim=1)[:, None] @ blocks)[:, 0]
+        slots: Tensor = chosen + (soft - soft.detach())
+        return slots
+
+
+class MostUsedCompressor(Compressor):
+    """Keeps the slot of the block that has received most attention, and drops the others; the paper's `most-used`.
+
+    The attention counted is that of a slot's own layer during all the steps for which its tier holds it, the mean over
+    heads, as if the tier's slots were all that there is to attend to. So it depends neither on windows (what came
+    before a window is part of the state) nor on the slots that are formed from it, and an unroll needs one pass.
+    """
+
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """[N, m, D] and usage [N, m] -> [N, D]."""
+        if usage is None:
+            raise ValueError("usage must be given: most_used ranks slots by the attention they have received; got None")
+        return blocks[torch.arange(len(blocks), device=blocks.device), usage.argmax(dim=1)]
+
+    def uses_attention(self) -> bool:
+        """Say yes."""
+        return True
+
+
+CompressorFactory = Callable[[int, int], Compressor]
+
+_COMPRESSORS: dict[str, CompressorFactory] = {
     "mean": MeanCompressor,
     "max": MaxCompressor,
     "conv": ConvCompressor,
+    "dilated_conv": DilatedConvCompressor,
+    "most_used": MostUsedCompressor,
+    "gru": GRUCompressor,
+    "attention": AttentionCompressor,
+    "select": SelectCompressor,
 }
 
 
@@ -60,11 +223,11 @@ def compressor_names() -> list[str]:
     return sorted(_COMPRESSORS)
 
 
-def register_compressor(name: str, factory: Callable[[int, int], nn.Module]) -> None:
+def register_compressor(name: str, factory: CompressorFactory) -> None:
     """Make a compressor usable by name.
 
     :param name: a new name
-    :param factory: called with (width, rate); returns a module that maps blocks [N, m, D] to slots [N, D]
+    :param factory: a subclass of `Compressor`, or what builds one from (width, rate)
     :raises ValueError: if the name is taken
     """
     if name in _COMPRESSORS:
@@ -72,7 +235,12 @@ def register_compressor(name: str, factory: Callable[[int, int], nn.Module]) -> 
     _COMPRESSORS[name] = factory
 
 
-def make_compressor(name: str, width: int, rate: int) -> nn.Module:
-    """Build the compressor `name` for slots of `width` features, `rate` of them a block."""
-    module: nn.Module = choose("compressor", name, _COMPRESSORS)(width, rate)
-    return module
+def make_compressor(name: str, width: int, rate: int) -> Compressor:
+    """Build the compressor `name` for slots of `width` features, `rate` of them a block.
+
+    :raises ValueError: where the name is unknown, or what is registered under it builds no `Compressor`
+    """
+    compressor = choose("compressor", name, _COMPRESSORS)(width, rate)
+    if not isinstance(compressor, Compressor):
+        raise ValueError(f"compressor {name!r} must be a ctrl.Compressor, got {type(compressor).__name__}")
+    return compressor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ctrl.core import require_positive
@@ -80,3 +80,46 @@ def _check_tiers(layer: int, tiers: tuple[object, ...]) -> None:
                 f"but tier {position - 1} has only slots = {previous.slots}; it needs at least as many"
             )
         previous = tier
+
+
+def memory_for_horizon(steps: int, *, slots: int = 128, compressor: str = "conv") -> list[Tier]:
+    """Choose tiers that let a layer see at least `steps` steps back, and print them with their reach.
+
+    All tiers are of one size and one rate, as few tiers as a rate of at most 8 allows: what goes through fewer
+    compressions is better kept. Only if that is not enough, rates go up to the size of a tier.
+
+        core = ctrl.make_core("compressive", 24, memory=ctrl.memory_for_horizon(10_000))
+
+    :param steps: how far back a step must still be seen, at all times
+    :param slots: of all tiers together, at most
+    :param compressor: of all tiers but the first
+    :raises ValueError: where a number is not a positive whole one, or so many slots don't reach so far
+    """
+    require_positive(steps=steps, slots=slots)
+    tiers = next((tiers for tiers in _candidates(slots, compressor) if always_seen(tiers) >= steps), None)
+    if tiers is None:
+        furthest = max(always_seen(tiers) for tiers in _candidates(slots, compressor))
+        raise ValueError(f"steps must be at most {furthest:,} for slots = {slots}, got {steps:,}; give it more slots")
+    listed = ", ".join(f"Tier({tier.slots}" + (f", rate={tier.rate})" if at else ")") for at, tier in enumerate(tiers))
+    print(
+        f"memory_for_horizon({steps:,}): {listed}; reach {reach(tiers):,} steps, at least {always_seen(tiers):,} "
+        f"at any time, with {sum(tier.slots for tier in tiers)} slots per layer"
+    )
+    return tiers
+
+
+def always_seen(tiers: Sequence[Tier]) -> int:
+    """Return how many steps back is seen at any time: what the last tier drops at once may be one short of its span."""
+    return reach(tiers) - spans(tiers)[-1]
+
+
+def _candidates(slots: int, compressor: str) -> Iterator[list[Tier]]:
+    """Go through memories of up to `slots` slots, the best first."""
+    counts = range(2, slots + 1)
+    yield [Tier(slots)]
+    for low, high in ((2, 8), (9, slots)):
+        for count in counts:
+            size = slots // count
+            for rate in range(low, min(high, size) + 1):
+                if rate ** (count - 1) < 2**40:  # steps are counted in int64
+                    yield [Tier(size), *[Tier(size, rate, compressor)] * (count - 1)]

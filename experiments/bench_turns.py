@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from torch import nn
 
 import ctrl
-from ctrl.compressive import CompressiveCore, CompressiveState
+from ctrl.compressive import CompressiveCore
 from ctrl.experiments import provenance
 from ctrl.experiments.listing import compact_table
 from ctrl.experiments.summary import MISSING, titled
@@ -147,4 +147,4 @@ def warm_state(core: ctrl.MemoryCore[Any], batch_size: int) -> Any:
     oldest = max(map(reach, core.tiers))
     # Seven steps apart: coprime to the usual rates, so that in each step a like share of the envs compresses.
     clock = oldest + 7 * torch.arange(batch_size)
-    return CompressiveState(clock, torch.randn(state.slots.shape, generator=generator))
+    return state._replace(clock=clock, slots=torch.randn(state.slots.shape, generator=generator))

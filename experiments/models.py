@@ -26,6 +26,8 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
         options["heads"] = memory.heads
     if core == "compressive":
         options["memory"] = [Tier(slots, rate, memory.compressor) for slots, rate in memory.tiers]
+        options["reconstruction"] = memory.reconstruction
+        options["compression_gradient"] = memory.compression_gradient
     if core == "transformer_xl":
         options["slots"] = sum(slots for slots, _ in memory.tiers)
     if core in RECURRENT_CORES:

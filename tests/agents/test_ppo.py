@@ -271,7 +271,7 @@ def test_what_is_logged(core: str) -> None:
     assert np.isfinite(np.array(numbers, dtype=float)).all()
     of_memory = {key.split("/")[1] for key in logged if key.startswith("memory/")}
     attention = {"attention_mass", "attended_age"}
-    compressing = {"reconstruction_loss", "grad_norm", "learning_rate"}
+    compressing = {"reconstruction_loss", "reconstruction_error", "grad_norm", "learning_rate"}
     expected = {
         "compressive": {"state_bytes"} | attention | compressing,
         "transformer_xl": {"state_bytes"} | attention,

@@ -24,7 +24,7 @@ def band_of(length: int) -> tuple[Band, int]:
     reset[0, length // 3] = reset[1, length // 2] = True
     plan = plan_window(TIERS, torch.tensor([7, 31]), reset)
     layout = lay_out(TIERS, length, reset.device)
-    return Band(layout.columns, band_rows(TIERS, plan, layout).long()), sum(
+    return Band(layout.columns, band_rows(TIERS, plan, layout).long(), len(layout.columns) == 1), sum(
         tier.columns.number.shape[1] for tier in plan.tiers
     )
 

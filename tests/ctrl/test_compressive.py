@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from ctrl.band import age_row, hidden_row
 from ctrl.compressive import CompressiveCore
 from ctrl.memory import Tier, spans
 
+COMPRESSORS = ctrl.compressor_names()
+
 
 class SlowReference:
     """One env of a compressive core: every tier of every layer a Python list, one step at a time.
 
     Written from the text of DESIGN 3 to 5. It shares the core's weights, and of its code only what acts on a single
-    vector (norms, linear maps, gates).
+    vector (norms, linear maps, gates) or a single block (compressors).
     """
 
     def __init__(self, core: CompressiveCore) -> None:
@@ -29,14 +32,14 @@ class SlowReference:
 
     def restart(self) -> None:
         self.time = 0
-        self.memory: list[list[list[tuple[int, Tensor]]]] = [[[] for _ in tiers] for tiers in self.core.tiers]
+        self.memory: list[list[list[Slot]]] = [[[] for _ in tiers] for tiers in self.core.tiers]
 
     def step(self, inputs: Tensor, reset: bool) -> Tensor:
         if reset:
             self.restart()
         hidden = self.core.embed(inputs)
         for number, layer in enumerate(self.core.layers):
-            self._insert(number, 0, (self.time, hidden.detach()))
+            self._insert(number, 0, Slot(self.time, hidden.detach()))
             attended = self._attend(number, hidden)
             hidden = gate(layer.attention_gate, hidden, torch.relu(layer.attention.output(attended)))
             widened = torch.relu(layer.widen(layer.norm(hidden)))
@@ -44,7 +47,7 @@ class SlowReference:
         self.time += 1
         return self.core.norm(hidden)
 
-    def _insert(self, number: int, level: int, slot: tuple[int, Tensor]) -> None:
+    def _insert(self, number: int, level: int, slot: Slot) -> None:
         tiers, lists = self.core.tiers[number], self.memory[number]
         lists[level].append(slot)
         if len(lists[level]) <= tiers[level].slots:
@@ -53,9 +56,10 @@ class SlowReference:
             lists[level].pop(0)
             return
         block = [lists[level].pop(0) for _ in range(tiers[level + 1].rate)]
-        values = torch.stack([value for _, value in block])
-        compressed = self.core.compressors[number][level](values[None])[0].detach()
-        self._insert(number, level + 1, (block[0][0], compressed))
+        values, used = torch.stack([slot.value for slot in block]), torch.tensor([slot.used for slot in block])
+        compressor = self.core.compressors[number][level]
+        compressed = compressor(values[None], used[None] if compressor.uses_attention() else None)[0].detach()
+        self._insert(number, level + 1, Slot(block[0].first, compressed))
 
     def _attend(self, number: int, hidden: Tensor) -> Tensor:
         attention = self.core.layers[number].attention
@@ -67,15 +71,31 @@ class SlowReference:
             part = slice(head * size, (head + 1) * size)
             scores, values = [], []
             for slots, span in zip(self.memory[number], spans(self.core.tiers[number]), strict=True):
-                for first, slot in slots:
-                    key, value = attention.key_value(attention.norm(slot)).chunk(2)
-                    age = self.time - first - span // 2
+                of_tier = []
+                for slot in slots:
+                    key, value = attention.key_value(attention.norm(slot.value)).chunk(2)
+                    age = self.time - slot.first - span // 2
                     bias = attention.age_bias[head, bias_row(age)]
-                    scores.append(query[part] @ key[part] / math.sqrt(size) + bias)
+                    of_tier.append(query[part] @ key[part] / math.sqrt(size) + bias)
                     values.append(value[part])
+                shares = torch.tensor([score.item() for score in of_tier]).softmax(dim=0)
+                for slot, share in zip(slots, shares.tolist(), strict=True):
+                    slot.used += share / heads
+                scores += of_tier
             weights = torch.stack(scores).softmax(dim=0)
             result[part] = weights @ torch.stack(values)
         return result
+
+
+@dataclass
+class Slot:
+    """A slot of the slow reference."""
+
+    first: int
+    """The first step that it stands for."""
+    value: Tensor
+    used: float = 0.0
+    """The attention that it has received within its tier."""
 
 
 def bias_row(age: int) -> int:
@@ -102,7 +122,7 @@ def cores(draw: st.DrawFn) -> CompressiveCore:
         result = [Tier(draw(st.integers(1, 5)))]
         for _ in range(draw(st.integers(0, 2))):
             rate = draw(st.integers(1, min(3, result[-1].slots)))
-            result.append(Tier(draw(st.integers(1, 4)), rate, draw(st.sampled_from(ctrl.compressor_names()))))
+            result.append(Tier(draw(st.integers(1, 4)), rate, draw(st.sampled_from(COMPRESSORS))))
         return result
 
     layers = draw(st.integers(1, 3))
@@ -195,12 +215,6 @@ def test_a_window_that_evicts_nothing_has_no_loss() -> None:
     unrolled.reconstruction_loss.backward()
 
 
-def test_conv_starts_as_the_mean() -> None:
-    blocks = torch.randn(5, 3, 4)
-    conv = ctrl.compressors.make_compressor("conv", width=4, rate=3)
-    torch.testing.assert_close(conv(blocks), blocks.mean(dim=1))
-
-
 def test_learning_the_reconstruction_lowers_it() -> None:
     core = make_core()
     inputs, reset = torch.randn(4, 40, 3), no_reset(4, 40)
@@ -264,14 +278,14 @@ def test_options_that_do_not_fit_are_refused(options: dict, words: str) -> None:
 
 
 def test_a_registered_compressor_can_be_used_by_name() -> None:
-    class First(torch.nn.Module):
-        def forward(self, blocks: Tensor) -> Tensor:
+    class First(ctrl.Compressor):
+        def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
             return blocks[:, 0]
 
     if "first" not in ctrl.compressor_names():
-        ctrl.register_compressor("first", lambda width, rate: First())
+        ctrl.register_compressor("first", First)
     with pytest.raises(ValueError, match="already"):
-        ctrl.register_compressor("first", lambda width, rate: First())
+        ctrl.register_compressor("first", First)
     core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2, compressor="first")])
     state = core.initial_state(1)
     inputs = torch.randn(1, 7, 3)
@@ -280,17 +294,17 @@ def test_a_registered_compressor_can_be_used_by_name() -> None:
 
 
 def test_a_registered_compressor_starts_as_it_likes() -> None:
-    class Silent(torch.nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
+    class Silent(ctrl.Compressor):
+        def __init__(self, width: int, rate: int) -> None:
+            super().__init__(width, rate)
             self.linear = torch.nn.Linear(width, width)
             torch.nn.init.zeros_(self.linear.weight)
 
-        def forward(self, blocks: Tensor) -> Tensor:
+        def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
             return self.linear(blocks[:, 0])
 
     if "silent" not in ctrl.compressor_names():
-        ctrl.register_compressor("silent", lambda width, rate: Silent(width))
+        ctrl.register_compressor("silent", Silent)
     core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2, compressor="silent")])
     assert all(not parameter.any() for name, parameter in core.compressors.named_parameters() if "weight" in name)
 

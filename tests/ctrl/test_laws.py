@@ -28,6 +28,40 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "memory": [[Tier(3), Tier(2, 2, "max"), Tier(2, 2, "conv")], [Tier(5)], [Tier(2), Tier(4, 1, "mean")]],
         },
     ),
+    "compressive, learned compressors": (
+        "compressive",
+        {
+            "width": 8,
+            "heads": 2,
+            "layers": 3,
+            "memory": [
+                [Tier(4), Tier(3, 3, "dilated_conv"), Tier(2, 2, "gru")],
+                [Tier(3), Tier(5, 2, "attention")],
+                [Tier(4), Tier(4, 2, "select")],
+            ],
+        },
+    ),
+    "compressive, auto-encoding": (
+        "compressive",
+        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, rate=3)], "reconstruction": "auto_encoding"},
+    ),
+    "compressive, trained by the task": (
+        "compressive",
+        {
+            "width": 8,
+            "heads": 2,
+            "memory": [Tier(4), Tier(3, rate=3), Tier(2, 2, "attention")],
+            "compression_gradient": "task",
+        },
+    ),
+    "compressive, most used": (
+        "compressive",
+        {
+            "width": 8,
+            "heads": 2,
+            "memory": [[Tier(5), Tier(3, 3, "most_used"), Tier(4, 2, "most_used")], [Tier(3), Tier(4, 2, "conv")]],
+        },
+    ),
     "transformer_xl": ("transformer_xl", {"width": 8, "heads": 4, "slots": 6}),
     "lstm": ("lstm", {"width": 7}),
     "lstm, two layers": ("lstm", {"width": 4, "layers": 2, "chrono_horizon": None}),

@@ -1,0 +1,237 @@
+"""What each compressor makes of a block, what trains it, and which options don't go together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ctrl
+from ctrl import Tier
+from ctrl.compressive import CompressiveCore
+from ctrl.compressors import MostUsedCompressor, make_compressor
+from ctrl.reconstruction import QUESTIONS
+
+BLOCKS, RATE, WIDTH = 7, 5, 6
+LEARNED = ("conv", "dilated_conv", "gru", "attention", "select")
+
+
+def scrambled(name: str, rate: int = RATE) -> ctrl.Compressor:
+    torch.manual_seed(0)
+    compressor = make_compressor(name, WIDTH, rate)
+    with torch.no_grad():
+        for parameter in compressor.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return compressor
+
+
+def compress(compressor: ctrl.Compressor, blocks: Tensor) -> Tensor:
+    usage = torch.linspace(0, 1, blocks.shape[1]).expand(len(blocks), -1) if compressor.uses_attention() else None
+    slots: Tensor = compressor(blocks, usage)
+    return slots
+
+
+@pytest.mark.parametrize("rate", [1, 2, 5])
+@pytest.mark.parametrize("name", ["mean", "conv", "dilated_conv", "gru", "attention"])
+def test_starts_as_the_mean(name: str, rate: int) -> None:
+    blocks = torch.randn(BLOCKS, rate, WIDTH)
+    torch.testing.assert_close(compress(make_compressor(name, WIDTH, rate), blocks), blocks.mean(dim=1))
+
+
+def test_max_is_taken_feature_by_feature() -> None:
+    block = torch.tensor([[[1.0, -5.0], [0.5, -1.0]]])
+    assert make_compressor("max", 2, 2)(block).tolist() == [[1.0, -1.0]]
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("name", ["conv", "dilated_conv", "gru", "attention"])
+def test_every_slot_of_the_block_has_a_say_and_no_other_block_has(name: str, rate: int) -> None:
+    compressor = scrambled(name, rate)
+    blocks = torch.randn(BLOCKS, rate, WIDTH, requires_grad=True)
+    (gradient,) = torch.autograd.grad(compress(compressor, blocks)[3].sum(), blocks)
+    heard = gradient.abs().sum(dim=2) > 0
+    assert heard[3].all() and not heard[[0, 1, 2, 4, 5, 6]].any()
+
+
+@pytest.mark.parametrize("name", ["conv", "dilated_conv", "gru", "attention"])
+def test_learned_ones_tell_the_order(name: str) -> None:
+    compressor, blocks = scrambled(name), torch.randn(BLOCKS, RATE, WIDTH)
+    assert not torch.allclose(compress(compressor, blocks), compress(compressor, blocks.flip(1)), atol=1e-3)
+
+
+def test_select_keeps_the_slot_with_the_highest_score_as_it_is() -> None:
+    compressor, blocks = scrambled("select"), torch.randn(BLOCKS, RATE, WIDTH)
+    best = (blocks @ compressor.score.weight[0]).argmax(dim=1)  # type: ignore[union-attr, operator]
+    assert len(best.unique()) > 1
+    for way in (torch.no_grad, torch.enable_grad):
+        with way():
+            assert torch.equal(compressor(blocks), blocks[torch.arange(BLOCKS), best])
+
+
+def test_the_gradient_of_select_is_that_of_the_soft_choice() -> None:
+    compressor, blocks = scrambled("select"), torch.randn(BLOCKS, RATE, WIDTH)
+    weight = compressor.score.weight  # type: ignore[union-attr]
+    projection = torch.randn(BLOCKS, WIDTH)
+    (found,) = torch.autograd.grad((compressor(blocks) * projection).sum(), weight)
+    soft = torch.einsum("nm,nmd->nd", (blocks @ weight[0]).softmax(dim=1), blocks)
+    (expected,) = torch.autograd.grad((soft * projection).sum(), weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_most_used_keeps_the_slot_that_was_used_most() -> None:
+    blocks = torch.randn(2, 3, WIDTH)
+    usage = torch.tensor([[0.1, 0.0, 0.4], [2.0, 0.3, 1.9]])
+    assert torch.equal(MostUsedCompressor(WIDTH, 3)(blocks, usage), blocks[[0, 1], [2, 0]])
+    with pytest.raises(ValueError, match="usage must be given: most_used"):
+        MostUsedCompressor(WIDTH, 3)(blocks)
+
+
+@pytest.mark.parametrize("name", ctrl.compressor_names())
+def test_decoders_have_the_shape_of_blocks(name: str) -> None:
+    decoder = make_compressor(name, WIDTH, RATE).decoder()
+    slots = torch.randn(BLOCKS, WIDTH)
+    torch.testing.assert_close(decoder(slots), slots[:, None].expand(BLOCKS, RATE, WIDTH))
+
+
+def test_what_is_registered_must_be_a_compressor() -> None:
+    if "not one" not in ctrl.compressor_names():
+        ctrl.register_compressor("not one", lambda width, rate: torch.nn.Linear(width, rate))  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match=r"compressor 'not one' must be a ctrl\.Compressor, got Linear"):
+        ctrl.make_core("compressive", 3, memory=[Tier(4), Tier(4, 2, "not one")])
+    del ctrl.compressors._COMPRESSORS["not one"]
+
+
+# What trains them
+
+
+def build(compressor: str = "conv", **options: Any) -> CompressiveCore:
+    torch.manual_seed(0)
+    memory = options.pop("memory", [Tier(4), Tier(3, 3, compressor), Tier(4, 2, compressor)])
+    core = CompressiveCore(3, width=8, heads=2, layers=1, memory=memory, **options)
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return core
+
+
+def window(length: int = 40, batch: int = 2) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(batch, length, 3), torch.zeros(batch, length, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("loss", ["attention_reconstruction", "auto_encoding"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_each_loss_trains_each_learned_compressor(name: str, loss: str) -> None:
+    core = build(name, reconstruction=loss)
+    inputs, reset = window()
+    optimizer = torch.optim.Adam(core.compression_parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        unrolled = core.unroll(inputs, core.initial_state(2), reset)
+        losses.append(unrolled.reconstruction_loss.item())
+        optimizer.zero_grad()
+        unrolled.reconstruction_loss.backward()
+        optimizer.step()
+    assert min(losses[-5:]) < (0.97 if name == "select" else 0.7) * losses[0]
+
+
+def test_auto_encoding_by_hand() -> None:
+    core = build(memory=[Tier(3), Tier(3, rate=2)], reconstruction="auto_encoding")
+    inputs, reset = window(length=7)
+    reset[1, 3] = True  # env 0 evicts steps (0, 1), (2, 3), (4, 5); env 1 only, later, steps (3, 4)
+    loss = core.unroll(inputs, core.initial_state(2), reset).reconstruction_loss
+    slots = core.embed(inputs)
+    blocks = torch.stack([slots[0, 0:2], slots[0, 2:4], slots[1, 3:5]])
+    # At step 6 env 0 has 7 steps for 3 slots, so it has evicted 4; env 1 has 4 steps, and has evicted 2.
+    decoded = (core.compressors[0][0](blocks) @ core.decoders[0][0].weight).view(3, 2, 8)  # type: ignore[index]
+    torch.testing.assert_close(loss, (decoded - blocks).square().mean())
+
+
+def test_what_is_read_within_blocks_is_compared_block_by_block() -> None:
+    """`explain` by hand for one head: each step of the window asks about each block alone."""
+    torch.manual_seed(3)
+    core = CompressiveCore(3, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, rate=2)])
+    inputs, reset = window(length=6, batch=1)
+    (tiers,) = core.explain(inputs, core.initial_state(1), reset).layers
+    attention, slots = core.layers[0].attention, core.embed(inputs[0])
+    query = attention.query(attention.norm(slots))  # type: ignore[union-attr, operator]
+    for block in range(2):
+        old = slots[2 * block : 2 * block + 2]
+        new = core.compressors[0][0](old[None])  # type: ignore[index]
+        key, value = attention.key_value(attention.norm(old)).chunk(2, dim=-1)  # type: ignore[union-attr, operator]
+        before = (query @ key.T / math.sqrt(4)).softmax(dim=-1) @ value
+        after = attention.key_value(attention.norm(new)).chunk(2, dim=-1)[1]  # type: ignore[union-attr, operator]
+        expected = (before - after).square().sum() / before.square().sum()
+        torch.testing.assert_close(tiers[1].error[0, 1 + block], expected)  # formed at steps 2 and 4
+    assert tiers[1].error.shape == (1, 3) and tiers[1].error[0, 0].isnan() and tiers[0].error.shape == (1, 0)
+
+
+def test_the_reconstruction_error_is_a_share_of_what_is_read() -> None:
+    inputs, reset = window()
+    for memory, low, high in (([Tier(4), Tier(6, 1)], 0.0, 1e-10), ([Tier(4), Tier(6, 3)], 0.01, 2.0)):
+        core = CompressiveCore(3, width=8, heads=2, layers=1, memory=memory, reconstruction="none")
+        unrolled = core.unroll(inputs, core.initial_state(2), reset, diagnose=True)
+        assert low <= unrolled.diagnostics["reconstruction_error/layer0/tier1"].item() <= high
+        assert "reconstruction_loss/layer0/tier1" not in unrolled.diagnostics
+
+
+def test_the_task_trains_compressors_through_what_is_formed_and_attended_in_the_window() -> None:
+    core = build(compression_gradient="task")
+    assert core.compression_parameters() == []
+    inputs, reset = window()
+    start = core.initial_state(2)
+
+    def reached(length: int) -> list[bool]:
+        core.zero_grad()
+        unrolled = core.unroll(inputs[:, :length], start, reset[:, :length])
+        assert unrolled.reconstruction_loss.item() == 0
+        unrolled.outputs.square().sum().backward()
+        gradients = [core.compressors[0][tier].weight.grad for tier in range(2)]  # type: ignore[index]
+        return [gradient is not None and bool(gradient.any()) for gradient in gradients]
+
+    # Slot 0 of tier 1 is formed at step 4, slot 0 of tier 2 at step 4 + 3 * 3.
+    assert [reached(length) for length in (4, 5, 13, 14)] == [[False] * 2, [True, False], [True, False], [True, True]]
+
+
+def test_the_gradient_of_the_task_stops_at_the_block() -> None:
+    """What was compressed carries none, so that inputs are reached through the short-term slots alone."""
+    core = build(memory=[Tier(4), Tier(3, rate=2)], compression_gradient="task")
+    inputs, reset = window(length=12, batch=1)
+    inputs.requires_grad_()
+    outputs = core.unroll(inputs, core.initial_state(1), reset).outputs
+    (gradient,) = torch.autograd.grad(outputs[0, 11].sum(), inputs)
+    assert (gradient[0].abs().sum(dim=1) > 0).tolist() == [False] * 8 + [True] * 4
+
+
+def test_questions_are_bounded() -> None:
+    core = build()
+    _, reset = window(length=QUESTIONS * 3 + 1)
+    (plan,) = core.plan(core.initial_state(2), reset).values()
+    assert all(asked.shape[1] <= QUESTIONS for asked in plan.asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"compression_gradient": "both"}, "unknown compression_gradient 'both'.*'reconstruction', 'task'"),
+        (
+            {"compression_gradient": "task", "reconstruction": "auto_encoding"},
+            "task loss alone.*reconstruction is 'auto_encoding'; use reconstruction='none'",
+        ),
+        (
+            {"compression_gradient": "task", "memory": [Tier(4), Tier(4, 2, "mean")]},
+            "compression_gradient='task' needs compressors with something to train.*MeanCompressor; use 'conv'",
+        ),
+        ({"compression_gradient": "task", "memory": [Tier(4)]}, "something to train, but memory has none at all"),
+        (
+            {"reconstruction": "auto_encoding", "memory": [Tier(4), Tier(4, 2, "most_used")]},
+            "reconstruction='auto_encoding' needs compressors with something to train.*MostUsedCompressor",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ctrl.make_core("compressive", 3, **options)
