@@ -106,7 +106,7 @@ class MemoryOptions:
     memory: Annotated[str, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP)] = "32,32x4"
     compressor: str = "conv"
     """How slots are merged: conv, dilated_conv, gru, attention, select (learned), mean, max or most_used."""
-    reconstruction: Annotated[str | None, open_option("attention_reconstruction, none with a task gradient", "LOSS")] = None
+    reconstruction: Annotated[str | None, open_option("attention_reconstruction, or none with task", "LOSS")] = None
     """What compressors learn from: attention_reconstruction, auto_encoding or none."""
     compression_gradient: str = "reconstruction"
     """task lets the task loss train the compressors instead."""
