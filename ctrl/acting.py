@@ -23,7 +23,7 @@ from ctrl.compressors import Compressor
 from ctrl.core import Acting
 from ctrl.layer import MemoryLayer, finish, normalise
 from ctrl.memory import Tiers, reach
-from ctrl.timeline import count_slots, rhythms
+from ctrl.timeline import EMPTY, rhythms, ring_centres
 
 if TYPE_CHECKING:
     from ctrl.compressive import CompressiveCore, CompressiveState
@@ -32,8 +32,6 @@ Integers = npt.NDArray[np.int64]
 
 TABLE = 2**16
 """Up to this reach, the rows of all ages are kept in a table."""
-EMPTY = -(2**62)
-"""The centre of a slot that is not there: so old that nobody sees it."""
 
 
 class _OptimizerSteps:
@@ -90,12 +88,7 @@ class Rings:
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._base = np.arange(len(clock)) * sum(sizes)
         self._head = np.arange(2 * heads)[:, None] * (len(clock) * sum(sizes))
-        centres = []
-        for rhythm, counts in zip(self._rhythms, count_slots(tiers, clock), strict=True):
-            number = rhythm.newest_in_ring(counts.created)
-            kept = number >= counts.evicted[:, None]
-            centres.append(torch.where(kept, number * rhythm.span + rhythm.span // 2, EMPTY))
-        self.centre: Integers = torch.cat(centres, dim=1).cpu().numpy()
+        self.centre: Integers = ring_centres(tiers, clock).cpu().numpy()
         """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
         self._flat_centre = self.centre.reshape(-1)  # a view
 

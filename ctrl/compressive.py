@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
-from ctrl.band import Band, ages, band_rows, lay_out, tier_band, visible
+from ctrl.band import ages, band_rows, lay_out, tier_band, visible
 from ctrl.compressors import Compressor, make_compressor
 from ctrl.core import Acting, MemoryCore, Unrolled, choose, require_positive
 from ctrl.explanation import Explained, explain_layer
-from ctrl.layer import Attended, MemoryAttention, MemoryLayer
+from ctrl.layer import MemoryAttention, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
 from ctrl.reconstruction import (
     RECONSTRUCTION_LOSSES,
@@ -29,7 +29,8 @@ from ctrl.reconstruction import (
     questions,
     reconstruction_error,
 )
-from ctrl.timeline import TierPlan, WindowPlan, plan_window
+from ctrl.timeline import plan_window
+from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Pick, Ring, make_frame, take
 
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
 
@@ -220,49 +221,49 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def _run_window(
         self, inputs: Tensor, state: CompressiveState, plans: dict[Tiers, LayerPlan]
-    ) -> tuple[Tensor, CompressiveState, list[_LayerPass]]:
-        frames = {tiers: _frame(tiers, plan) for tiers, plan in plans.items()}
+    ) -> tuple[Tensor, CompressiveState, list[LayerPass]]:
+        frames = {tiers: make_frame(tiers, plan) for tiers, plan in plans.items()}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
         usages = iter(state.usage.detach().split(self._usage_sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
-        passes: list[_LayerPass] = []
+        passes: list[LayerPass] = []
         kept: list[tuple[Tensor, Tensor]] = []
         for number, tiers in enumerate(self.tiers):
             frame = frames[tiers]
-            memories = self._recall(number, hidden.detach(), [_Ring(next(rings), next(usages)) for _ in tiers], frame)
+            memories = self._recall(number, hidden.detach(), [Ring(next(rings), next(usages)) for _ in tiers], frame)
             kept += [memory.write_back(pick) for memory, pick in zip(memories, frame.picks, strict=True)]
             own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
             hidden, attended = self.layers[number](hidden, self._attendable(hidden, memories), own, frame.band)
-            passes.append(_LayerPass(frame, memories, attended))
+            passes.append(LayerPass(frame, memories, attended))
         clock = passes[0].frame.plan.window.clock
         slots, usage = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
         return self.norm(hidden), CompressiveState(clock, slots, usage), passes
 
-    def _recall(self, number: int, hidden: Tensor, rings: list[_Ring], frame: _Frame) -> list[_Memory]:
+    def _recall(self, number: int, hidden: Tensor, rings: list[Ring], frame: Frame) -> list[Memory]:
         """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
-        memories: list[_Memory] = []
+        memories: list[Memory] = []
         for position, (ring, pick) in enumerate(zip(rings, frame.picks, strict=True)):
-            stored = _take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
+            stored = take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
-                memory = _Memory(stored, hidden, hidden[:, :, None], ring.usage)
+                memory = Memory(stored, hidden, hidden[:, :, None], ring.usage)
             else:
                 blocks, formed = self._compress(number, position, memories[-1], pick)
-                memory = _Memory(stored, formed, blocks, ring.usage)
+                memory = Memory(stored, formed, blocks, ring.usage)
             if self._ranks(number, position):
                 memory = memory._replace(usage=self._used(number, position, hidden, memory, frame))
             memories.append(memory)
         return memories
 
-    def _compress(self, number: int, position: int, below: _Memory, pick: _Pick) -> tuple[Tensor, Tensor]:
+    def _compress(self, number: int, position: int, below: Memory, pick: Pick) -> tuple[Tensor, Tensor]:
         """Return the blocks [B, E, m, D] that leave the tier below in the window, and what becomes of them."""
         compressor, usage = self._compressor(number, position), None
-        blocks = _take(self._cut(below.slots()), pick.source).masked_fill(pick.not_formed, 0)
+        blocks = take(self._cut(below.slots()), pick.source).masked_fill_(pick.not_formed, 0)
         if compressor.uses_attention():
-            usage = _take(below.usage[:, :, None], pick.source).masked_fill_(pick.not_formed, 0).flatten(0, 1)[:, :, 0]
+            usage = take(below.usage[:, :, None], pick.source).masked_fill_(pick.not_formed, 0).flatten(0, 1)[:, :, 0]
         return blocks, compressor(blocks.flatten(0, 1), usage).unflatten(0, blocks.shape[:2])
 
     @torch.no_grad()
-    def _used(self, number: int, position: int, hidden: Tensor, memory: _Memory, frame: _Frame) -> Tensor:
+    def _used(self, number: int, position: int, hidden: Tensor, memory: Memory, frame: Frame) -> Tensor:
         """Return [B, C] the attention that a tier's slots have received when they leave it, or the window ends.
 
         See `MostUsedCompressor`. `memory.usage` is still the ring of the state.
@@ -275,32 +276,32 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         shares = torch.where(seen, weights.mean(dim=0), 0).sum(dim=2).flatten(1)  # [B, N W]
         received = shares.new_zeros(len(shares), length + memory.columns())
         received.index_add_(1, band.band.columns.flatten(), shares)
-        before = _take(memory.usage[:, :, None], pick.stored).masked_fill_(pick.not_stored, 0)[:, :, 0]
+        before = take(memory.usage[:, :, None], pick.stored).masked_fill_(pick.not_stored, 0)[:, :, 0]
         return received[:, length:] + F.pad(before, (0, memory.formed.shape[1]))
 
     def _cut(self, slots: Tensor) -> Tensor:
         """Keep the compressors' graph only if the task loss trains them."""
         return slots if self.trained_by_task else slots.detach()
 
-    def _attendable(self, hidden: Tensor, memories: list[_Memory]) -> Tensor:
+    def _attendable(self, hidden: Tensor, memories: list[Memory]) -> Tensor:
         """Join all columns [B, C, D]; only the window's own steps carry a graph beside the compressors'."""
         raw, *compressed = memories
         return torch.cat([raw.stored, hidden, *(self._cut(memory.slots()) for memory in compressed)], dim=1)
 
-    def _compressions(self, passes: list[_LayerPass]) -> Iterator[tuple[str, tuple[MemoryAttention, Compression]]]:
+    def _compressions(self, passes: list[LayerPass]) -> Iterator[tuple[str, tuple[MemoryAttention, Compression]]]:
         """Go through all that was compressed in a window, by layer and tier."""
         for number, (frame, memories, attended) in enumerate(passes):
             attention = cast(MemoryLayer, self.layers[number]).attention
             columns = attended.keys_values.detach().split([memory.columns() for memory in memories], dim=1)
             for position in range(1, len(memories)):
                 memory, pick = memories[position], frame.picks[position]
-                old, formed = _take(columns[position - 1], pick.source), ~pick.not_formed[:, :, 0, 0]
+                old, formed = take(columns[position - 1], pick.source), ~pick.not_formed[:, :, 0, 0]
                 decoder = cast(nn.ModuleList, self.decoders[number])[position - 1] if len(self.decoders) else None
                 asked = frame.plan.asked[position - 1]
                 compression = Compression(attended.queries, old, memory.blocks, memory.formed, formed, asked, decoder)
                 yield f"layer{number}/tier{position}", (attention, compression)
 
-    def _attention_statistics(self, passes: list[_LayerPass]) -> dict[str, Tensor]:
+    def _attention_statistics(self, passes: list[LayerPass]) -> dict[str, Tensor]:
         """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
         statistics: dict[str, Tensor] = {}
         for number, ((plan, band, _), _, attended) in enumerate(passes):
@@ -312,107 +313,6 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             age = band.join(ages(plan.window, layout), length)
             statistics[f"attended_age/layer{number}"] = (weights * age).sum(dim=2).mean()
         return statistics
-
-
-class LayerPlan(NamedTuple):
-    """What is known of windows before their layers run, for layers with the same tiers."""
-
-    window: WindowPlan
-    row: Tensor
-    """[B, N, Q, W] int16, see `Band`."""
-    asked: list[Tensor]
-    """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
-
-
-class _Ring(NamedTuple):
-    """What the state holds of one tier of a layer."""
-
-    slots: Tensor  # [B, n, D]
-    usage: Tensor  # [B, n], or [B, 0] where nobody asks for it
-
-
-class _Memory(NamedTuple):
-    """One tier's slots during a window, C = n + E columns."""
-
-    stored: Tensor  # [B, n, D] from the state, oldest first; 0 where there is none
-    formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
-    blocks: Tensor  # [B, E, m, D] what each of them was formed from
-    usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
-
-    def columns(self) -> int:
-        return self.stored.shape[1] + self.formed.shape[1]
-
-    def slots(self) -> Tensor:
-        """[B, C, D]"""
-        return torch.cat([self.stored, self.formed], dim=1)
-
-    def write_back(self, pick: _Pick) -> tuple[Tensor, Tensor]:
-        """Return the tier's ring after the window: slots [B, n, D] and their usage."""
-        slots = _take(self.slots().detach(), pick.ring).masked_fill_(pick.not_kept, 0)
-        if not self.usage.shape[1]:
-            return slots, self.usage
-        return slots, _take(self.usage[:, :, None], pick.ring).masked_fill_(pick.not_kept, 0)[:, :, 0]
-
-
-class _Frame(NamedTuple):
-    """What windows are to layers with the same tiers."""
-
-    plan: LayerPlan
-    band: Band
-    picks: list[_Pick]
-
-
-class _LayerPass(NamedTuple):
-    """What happened in one layer during a window."""
-
-    frame: _Frame
-    memories: list[_Memory]
-    attended: Attended
-
-
-def _frame(tiers: Tiers, plan: LayerPlan) -> _Frame:
-    columns = lay_out(tiers, plan.window.length, plan.row.device).columns
-    band = Band(columns, plan.row.long(), whole=len(columns) == 1)
-    return _Frame(plan, band, _picks(plan.window.tiers))
-
-
-class _Pick(NamedTuple):
-    """Where the slots of a tier are taken from, numbered through all envs; the same for layers with the same tiers."""
-
-    stored: Tensor  # [B, n] of the state's rings
-    source: Tensor  # [B, E, m] of the columns of the tier below
-    ring: Tensor  # [B, n] of the tier's columns
-    not_stored: Tensor  # [B, n, 1] bool, likewise the others: what is taken there does not exist
-    not_formed: Tensor  # [B, E, 1, 1]
-    not_kept: Tensor  # [B, n, 1]
-
-
-def _picks(tiers: list[TierPlan]) -> list[_Pick]:
-    picks = []
-    below = tiers[0].columns.exists
-    for tier in tiers:
-        slots, exists = tier.rhythm.slots, tier.columns.exists
-        envs = torch.arange(len(exists), device=exists.device)[:, None]
-        missing = ~exists[:, :, None]
-        picks.append(
-            _Pick(
-                tier.stored + envs * slots,
-                tier.source + envs[:, :, None] * below.shape[1],
-                tier.ring + envs * exists.shape[1],
-                missing[:, :slots],
-                missing[:, slots:, None],
-                ~tier.kept[:, :, None],
-            )
-        )
-        below = exists
-    return picks
-
-
-def _take(slots: Tensor, index: Tensor) -> Tensor:
-    """Pick slots: [B, S, F] at [B, ...], numbered through all envs -> [B, ..., F]."""
-    features = slots.shape[2]
-    picked: Tensor = slots.reshape(-1, features).index_select(0, index.flatten()).view(*index.shape, features)
-    return picked
 
 
 def _check_learning(reconstruction: str, compression_gradient: str, compressors: list[Compressor]) -> None:

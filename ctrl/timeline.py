@@ -33,6 +33,9 @@ from torch import Tensor
 
 from ctrl.memory import Tier, spans
 
+EMPTY = -(2**62)
+"""The centre of a slot that is not there: so old that nobody sees it."""
+
 
 class Counts(NamedTuple):
     """How far one tier has come; any shape, int64."""
@@ -154,6 +157,21 @@ def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
     evicted = [above * rhythm.rate for above, rhythm in zip(created[1:], all_rhythms[1:], strict=True)]
     evicted.append((created[-1] - tiers[-1].slots).clamp_min(0))
     return [Counts(*counts) for counts in zip(created, evicted, strict=True)]
+
+
+def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
+    """Return where in the episode the slots in each position of a layer's rings stand.
+
+    :param tiers: the layer's
+    :param clock: [B] steps of the current episode consumed so far
+    :return: [B, S] the step in the middle of what each slot stands for, rounded up; `EMPTY` where there is none
+    """
+    centres = []
+    for rhythm, counts in zip(rhythms(tiers), count_slots(tiers, clock), strict=True):
+        number = rhythm.newest_in_ring(counts.created)
+        kept = number >= counts.evicted[:, None]
+        centres.append(torch.where(kept, number * rhythm.span + rhythm.span // 2, EMPTY))
+    return torch.cat(centres, dim=1)
 
 
 def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPlan:

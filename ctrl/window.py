@@ -1,0 +1,120 @@
+"""What a window of the compressive core works on: slots laid out in columns, taken from rings and put back into them.
+
+Plain data and index arithmetic; what is done with it is `ctrl.compressive`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctrl.band import Band, lay_out
+from ctrl.layer import Attended
+from ctrl.memory import Tiers
+from ctrl.timeline import TierPlan, WindowPlan
+
+
+class LayerPlan(NamedTuple):
+    """What is known of windows before their layers run, for layers with the same tiers."""
+
+    window: WindowPlan
+    row: Tensor
+    """[B, N, Q, W] int16, see `Band`."""
+    asked: list[Tensor]
+    """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
+
+
+class Ring(NamedTuple):
+    """What the state holds of one tier of a layer."""
+
+    slots: Tensor  # [B, n, D]
+    usage: Tensor  # [B, n], or [B, 0] where nobody asks for it
+
+
+class Memory(NamedTuple):
+    """One tier's slots during a window, C = n + E columns."""
+
+    stored: Tensor  # [B, n, D] from the state, oldest first; 0 where there is none
+    formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
+    blocks: Tensor  # [B, E, m, D] what each of them was formed from
+    usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
+
+    def columns(self) -> int:
+        """Return C."""
+        return self.stored.shape[1] + self.formed.shape[1]
+
+    def slots(self) -> Tensor:
+        """[B, C, D]"""
+        return torch.cat([self.stored, self.formed], dim=1)
+
+    def write_back(self, pick: Pick) -> tuple[Tensor, Tensor]:
+        """Return the tier's ring after the window: slots [B, n, D] and their usage."""
+        slots = take(self.slots().detach(), pick.ring).masked_fill_(pick.not_kept, 0)
+        if not self.usage.shape[1]:
+            return slots, self.usage
+        return slots, take(self.usage[:, :, None], pick.ring).masked_fill_(pick.not_kept, 0)[:, :, 0]
+
+
+class Pick(NamedTuple):
+    """Where the slots of a tier are taken from, numbered through all envs; the same for layers with the same tiers."""
+
+    stored: Tensor  # [B, n] of the state's rings
+    source: Tensor  # [B, E, m] of the columns of the tier below
+    ring: Tensor  # [B, n] of the tier's columns
+    not_stored: Tensor  # [B, n, 1] bool, likewise the others: what is taken there does not exist
+    not_formed: Tensor  # [B, E, 1, 1]
+    not_kept: Tensor  # [B, n, 1]
+
+
+class Frame(NamedTuple):
+    """What windows are to layers with the same tiers."""
+
+    plan: LayerPlan
+    band: Band
+    picks: list[Pick]
+
+
+class LayerPass(NamedTuple):
+    """What happened in one layer during a window."""
+
+    frame: Frame
+    memories: list[Memory]
+    attended: Attended
+
+
+def make_frame(tiers: Tiers, plan: LayerPlan) -> Frame:
+    """Spell out a plan; what is spelled out is too large to keep for all windows of a rollout."""
+    columns = lay_out(tiers, plan.window.length, plan.row.device).columns
+    band = Band(columns, plan.row.long(), whole=len(columns) == 1)
+    return Frame(plan, band, make_picks(plan.window.tiers))
+
+
+def make_picks(tiers: list[TierPlan]) -> list[Pick]:
+    """Number what each tier's plan picks through all envs."""
+    picks = []
+    below = tiers[0].columns.exists
+    for tier in tiers:
+        slots, exists = tier.rhythm.slots, tier.columns.exists
+        envs = torch.arange(len(exists), device=exists.device)[:, None]
+        missing = ~exists[:, :, None]
+        picks.append(
+            Pick(
+                tier.stored + envs * slots,
+                tier.source + envs[:, :, None] * below.shape[1],
+                tier.ring + envs * exists.shape[1],
+                missing[:, :slots],
+                missing[:, slots:, None],
+                ~tier.kept[:, :, None],
+            )
+        )
+        below = exists
+    return picks
+
+
+def take(slots: Tensor, index: Tensor) -> Tensor:
+    """Pick slots: [B, S, F] at [B, ...], numbered through all envs -> [B, ..., F]."""
+    features = slots.shape[2]
+    picked: Tensor = slots.reshape(-1, features).index_select(0, index.flatten()).view(*index.shape, features)
+    return picked
