@@ -15,6 +15,7 @@ from ctrl.compressive import CompressiveCore, CompressiveState, transformer_xl
 from ctrl.compressors import Compressor, compressor_names, register_compressor
 from ctrl.core import MemoryCore, State, Unrolled, choose
 from ctrl.feedforward import FeedforwardCore, FeedforwardState
+from ctrl.linear_recurrence import MinGRUCore, MinGRUState
 from ctrl.memory import Tier, memory_for_horizon
 from ctrl.recurrent import GRUCore, GRUState, LSTMCore, LSTMState
 
@@ -31,6 +32,8 @@ __all__ = [
     "LSTMCore",
     "LSTMState",
     "MemoryCore",
+    "MinGRUCore",
+    "MinGRUState",
     "State",
     "Tier",
     "Unrolled",
@@ -46,6 +49,7 @@ _CORES: dict[str, Callable[..., MemoryCore[Any]]] = {
     "transformer_xl": transformer_xl,
     "lstm": LSTMCore,
     "gru": GRUCore,
+    "mingru": MinGRUCore,
     "feedforward": FeedforwardCore,
 }
 

@@ -145,18 +145,24 @@ class RecurrentCore(MemoryCore[StateT]):
         return Unrolled(features, final, inputs.new_zeros(()), {})
 
     def _initialise_chrono(self, horizon: int) -> None:
-        """Set the gates' biases for memories of up to `horizon` steps.
-
-        A unit that keeps σ(b) of its memory per step has a time constant of 1 + exp(b) steps, so b = log u,
-        u uniform in [1, horizon − 1]. Torch has two biases per gate: `bias_ih` takes ours, `bias_hh` starts at 0.
-        """
-        if type(horizon) is not int or horizon < 2:
-            raise ValueError(f"chrono_horizon must be None or a whole number of at least 2, got {horizon!r}")
+        """Set the gates' biases. Torch has two per gate: `bias_ih` takes ours, `bias_hh` starts at 0."""
         with torch.no_grad():
             for _, _, bias_ih, bias_hh in self.rnn.all_weights:
-                keep = torch.empty_like(bias_ih[: self.width]).uniform_(1, horizon - 1).log_()
+                keep = chrono_bias(bias_ih[: self.width], horizon)
                 bias_ih.copy_(torch.cat(self._chrono_gates(keep)))
                 bias_hh.zero_()
+
+
+def chrono_bias(like: Tensor, horizon: int) -> Tensor:
+    """Draw biases b of gates that keep σ(b) of their memory per step, for memories of up to `horizon` steps.
+
+    Such a gate has a time constant of 1 + exp(b) steps, so b = log u, u uniform in [1, horizon − 1].
+
+    :raises ValueError: where the horizon is not a whole number of at least 2
+    """
+    if type(horizon) is not int or horizon < 2:
+        raise ValueError(f"chrono_horizon must be None or a whole number of at least 2, got {horizon!r}")
+    return torch.empty_like(like).uniform_(1, horizon - 1).log_()
 
 
 class LSTMCore(RecurrentCore[LSTMState]):

@@ -16,6 +16,7 @@ AGENTS = (
     "transformer_xl",
     "lstm",
     "gru",
+    "mingru",
     "feedforward",
     "recurrent_ppo",
     "matched_ppo",
@@ -88,8 +89,8 @@ class BenchTrain(TorchBench):
     num_envs: Integers = (8,)
     """Copies of the task that are stepped together; each number is measured."""
     agents: Names = AGENTS
-    """Agents to measure: MemoryPPO as compressive, transformer_xl, lstm, gru, feedforward; recurrent_ppo;
-    matched_ppo and default_ppo, both without memory."""
+    """Agents to measure: MemoryPPO as compressive, transformer_xl, lstm, gru, mingru, feedforward;
+    recurrent_ppo; matched_ppo and default_ppo, both without memory."""
     updates: int = 4
     """Timed updates of a turn, after one that is not timed."""
 
@@ -188,7 +189,7 @@ class BenchProfile(TorchBench):
     num_envs: Integers = (8, 64)
     """Copies of the task that are stepped together; each number is measured."""
     cores: Names = ("compressive",)
-    """Memories to measure: compressive, transformer_xl, lstm, gru, feedforward."""
+    """Memories to measure: compressive, transformer_xl, lstm, gru, mingru, feedforward."""
     updates: int = 4
     """Timed updates of a turn, after one that is not timed."""
 

@@ -19,7 +19,7 @@ import tyro
 from ctrl.experiments.errors import UserError, require
 
 ATTENTION_CORES = ("compressive", "transformer_xl")
-RECURRENT_CORES = ("lstm", "gru")
+RECURRENT_CORES = ("lstm", "gru", "mingru")
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
 
 
@@ -111,7 +111,7 @@ class MemoryOptions:
     compression_gradient: str = "reconstruction"
     """task lets the task loss train the compressors instead."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
-    """Steps that an LSTM or GRU is initialised to remember."""
+    """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "chrono_horizon"):
@@ -222,7 +222,7 @@ class TrainConfig:
     """Train one agent and keep the model, its checkpoints, its curves and what they cost."""
 
     core: Annotated[str, tyro.conf.arg(metavar="NAME")] = "compressive"
-    """Memory of the agent: compressive, transformer_xl, lstm, gru or feedforward (none)."""
+    """Memory of the agent: compressive, transformer_xl, lstm, gru, mingru or feedforward (none)."""
     seed: int = 0
     """Seed of weights, actions and task."""
     out: Out = None
@@ -268,7 +268,7 @@ class CompareConfig:
     """Train several cores on one task with several seeds; table, learning curves and TensorBoard side by side."""
 
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("compressive", "lstm")
-    """Memories to compare: compressive, transformer_xl, lstm, gru, feedforward."""
+    """Memories to compare: compressive, transformer_xl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
     """Runs of each core, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core")] = None

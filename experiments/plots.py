@@ -18,10 +18,11 @@ COLOURS = {
     "compressive": "#0072B2",
     "lstm": "#D55E00",
     "gru": "#009E73",
+    "mingru": "#E69F00",
     "transformer_xl": "#CC79A7",
     "feedforward": "#7F7F7F",
 }
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#000000")
+OTHER_COLOURS = ("#56B4E9", "#000000")
 GRID_POINTS = 120
 SMOOTHING = 0.03
 """Width of the moving mean, as a share of the whole run."""

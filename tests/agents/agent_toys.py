@@ -22,6 +22,7 @@ CORES: dict[str, dict[str, Any]] = {
     "transformer_xl": {"width": 8, "heads": 2, "layers": 1, "slots": 5},
     "lstm": {"width": 6, "chrono_horizon": 8},
     "gru": {"width": 6, "chrono_horizon": 8},
+    "mingru": {"width": 6, "chrono_horizon": 8},
     "feedforward": {"width": 6},
 }
 STAGGERED = ((5, 3, 11), (7,), (2, 19))

@@ -56,8 +56,9 @@ def test_compressed_slots_carry_the_answer() -> None:
 
 
 @pytest.mark.slow
-def test_an_lstm_learns_it_too() -> None:
-    assert success_of("lstm", {"width": 32, "chrono_horizon": TASK["length"]}, updates=80) >= 0.9
+@pytest.mark.parametrize("core", ["lstm", "mingru"])
+def test_recurrent_cores_learn_it_too(core: str) -> None:
+    assert success_of(core, {"width": 32, "chrono_horizon": TASK["length"]}, updates=80) >= 0.9
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_predict_changes_neither_the_state_that_it_is_given_nor_the_agent(core: 
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("core", ["compressive", "transformer_xl", "lstm", "gru"])
+@pytest.mark.parametrize("core", ["compressive", "transformer_xl", "lstm", "gru", "mingru"])
 def test_episode_start_resets_its_own_env_only(core: str) -> None:
     model, seen = trained(core), observations(20)
     starts = np.zeros((20, ENVS), dtype=bool)
@@ -113,7 +113,7 @@ def test_episode_start_resets_its_own_env_only(core: str) -> None:
         np.testing.assert_allclose(found[[0, 2]], kept[[0, 2]], atol=1e-6)
         if not found.any():
             continue
-        if found.shape[1:] and core in ("lstm", "gru"):  # a ring may keep what is no longer attended
+        if found.shape[1:] and core in ("lstm", "gru", "mingru"):  # a ring may keep what is no longer attended
             np.testing.assert_allclose(found[1], forgotten[1], atol=1e-6)
     next_obs = torch.as_tensor(seen[0])
     going_on = torch.zeros(ENVS, dtype=torch.bool)

@@ -250,7 +250,7 @@ def test_window_is_the_rollout_unless_given() -> None:
             "policy must be one of MlpMemoryPolicy, CnnMemoryPolicy, MultiInput.*, got MlpPolicy",
         ),
         ({"policy": ActorCriticPolicy}, "policy must be one of MlpMemoryPolicy, .* got ActorCriticPolicy"),
-        ({"core": "rnn"}, "unknown core 'rnn'; valid are 'compressive', 'feedforward', 'gru', 'lstm', 'trans"),
+        ({"core": "rnn"}, "unknown core 'rnn'; valid are 'compressive', 'feedforward', 'gru', 'lstm', 'mingru'"),
         ({"policy_kwargs": {"core_kwargs": {"memory_size": 3}}}, "core 'compressive' does not take .*memory_size"),
         ({"policy_kwargs": {"core_kwargs": {"memory": [ctrl.Tier(2), ctrl.Tier(2, 4)]}}}, "rate = 4 .*slots = 2"),
     ],

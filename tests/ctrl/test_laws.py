@@ -66,6 +66,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("lstm", {"width": 7}),
     "lstm, two layers": ("lstm", {"width": 4, "layers": 2, "chrono_horizon": None}),
     "gru": ("gru", {"width": 7, "layers": 2}),
+    "mingru": ("mingru", {"width": 7}),
+    "mingru, two layers": ("mingru", {"width": 4, "layers": 2, "chrono_horizon": None}),
     "feedforward": ("feedforward", {"width": 7}),
 }
 Core = MemoryCore[Any]
