@@ -27,6 +27,23 @@ def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None
     return batch_size // window
 
 
+def burn_in_steps(refresh: str | int, n_steps: int) -> int:
+    """Return how many steps before a window its state is computed anew over; 0 for "none".
+
+    :raises ValueError: where `refresh` is neither "none" nor "recompute" nor from 1 to `n_steps`
+    """
+    named = {"none": 0, "recompute": n_steps}
+    if isinstance(refresh, str) and refresh in named:
+        return named[refresh]
+    if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
+        raise ValueError(f"refresh must be 'none', 'recompute' or a whole number of at least 1, got {refresh!r}")
+    if refresh > n_steps:
+        raise ValueError(
+            f"refresh must be at most n_steps, as no more is kept, got refresh = {refresh} and n_steps = {n_steps}"
+        )
+    return refresh
+
+
 def check_numbers(
     *,
     at_least_1: dict[str, Any],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +14,21 @@ from torch import Tensor
 from ctrl.agents.policies import Acted, MemoryPolicy, Observation, PolicyState, Windows
 
 
+class BurnIn(NamedTuple):
+    """The k steps before each of N windows."""
+
+    steps: Windows
+    """[N, k], from the states that were stored before them."""
+    known: Tensor
+    """[N] bool, false where some of the steps are not known, and no episode starts in the others: they mean nothing."""
+
+
 class WindowBatch(NamedTuple):
     """A minibatch of N windows of T steps."""
 
     windows: Windows
+    burn_in: BurnIn | None
+    """What precedes the windows; None where the buffer keeps nothing of it."""
     old_values: Tensor
     """[N, T] when acting"""
     old_log_prob: Tensor
@@ -30,15 +41,29 @@ class WindowBatch(NamedTuple):
     """[N, T] bool, false where a step counts for no loss because the env ignored its action."""
 
 
+class _Steps(NamedTuple):
+    """Steps in the order of acting; leading axes [steps, envs]."""
+
+    observations: Any
+    actions: np.ndarray
+    rewards: np.ndarray
+    episode_starts: np.ndarray
+
+
 class WindowBuffer(RolloutBuffer):
     """A rollout of `buffer_size` steps of each env, cut into windows of `window` steps.
 
     Storage is that of stable-baselines3, plus one `PolicyState` per window instead of one per step.
 
+    With a burn-in of k steps it also keeps the state k steps before each window (one more per window, unless k is a
+    multiple of the window: then they are the same ones), and the last k steps of the rollout before. If that was not
+    filled, as the next one then does not begin where it ended, what precedes the next one is not known.
+
     :param buffer_size: steps per env
     :param observation_space: also a flat Dict
     :param action_space: the env's
     :param window: T; divides `buffer_size`
+    :param burn_in: k, from 0 to `buffer_size`
     """
 
     def __init__(
@@ -52,14 +77,30 @@ class WindowBuffer(RolloutBuffer):
         n_envs: int = 1,
         *,
         window: int,
+        burn_in: int = 0,
     ) -> None:
         if buffer_size % window:
             raise ValueError(f"window must divide the rollout's steps, got window = {window}, n_steps = {buffer_size}")
+        if not 0 <= burn_in <= buffer_size:
+            raise ValueError(f"burn_in must be from 0 to n_steps, got burn_in = {burn_in}, n_steps = {buffer_size}")
         self.window = window
+        self.burn_in = burn_in
+        self._starts = range(0, buffer_size, window)
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
-        """Forget the rollout."""
+        """Forget the rollout, but for what the next one's burn-in needs."""
+        self._before = _last(self._steps(), self.burn_in) if self.full else None
+        self.snapshots: dict[int, PolicyState] = self._snapshots_ahead() if self.full else {}
+        """States by the step that they precede, counted from the rollout's first; below 0 in the rollout before."""
+        self._empty()
+
+    def _snapshots_ahead(self) -> dict[int, PolicyState]:
+        """Return the snapshots that the next rollout's burn-ins begin with, as it counts."""
+        ahead = (start - self.burn_in for start in self._starts if start < self.burn_in)
+        return {step: self.snapshots[step + self.buffer_size] for step in ahead}
+
+    def _empty(self) -> None:
         shape = (self.buffer_size, self.n_envs)
         self.observations: Any = self._empty_observations(shape)
         discrete = isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete)
@@ -69,17 +110,16 @@ class WindowBuffer(RolloutBuffer):
             np.zeros(shape, dtype=np.float32) for _ in range(6)
         )
         self.loss_mask = np.ones(shape, dtype=bool)
-        self.snapshots: list[PolicyState] = []
         self.pos = 0
         self.full = False
 
-    def starts_window(self) -> bool:
-        """Whether the next step is the first of a window: then `add_snapshot` comes before it."""
-        return self.pos % self.window == 0
+    def needs_snapshot(self) -> bool:
+        """Whether the next step is the first of a window or of a burn-in: then `add_snapshot` comes before it."""
+        return self.pos % self.window == 0 or (self.pos + self.burn_in) % self.window == 0
 
     def add_snapshot(self, state: PolicyState) -> None:
-        """Store the state before the first step of a window."""
-        self.snapshots.append(state)
+        """Store the state before the next step."""
+        self.snapshots[self.pos] = state
 
     def add_step(self, obs: Observation, acted: Acted, rewards: np.ndarray, episode_starts: np.ndarray) -> None:
         """Store one step of all envs.
@@ -117,30 +157,46 @@ class WindowBuffer(RolloutBuffer):
 
         :param policy: encodes the previous actions and rewards, and plans what its core can know beforehand
         """
-        reset = self._sequences(self.episode_starts).bool()
-        actions = self._sequences(self.actions)
+        windows = self._windows(policy, self._steps(), self.window, [self.snapshots[start] for start in self._starts])
+        rest = (self.values, self.log_probs, self.advantages, self.returns, self.loss_mask)
+        burn_in = self._burn_in(policy) if self.burn_in else None
+        return WindowBatch(windows, burn_in, *(self._sequences(array, self.window) for array in rest))
+
+    def _burn_in(self, policy: MemoryPolicy) -> BurnIn:
+        stored = torch.tensor([start - self.burn_in in self.snapshots for start in self._starts], device=self.device)
+        snapshots = [self.snapshots.get(start - self.burn_in, self.snapshots[start]) for start in self._starts]
+        before = self._unknown_steps() if self._before is None else self._before
+        steps = self._windows(policy, _join(before, self._steps()), self.burn_in, snapshots)
+        return BurnIn(steps, stored.repeat_interleave(self.n_envs) | steps.reset.any(dim=1))
+
+    def _unknown_steps(self) -> _Steps:
+        """Return `burn_in` steps in place of those that nobody knows: observations that are possible, no resets."""
+        first = _Steps(*(_each(lambda array: array[:1].repeat(self.burn_in, axis=0), part) for part in self._steps()))
+        return first._replace(episode_starts=np.zeros_like(first.episode_starts))
+
+    def _windows(self, policy: MemoryPolicy, steps: _Steps, length: int, snapshots: Sequence[PolicyState]) -> Windows:
+        """Cut `length` steps from each window's start on, where `steps` begin with the first window's."""
+        reset = self._sequences(steps.episode_starts, length).bool()
+        actions = self._sequences(steps.actions, length)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions[..., 0]
-        state = PolicyState(
-            policy.core.make_state(
-                [torch.cat(leaves) for leaves in zip(*(snapshot.core for snapshot in self.snapshots), strict=True)]
-            ),
-            torch.cat([snapshot.previous_action for snapshot in self.snapshots]),
-            torch.cat([snapshot.previous_reward for snapshot in self.snapshots]),
-        )
+        cores = zip(*(snapshot.core for snapshot in snapshots), strict=True)
+        core_state = policy.core.make_state([torch.cat(leaves) for leaves in cores])
+        action, reward = (torch.cat(parts) for parts in zip(*(snapshot[1:] for snapshot in snapshots), strict=True))
         encoded = policy.encode_action(actions.flatten(0, 1)).unflatten(0, reset.shape)
-        rewards = policy.encode_reward(self._sequences(self.rewards).flatten()).unflatten(0, reset.shape)
-        windows = Windows(
-            observations=self._observation_sequences(),
+        rewards = policy.encode_reward(self._sequences(steps.rewards, length).flatten()).unflatten(0, reset.shape)
+        return Windows(
+            observations=_each(lambda array: self._sequences(array, length), steps.observations),
             actions=actions,
-            previous_action=_shifted(encoded, state.previous_action, reset),
-            previous_reward=_shifted(rewards, state.previous_reward, reset),
+            previous_action=_shifted(encoded, action, reset),
+            previous_reward=_shifted(rewards, reward, reset),
             reset=reset,
-            core_state=state.core,
-            plan=policy.core.plan(state.core, reset),
+            core_state=core_state,
+            plan=policy.core.plan(core_state, reset),
         )
-        rest = (self.values, self.log_probs, self.advantages, self.returns, self.loss_mask)
-        return WindowBatch(windows, *(self._sequences(array) for array in rest))
+
+    def _steps(self) -> _Steps:
+        return _Steps(self.observations, self.actions, self.rewards, self.episode_starts)
 
     def _empty_observations(self, shape: tuple[int, int]) -> np.ndarray | dict[str, np.ndarray]:
         if isinstance(self.observation_space, spaces.Dict):
@@ -148,15 +204,27 @@ class WindowBuffer(RolloutBuffer):
             return {key: np.zeros((*shape, *self.obs_shape[key]), dtype=part.dtype) for key, part in parts.items()}  # type: ignore[call-overload]
         return np.zeros((*shape, *self.obs_shape), dtype=self.observation_space.dtype)
 
-    def _observation_sequences(self) -> Any:
-        if isinstance(self.observations, dict):
-            return {key: self._sequences(part) for key, part in self.observations.items()}
-        return self._sequences(self.observations)
+    def _sequences(self, array: np.ndarray, length: int) -> Tensor:
+        """[steps, envs, ...] -> [windows * envs, length, ...], one every `window` steps."""
+        windows = np.concatenate([array[start : start + length].swapaxes(0, 1) for start in self._starts])
+        return torch.as_tensor(windows, device=self.device)
 
-    def _sequences(self, array: np.ndarray) -> Tensor:
-        """[steps, envs, ...] -> [windows * envs, T, ...]."""
-        windows = array.reshape(-1, self.window, *array.shape[1:]).swapaxes(1, 2)
-        return torch.as_tensor(windows.reshape(-1, self.window, *array.shape[2:]), device=self.device)
+
+def _each(function: Callable[..., Any], *observations: Any) -> Any:
+    """Apply `function` to observations, part by part if they are dicts."""
+    if isinstance(observations[0], dict):
+        return {key: function(*(part[key] for part in observations)) for key in observations[0]}
+    return function(*observations)
+
+
+def _last(steps: _Steps, count: int) -> _Steps:
+    """Return a copy of the last `count` steps."""
+    return _Steps(*(_each(lambda array: array[len(array) - count :].copy(), part) for part in steps))
+
+
+def _join(before: _Steps, after: _Steps) -> _Steps:
+    parts = zip(before, after, strict=True)
+    return _Steps(*(_each(lambda *arrays: np.concatenate(arrays), *both) for both in parts))
 
 
 def _shifted(values: Tensor, first: Tensor, reset: Tensor) -> Tensor:
@@ -173,19 +241,19 @@ def window_batches(everything: WindowBatch, batch_windows: int) -> Iterator[Wind
     """
     order = torch.randperm(len(everything.returns)).to(everything.returns.device)
     for start in range(0, len(order), batch_windows):
-        batch: WindowBatch = _select(everything, order[start : start + batch_windows])
+        batch: WindowBatch = select(everything, order[start : start + batch_windows])
         if bool(batch.loss_mask.any()):
             yield batch
 
 
-def _select(batch: Any, index: Tensor) -> Any:
+def select(batch: Any, index: Tensor) -> Any:
     """Pick windows from every tensor of a nested batch."""
     if isinstance(batch, Tensor):
         return batch.index_select(0, index)
     if isinstance(batch, dict):
-        return {key: _select(part, index) for key, part in batch.items()}
+        return {key: select(part, index) for key, part in batch.items()}
     if isinstance(batch, list):
-        return [_select(part, index) for part in batch]
+        return [select(part, index) for part in batch]
     if isinstance(batch, tuple):
-        return type(batch)(*(_select(part, index) for part in batch))
+        return type(batch)(*(select(part, index) for part in batch))
     return batch

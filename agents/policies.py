@@ -236,11 +236,7 @@ class MemoryPolicy(ActorCriticPolicy):
         :param diagnose: also report the core's attention statistics
         """
         shape = windows.reset.shape
-        obs = _flatten_steps(windows.observations)
-        inputs = self.embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
-        unrolled = self.core.unroll(
-            inputs.unflatten(0, shape), windows.core_state, windows.reset, plan=windows.plan, diagnose=diagnose
-        )
+        unrolled = self._unroll(windows, diagnose=diagnose)
         latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
         log_prob, entropy = self._judge(latent_pi, windows.actions.flatten(0, 1))
         return Evaluated(
@@ -248,6 +244,22 @@ class MemoryPolicy(ActorCriticPolicy):
             log_prob.view(shape),
             None if entropy is None else entropy.view(shape),
             unrolled,
+        )
+
+    def remember(self, windows: Windows) -> Any:
+        """Return the core's state after the last step of each window, as the weights are now, without a graph."""
+        with torch.no_grad():
+            return self._unroll(windows, diagnose=False).state
+
+    def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
+        obs = _flatten_steps(windows.observations)
+        inputs = self.embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
+        return self.core.unroll(
+            inputs.unflatten(0, windows.reset.shape),
+            windows.core_state,
+            windows.reset,
+            plan=windows.plan,
+            diagnose=diagnose,
         )
 
     def _judge(self, latent_pi: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:

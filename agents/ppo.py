@@ -25,8 +25,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ctrl.agents.arguments import batch_windows, check_device, check_env_id, check_numbers
-from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
+from ctrl.agents.arguments import batch_windows, burn_in_steps, check_device, check_env_id, check_numbers
+from ctrl.agents.buffers import WindowBatch, WindowBuffer, select, window_batches
 from ctrl.agents.finite import check_finite, check_gradients
 from ctrl.agents.policies import (
     Actor,
@@ -34,6 +34,7 @@ from ctrl.agents.policies import (
     MemoryPolicy,
     MlpMemoryPolicy,
     MultiInputMemoryPolicy,
+    Windows,
 )
 from ctrl.agents.spaces import check_spaces
 from ctrl.agents.vector_env import GymnasiumVecEnv
@@ -50,11 +51,34 @@ class MemoryPPO(OnPolicyAlgorithm):
     Rollouts are cut into windows; a window is unrolled from one stored state, and minibatches are whole windows. The
     compressors learn from the core's reconstruction loss, on an optimizer of their own.
 
+    The state that a window is unrolled from was made by the weights that acted, and parts of it by older ones. How far
+    one update moves the weights away from it is logged as `memory/staleness`: ||now - then|| / ||then||. `then` is the
+    core's state after the rollout's last window, as acting left it, and `now` what the weights after the update make of
+    the same steps, from the same stored state before them. Only numbers that the window changed count: what it left
+    alone is the same in both, and would make the value depend on the memory's size. It is taken over the first eighth
+    of the envs, at least one, and not logged for a core without memory.
+
+    `refresh` says what is done about it:
+
+    - "none": nothing. The first probability ratio of an update is then 1.
+    - k, at least 1 and at most `n_steps`: burn-in (Kapturowski et al. 2019, R2D2). A window's state is computed anew,
+      without a gradient, over the k steps before the window, from the state that was stored before those. It is done
+      for each minibatch, as it is about to be learned from: that costs no more than doing it for all windows before
+      each epoch, and no weights are fresher. The k steps of the rollout's first windows lie in the rollout before;
+      where that is not there (before the first one, and after a callback stopped one) and no episode has started
+      since, the state stays as it was stored.
+    - "recompute": as far back as steps are kept, k = `n_steps`.
+
+    A burn-in costs an update k / `window` more forward passes of the rollout in each epoch, and while it lasts k /
+    `window` more copies of its observations. The first ratio differs from 1 where weights have changed since the
+    states were stored.
+
     :param policy: "MlpMemoryPolicy", "CnnMemoryPolicy", "MultiInputMemoryPolicy", or a class
     :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, or a gymnasium `VectorEnv`
     :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0)
     :param memory_learning_rate: of the compressors; likewise
     :param n_steps: steps per env and rollout
+    :param refresh: "none", "recompute" or k, see above
     :param window: T, steps that one unroll trains on; divides `n_steps`; None for `n_steps`
     :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout, and all of it
         where it has fewer
@@ -95,6 +119,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         memory_learning_rate: float | Schedule = 1e-3,
         n_steps: int = 128,
         window: int | None = None,
+        refresh: str | int = "none",
         batch_size: int | None = None,
         n_epochs: int = 4,
         gamma: float = 0.99,
@@ -154,6 +179,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         )
         self.memory_learning_rate = memory_learning_rate
         self.window = window
+        self.refresh = refresh
         self.batch_size = batch_size
         self.n_epochs = n_epochs
         self.clip_range = clip_range
@@ -194,6 +220,7 @@ class MemoryPPO(OnPolicyAlgorithm):
             gamma=self.gamma,
             n_envs=self.n_envs,
             window=window,
+            burn_in=burn_in_steps(self.refresh, self.n_steps),
         )
         policy_class: Any = self.policy_class
         if not (isinstance(policy_class, type) and issubclass(policy_class, MemoryPolicy)):
@@ -242,7 +269,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         obs: Any = self._last_obs
         check_finite(obs, "observation", self.num_timesteps)
         actor = self._actor_in(env.num_envs)
-        if self.rollout_buffer.starts_window():
+        if self.rollout_buffer.needs_snapshot():
             self.rollout_buffer.add_snapshot(actor.state())
         acted = actor.act(self._last_obs_tensor(), self._last_reset())
         actions = self.policy.env_actions(acted.actions)
@@ -315,6 +342,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         for _ in range(self.n_epochs):
             for batch in window_batches(everything, self._batch_windows):
                 first = not statistics.values
+                batch = self._refreshed(batch)
                 kl = self._loss_and_gradients(batch, clip_range, statistics, first=first)
                 if self.target_kl is not None and kl > 1.5 * self.target_kl:
                     go_on = False
@@ -324,6 +352,31 @@ class MemoryPPO(OnPolicyAlgorithm):
             if not go_on:
                 break
         self._log_training(statistics, clip_range)
+        if statistics.values:
+            self._log_staleness(everything.windows)
+
+    def _refreshed(self, batch: WindowBatch) -> WindowBatch:
+        """Put the states before a minibatch's windows as the weights, as they are now, make them from the burn-in."""
+        if batch.burn_in is None:
+            return batch
+        steps, known = batch.burn_in
+        stored = batch.windows.core_state
+        made = self.policy.remember(steps)
+        state = self.policy.core.make_state(
+            torch.where(known.view(-1, *[1] * (old.dim() - 1)), new, old) for new, old in zip(made, stored, strict=True)
+        )
+        return batch._replace(windows=batch.windows._replace(core_state=state))
+
+    def _log_staleness(self, windows: Windows) -> None:
+        """Log how far what acting wrote in the rollout's last window is from what the new weights write there."""
+        n_envs = self.n_envs
+        envs = np.arange(-(-n_envs // 8))
+        rows = torch.as_tensor(len(windows.reset) - n_envs + envs, device=self.device)  # those of the last window
+        last: Windows = select(windows, rows)
+        now, then = self.policy.remember(last), self._actor_in(n_envs).state(envs).core
+        staleness = _drift(last.core_state, then, now)
+        if staleness is not None:
+            self.logger.record("memory/staleness", staleness)
 
     def _loss_and_gradients(
         self, batch: WindowBatch, clip_range: float, statistics: _Statistics, *, first: bool
@@ -437,6 +490,7 @@ class MemoryPPO(OnPolicyAlgorithm):
         values: dict[str, Any] = {name: getattr(self, name) for name in names + more}
         values["learning_rate"] = self.lr_schedule(1)
         values["memory_learning_rate"] = self._memory_lr_schedule(1)
+        values["refresh"] = str(self.refresh)
         values["core"] = self.policy_kwargs.get("core", "compressive")
         core_kwargs = self.policy_kwargs.get("core_kwargs") or {}
         values.update({f"core/{key}": str(value) for key, value in core_kwargs.items()})
@@ -488,6 +542,23 @@ class _Statistics:
 def _counted(loss_mask: Tensor) -> Callable[[Tensor], Tensor]:
     """Return what picks the steps [K] that count from [N, T]; where all do, that is much cheaper."""
     return torch.flatten if bool(loss_mask.all()) else lambda steps: steps[loss_mask]
+
+
+def _drift(before: tuple[Tensor, ...], then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float | None:
+    """Return ||now - then|| / ||then|| over the numbers that differ between `before` and `then`.
+
+    :param before: leaves of a state; those of whole numbers, such as clocks, do not count
+    :param then: of the state after some steps
+    :param now: of the state after the same steps with other weights
+    :return: 0 where nothing differs, None where states hold no number at all
+    """
+    numbers = [[leaf.flatten() for leaf in state if leaf.is_floating_point()] for state in (before, then, now)]
+    if not any(leaf.numel() for leaf in numbers[0]):
+        return None
+    first, old, new = (torch.cat(leaves) for leaves in numbers)
+    written = old != first
+    size = old[written].norm().clamp_min(torch.finfo(old.dtype).tiny)
+    return float((new - old)[written].norm() / size)
 
 
 def _unknown_policy(name: str) -> ValueError:

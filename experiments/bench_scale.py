@@ -220,7 +220,7 @@ def measure_rollout(core: str, window: int) -> Rollout:
     finally:
         env.close()
     buffer = model.rollout_buffer
-    states = [tensor for state in buffer.snapshots for tensor in (*state.core, *state[1:])]
+    states = [tensor for state in buffer.snapshots.values() for tensor in (*state.core, *state[1:])]
     snapshots = sum(tensor.nbytes for tensor in states)
     arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
     return Rollout(core, window, snapshots, sum(array.nbytes for array in arrays), snapshots * window)

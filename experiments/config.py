@@ -139,6 +139,9 @@ class PPOOptions:
     """Steps of each env between two updates."""
     window: Annotated[int | None, open_option("all of --n-steps")] = None
     """Steps that gradients flow through at once; must divide --n-steps."""
+    refresh: Annotated[str, tyro.conf.arg(metavar="none|recompute|STEPS")] = "none"
+    """How the memory at the start of a window is computed anew with the weights that learn: over that many steps before
+    it, or over as many as --n-steps (recompute)."""
     batch_size: Annotated[int | None, open_option("a quarter of the update's steps")] = None
     """Steps of a minibatch, a multiple of the window."""
     n_epochs: int = 4
@@ -160,7 +163,8 @@ class PPOOptions:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            require(value is None or math.isfinite(value), f"--{name.replace('_', '-')} must be finite, got {value}")
+            finite = value is None or isinstance(value, str) or math.isfinite(value)
+            require(finite, f"--{name.replace('_', '-')} must be finite, got {value}")
         for name in ("ent_coef", "vf_coef"):
             value = getattr(self, name)
             require(value >= 0, f"--{name.replace('_', '-')} must be at least 0, got {value}")
@@ -178,11 +182,20 @@ class PPOOptions:
             window >= 1 and self.n_steps % window == 0,
             f"--window must divide --n-steps, got {window} and {self.n_steps}",
         )
+        self._check_refresh()
+
+    def _check_refresh(self) -> None:
+        if self.refresh in ("none", "recompute"):
+            return
+        told = f"--refresh is none, recompute or from 1 step to --n-steps = {self.n_steps}, got {self.refresh!r}"
+        require(self.refresh.isdecimal() and 1 <= int(self.refresh) <= self.n_steps, told)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `MemoryPPO`; what was left open is left to it."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         del given["anneal"]  # a choice of how the learning rate is given, see `models.ppo_arguments`
+        if self.refresh.isdecimal():
+            given["refresh"] = int(self.refresh)
         return given
 
 

@@ -72,9 +72,9 @@ def test_a_shifted_snapshot_is_noticed(shift: str) -> None:
         check_snapshots(model)
         snapshots = model.rollout_buffer.snapshots
         if shift == "to the next window":
-            snapshots.insert(0, snapshots.pop())
+            snapshots[0], snapshots[8] = snapshots[8], snapshots[0]
         else:
-            for number, snapshot in enumerate(snapshots):
+            for number, snapshot in list(snapshots.items()):
                 core = snapshot.core
                 if shift == "to the next env":
                     core = type(core)(*(leaf.roll(1, dims=0) for leaf in core))
@@ -93,8 +93,8 @@ def test_one_snapshot_per_window() -> None:
     model = bookkeeper(staggered_env())
     model.learn(24 * 3)
     buffer = model.rollout_buffer
-    assert len(buffer.snapshots) == 24 // 8
-    assert [len(leaf) for snapshot in buffer.snapshots for leaf in snapshot.core] == [3] * 3 * 3
+    assert list(buffer.snapshots) == [0, 8, 16]
+    assert [len(leaf) for snapshot in buffer.snapshots.values() for leaf in snapshot.core] == [3] * 3 * 3
 
 
 # The buffer alone, filled by hand
@@ -104,15 +104,21 @@ def filled(steps: int = 6, envs: int = 2, window: int = 3, **arguments: Any) -> 
     """Return a buffer whose every entry tells its step and env: 10 * step + env."""
     space = arguments.pop("observation_space", spaces.Box(-1e3, 1e3, (1,), np.float32))
     buffer = WindowBuffer(steps, space, spaces.Discrete(100), "cpu", n_envs=envs, window=window, **arguments)
-    for step in range(steps):
+    fill(buffer, steps=steps)
+    return buffer
+
+
+def fill(buffer: WindowBuffer, *, first: int = 0, steps: int = 6) -> None:
+    """Add steps that are numbered from `first` on."""
+    envs = buffer.n_envs
+    for step in range(first, first + steps):
         told = torch.tensor([10.0 * step + env for env in range(envs)])
         column = told[:, None]
         state = PolicyState(BookkeepingCore(1).initial_state(envs)._replace(last=column), column, column)
-        obs: Any = {"x": column.numpy()} if isinstance(space, spaces.Dict) else column.numpy()
-        if buffer.starts_window():
+        obs: Any = {"x": column.numpy()} if isinstance(buffer.observation_space, spaces.Dict) else column.numpy()
+        if buffer.needs_snapshot():
             buffer.add_snapshot(state)
         buffer.add_step(obs, Acted(told.long(), told + 0.1, -told), told.numpy() + 0.5, np.zeros(envs, dtype=bool))
-    return buffer
 
 
 class Encoder:
@@ -194,6 +200,40 @@ def test_an_ignored_step_has_no_advantage_and_the_step_before_bootstraps_from_it
         assert buffer.loss_mask.tolist() == [[True, True], [True, True], [False, True]]
         assert buffer.advantages[2, 0] == 0
         assert buffer.advantages[1, 0] == pytest.approx(10.5 + 0.5 * value - 10.1)
+
+
+def test_steps_before_the_windows_are_cut_where_they_are() -> None:
+    """Those of the rollout before are 10 * step + env, too, and come in place of steps -4 to -1."""
+    buffer = filled(burn_in=4)
+    buffer.reset()
+    fill(buffer, first=6)
+    burn_in = buffer.all_windows(Encoder()).burn_in  # type: ignore[arg-type]
+    assert burn_in is not None and burn_in.known.all()
+    steps = [[20, 30, 40, 50], [21, 31, 41, 51], [50, 60, 70, 80], [51, 61, 71, 81]]
+    assert burn_in.steps.observations[..., 0].tolist() == steps  # type: ignore[call-overload]
+    assert burn_in.steps.actions.tolist() == steps
+    assert burn_in.steps.core_state.last[:, 0].tolist() == [20, 21, 50, 51]
+    assert burn_in.steps.previous_action[..., 0].tolist() == [[row[0], *row[:-1]] for row in steps]
+
+
+def test_what_precedes_a_rollout_that_was_not_filled_is_not_known() -> None:
+    buffer = filled(burn_in=4)
+    buffer.reset()
+    fill(buffer, first=6, steps=5)
+    buffer.reset()
+    fill(buffer, first=20)
+    buffer.episode_starts[1, 1] = True
+    burn_in = buffer.all_windows(Encoder()).burn_in  # type: ignore[arg-type]
+    assert burn_in is not None
+    assert burn_in.known.tolist() == [False, False, False, True], "with an episode of its own the last one is"
+    assert burn_in.steps.observations[3, :, 0].tolist() == [201, 201, 211, 221]  # type: ignore[call-overload]
+    assert burn_in.steps.reset.nonzero().tolist() == [[3, 2]]
+
+
+@pytest.mark.parametrize("burn_in", [-1, 7])
+def test_burn_in_must_fit(burn_in: int) -> None:
+    with pytest.raises(ValueError, match=f"burn_in must be from 0 to n_steps, got burn_in = {burn_in}, n_steps = 6"):
+        filled(burn_in=burn_in)
 
 
 def test_windows_must_fit() -> None:

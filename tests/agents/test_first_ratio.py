@@ -110,7 +110,7 @@ def test_the_check_notices(breakage: str) -> None:
     model.collect_rollouts(model.env, callback, buffer, model.n_steps)  # type: ignore[arg-type]
     assert difference(model) < 1e-5
     if breakage == "snapshots of the wrong env":
-        for number, snapshot in enumerate(buffer.snapshots):
+        for number, snapshot in list(buffer.snapshots.items()):
             core = type(snapshot.core)(*(leaf.roll(1, dims=0) for leaf in snapshot.core))
             buffer.snapshots[number] = snapshot._replace(core=core)
     elif breakage == "late resets":

@@ -261,7 +261,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     places = [f"{layer}/{tier}" for layer in ("layer0", "layer1") for tier in ("tier0", "tier1")]
     assert scalars >= {f"train/{name}" for name in train.split()}
     assert scalars >= {"rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/success_rate", "time/fps"}
-    assert scalars >= {"memory/grad_norm", "memory/learning_rate", "memory/state_bytes"}
+    assert scalars >= {"memory/grad_norm", "memory/learning_rate", "memory/state_bytes", "memory/staleness"}
     assert scalars >= {f"memory/attention_mass/{place}" for place in places}
     assert scalars >= {f"memory/reconstruction_loss/{place}" for place in places if place.endswith("tier1")}
     assert scalars >= {"memory/attended_age/layer0", "memory/attended_age/layer1"}
@@ -272,6 +272,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert "_hparams_/session_start_info" in events.summary_metadata
     hparams = hparams_of(events)
     assert hparams["core"] == "compressive" and hparams["window"] == 8 and hparams["core/width"] == "8"
+    assert hparams["refresh"] == "none"
     assert hparams["learning_rate"] == pytest.approx(3e-4) and hparams["memory_learning_rate"] == pytest.approx(1e-3)
     assert hparams["parameters"] == sum(parameter.numel() for parameter in model.policy.parameters())
 

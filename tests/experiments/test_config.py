@@ -84,6 +84,10 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (PPOOptions, {"memory_learning_rate": -1.0}, "--memory-learning-rate must be above 0, got -1.0"),
         (PPOOptions, {"gamma": 1.5}, "--gamma must be between 0 and 1, got 1.5"),
         (PPOOptions, {"n_steps": 128, "window": 50}, "--window must divide --n-steps, got 50 and 128"),
+        (PPOOptions, {"refresh": "all"}, "--refresh is none, recompute or from 1 step to --n-steps = 128, got 'all'"),
+        (PPOOptions, {"refresh": "0"}, "--refresh is none, recompute or from 1 step to --n-steps = 128, got '0'"),
+        (PPOOptions, {"refresh": "-5"}, "--refresh is none, recompute or from 1 step to --n-steps = 128, got '-5'"),
+        (PPOOptions, {"n_steps": 64, "refresh": "65"}, "from 1 step to --n-steps = 64, got '65'"),
         (RunOptions, {"steps": 0}, "--steps must be at least 1, got 0"),
         (RunOptions, {"eval_episodes": -1}, "--eval-episodes must not be negative, got -1"),
         (RunOptions, {"threads": 0}, "--threads must be at least 1, got 0"),
@@ -128,9 +132,20 @@ def test_a_train_config_survives_json() -> None:
         task=TaskOptions(env="CartPole-v1", env_kwargs=("a=1",), num_envs=5),
         run=RunOptions(steps=77, checkpoint_every=11),
         memory=MemoryOptions(width=24, memory="8,8x2"),
-        ppo=PPOOptions(window=64, learning_rate=1e-3),
+        ppo=PPOOptions(window=64, learning_rate=1e-3, refresh="16"),
     )
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_config_from_before_an_option_came_has_its_default() -> None:
+    data = TrainConfig().to_json()
+    del data["ppo"]["refresh"]
+    assert TrainConfig.from_json(data) == TrainConfig()
+
+
+@pytest.mark.parametrize(("told", "given"), [("none", "none"), ("recompute", "recompute"), ("7", 7), ("128", 128)])
+def test_refresh_is_a_word_or_a_number(told: str, given: str | int) -> None:
+    assert PPOOptions(refresh=told).arguments()["refresh"] == given
 
 
 def test_what_is_left_open_is_left_to_the_agent() -> None:

@@ -53,6 +53,15 @@ def test_a_run_leaves_everything(tmp_path: Path, tiny: tuple[str, ...], capsys: 
     assert "evaluation (8 episodes)" in shown
 
 
+def test_refresh_reaches_the_agent_and_stays_with_it(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    options = ["--steps", "128", "--eval-episodes", "0", "--refresh", "5"]
+    assert main(["train", *TASK, *tiny, *options, "--out", str(folder)]) == 0
+    assert summary_of(folder).hyperparameters["ppo"]["refresh"] == "5"
+    model = MemoryPPO.load(folder / "model.zip", device="cpu")
+    assert (model.refresh, model.rollout_buffer.burn_in) == (5, 5)
+
+
 def test_the_curve_has_a_point_for_each_update(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     folder = tmp_path / "run"
     main(["train", *TASK, *tiny, "--core", "lstm", "--steps", "256", "--out", str(folder)])

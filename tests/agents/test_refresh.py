@@ -1,0 +1,451 @@
+"""What is remembered ages as the weights move on: states of windows that are computed anew, and how stale they are.
+
+Episodes are staggered. What a window's state should be is told by an env that shows where it is and a core that keeps
+books, or by steps taken one by one, from states that the test has written down itself while the agent acted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from agent_toys import (
+    CORES,
+    STAGGERED,
+    TRANSPARENT,
+    AtRolloutEnd,
+    BookkeepingCore,
+    ToldEpisodes,
+    make_model,
+    makers,
+    staggered_env,
+    vectorized,
+    weights_of,
+)
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+
+import ctrl
+from ctrl.agents import MemoryPPO
+from ctrl.agents.arguments import burn_in_steps
+from ctrl.agents.buffers import WindowBatch
+from ctrl.agents.policies import PolicyState
+from ctrl.agents.ppo import _drift
+
+N_STEPS, WINDOW, ENVS = 24, 8, 3
+STEPS = N_STEPS * ENVS
+REFRESH = [1, 5, 8, 13, 16, "recompute"]
+"""In a window, as long as it, longer than one, as long as two, as much as there is."""
+
+
+def collect(model: MemoryPPO) -> WindowBatch:
+    """Act for a rollout and learn nothing from it."""
+    callback = AtRolloutEnd(lambda model: None)
+    callback.init_callback(model)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    return model.rollout_buffer.all_windows(model.policy)
+
+
+def spoiled(batch: WindowBatch) -> WindowBatch:
+    """Spoil the states that are stored before the windows, as they should not be needed."""
+    state = batch.windows.core_state
+    core_state = type(state)(*(torch.full_like(leaf, 77) for leaf in state))
+    return batch._replace(windows=batch.windows._replace(core_state=core_state))
+
+
+def known(batch: WindowBatch) -> Tensor:
+    assert batch.burn_in is not None
+    return batch.burn_in.known
+
+
+def assert_alike(found: Any, expected: Any, rows: Tensor, atol: float = 1e-5) -> None:
+    """Compare states, leaf by leaf, in the windows `rows`."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one[rows], other[rows], atol=atol, rtol=0)
+
+
+# Which steps: books against an env that tells where it is
+
+
+@pytest.fixture
+def bookkeeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ctrl._CORES, "bookkeeping", BookkeepingCore)
+
+
+def bookkeeper(env: Any, refresh: Any) -> MemoryPPO:
+    policy_kwargs = {**TRANSPARENT, "previous_reward": True}
+    return make_model(env, "bookkeeping", policy_kwargs=policy_kwargs, refresh=refresh)
+
+
+def books_are_right(model: MemoryPPO, batch: WindowBatch) -> Tensor:
+    """Compare refreshed books, which no weight changes, with those of acting; return which windows were refreshed."""
+    rows = known(batch)
+    assert_alike(model._refreshed(spoiled(batch)).windows.core_state, batch.windows.core_state, rows, atol=0)
+    assert_alike(model._refreshed(batch).windows.core_state, batch.windows.core_state, ~rows, atol=0)
+    return rows
+
+
+def first_known(batch: WindowBatch, refresh: Any) -> Tensor:
+    """Return which windows are known if nothing before the rollout is: by their burn-in, or by a reset in it."""
+    burn_in = burn_in_steps(refresh, N_STEPS)
+    resets = batch.windows.reset.unflatten(0, (-1, ENVS)).transpose(1, 2).flatten(0, 1)  # [steps, envs]
+    places = itertools.product(range(0, N_STEPS, WINDOW), range(ENVS))
+    rows = [start >= burn_in or bool(resets[max(0, start - burn_in) : start, env].any()) for start, env in places]
+    return torch.tensor(rows)
+
+
+@pytest.mark.usefixtures("bookkeeping")
+@pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
+@pytest.mark.parametrize("refresh", REFRESH)
+def test_burn_in_is_the_steps_before_the_window(mode: AutoresetMode | None, refresh: Any) -> None:
+    model = bookkeeper(vectorized(makers(), mode), refresh)
+    rows: list[Tensor] = []
+
+    def check(model: MemoryPPO) -> None:
+        batch = model.rollout_buffer.all_windows(model.policy)
+        rows.append(books_are_right(model, batch))
+        if len(rows) == 1:
+            assert torch.equal(rows[0], first_known(batch, refresh))
+
+    model.learn(4 * STEPS, AtRolloutEnd(check))
+    assert len(rows) == 4 and not rows[0].all() and all(found.all() for found in rows[1:])
+
+
+class StopAfter(BaseCallback):
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.calls
+
+
+@pytest.mark.usefixtures("bookkeeping")
+@pytest.mark.parametrize("stop", [1, 7, 23, 24, 25, 30, 48])
+@pytest.mark.parametrize("refresh", [5, 13, "recompute"])
+def test_after_a_stop_only_what_follows_it_is_known(refresh: Any, stop: int) -> None:
+    """The step at which a callback stops is in no rollout, not even the last one of a rollout."""
+    model = bookkeeper(staggered_env(), refresh)
+    model.learn(9 * STEPS, StopAfter(stop))
+    rows: list[Tensor] = []
+
+    def check(model: MemoryPPO) -> None:
+        batch = model.rollout_buffer.all_windows(model.policy)
+        rows.append(books_are_right(model, batch))
+        if len(rows) == 1:
+            assert torch.equal(rows[0], first_known(batch, refresh))
+
+    model.learn(2 * STEPS, AtRolloutEnd(check), reset_num_timesteps=False)
+    assert len(rows) == 2 and not rows[0].all() and rows[1].all()
+
+
+@pytest.mark.usefixtures("bookkeeping")
+@pytest.mark.parametrize("refresh", [13, "recompute"])
+def test_a_new_env_begins_with_episodes_of_its_own(refresh: Any) -> None:
+    model = bookkeeper(staggered_env(), refresh).learn(STEPS)
+    model.set_env(DummyVecEnv(makers(STAGGERED[::-1])))  # type: ignore[arg-type]
+    found: list[Tensor] = []
+    check = AtRolloutEnd(
+        lambda model: found.append(books_are_right(model, model.rollout_buffer.all_windows(model.policy)))
+    )
+    model.learn(2 * STEPS, check, reset_num_timesteps=False)
+    assert len(found) == 2
+
+
+@pytest.mark.usefixtures("bookkeeping")
+@pytest.mark.parametrize("refresh", [5, 13, "recompute"])
+def test_as_little_as_needed_is_kept_of_the_rollout_before(refresh: Any) -> None:
+    model = bookkeeper(staggered_env(), refresh).learn(4 * STEPS)
+    buffer = model.rollout_buffer
+    starts = range(0, N_STEPS, WINDOW)
+    ahead = {start + N_STEPS - buffer.burn_in for start in starts if start < buffer.burn_in}
+    needed = {*starts, *(start - buffer.burn_in for start in starts), *ahead}
+    assert set(buffer.snapshots) == needed
+    before = buffer._before
+    assert before is not None and {len(part) for part in before} == {buffer.burn_in}
+    observations = buffer.observations
+    buffer.reset()
+    assert buffer._before is not None and set(buffer.snapshots) == {step for step in needed if step < 0}
+    assert buffer._before.observations.base is None, "a view would keep the whole rollout"
+    np.testing.assert_array_equal(buffer._before.observations, observations[-buffer.burn_in :])
+
+
+# Which memory: steps one by one
+
+
+class Moment(NamedTuple):
+    """One step of all envs, as it was."""
+
+    before: PolicyState
+    obs: Any
+    reset: Tensor
+
+
+class Recorder(BaseCallback):
+    """Writes down every step, also that at which another callback stops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[Moment] = []
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        self._state = model.policy.initial_state(model.n_envs) if model._actor is None else model._actor.state()
+
+    def _on_step(self) -> bool:
+        model: Any = self.model
+        obs, _ = model.policy.obs_to_tensor(self.locals["obs"])
+        self.moments.append(Moment(self._state, obs, torch.tensor(model._last_episode_starts.astype(bool))))
+        reward = model.policy.encode_reward(self.locals["rewards"])
+        self._state = model._actor.state()._replace(previous_reward=reward)
+        return True
+
+
+def walked(model: MemoryPPO, moments: list[Moment]) -> Any:
+    """Return the core's state after some steps, one by one with the weights as they are."""
+    state = moments[0].before
+    with torch.no_grad():
+        for moment, following in zip(moments, [*moments[1:], None], strict=True):
+            _, state = model.policy.step(moment.obs, state, moment.reset)
+            if following is not None:  # what was done and paid is as it was
+                state = state._replace(
+                    previous_action=following.before.previous_action, previous_reward=following.before.previous_reward
+                )
+    return state.core
+
+
+class ToldDict(ToldEpisodes):
+    """`ToldEpisodes` that are seen in two parts."""
+
+    observation_space = spaces.Dict(  # type: ignore[assignment]
+        {"where": spaces.Box(-100.0, 100.0, (2,), np.float32), "step": spaces.Box(-100.0, 100.0, (1,), np.float32)}
+    )
+
+    def observe(self) -> Any:
+        seen = super().observe()
+        return {"where": seen[:2], "step": seen[2:]}
+
+
+def refreshing(core: str, refresh: Any, *, dict_env: bool = False, **options: Any) -> MemoryPPO:
+    dicts: list[Any] = [lambda copy=copy, told=told: ToldDict(told, copy=copy) for copy, told in enumerate(STAGGERED)]
+    options.setdefault("learning_rate", 1e-2)
+    return make_model(
+        DummyVecEnv(dicts) if dict_env else staggered_env(),
+        core,
+        policy="MultiInputMemoryPolicy" if dict_env else "MlpMemoryPolicy",
+        refresh=refresh,
+        policy_kwargs={"previous_reward": True},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("dict_env", [False, True], ids=["box", "dict"])
+@pytest.mark.parametrize("refresh", [5, 13, "recompute"])
+@pytest.mark.parametrize("core", [core for core in CORES if core != "feedforward"])
+def test_states_are_what_the_weights_of_now_make_of_the_steps_before(core: str, refresh: Any, dict_env: bool) -> None:
+    model = refreshing(core, refresh, dict_env=dict_env)
+    burn_in, recorder, moved = burn_in_steps(refresh, N_STEPS), Recorder(), []
+
+    def check(model: MemoryPPO) -> None:
+        batch = model.rollout_buffer.all_windows(model.policy)
+        model.policy.set_training_mode(True)
+        state = model._refreshed(spoiled(batch)).windows.core_state
+        first = len(recorder.moments) - N_STEPS
+        for number, start in enumerate(range(0, N_STEPS, WINDOW)):
+            rows = torch.arange(number * ENVS, (number + 1) * ENVS)
+            if first + start < burn_in:
+                continue
+            moments = recorder.moments[first + start - burn_in : first + start]
+            expected = walked(model, moments)
+            assert known(batch)[rows].all()
+            assert_alike(type(state)(*(leaf[rows] for leaf in state)), expected, torch.arange(ENVS))
+            stored = type(state)(*(leaf[rows] for leaf in batch.windows.core_state))
+            apart = max(
+                float((one - other).abs().amax()) for one, other in zip(stored, expected, strict=True) if one.numel()
+            )
+            moved.append((start < burn_in and first > 0, apart))
+
+    model.learn(4 * STEPS, CallbackList([recorder, AtRolloutEnd(check)]))
+    old = [apart for reaches_back, apart in moved if reaches_back]
+    new = [apart for reaches_back, apart in moved if not reaches_back]
+    assert len(old) >= 3 and max(old) > 1e-3, "the weights must have changed since the stored states were made"
+    assert not new or max(new) < 1e-5, "in one rollout they have not"
+
+
+@pytest.mark.parametrize("refresh", [5, 13, "recompute"])
+@pytest.mark.parametrize("core", CORES)
+def test_unchanged_weights_remember_what_acting_remembered(core: str, refresh: Any) -> None:
+    """Then the ratio is 1, in the first rollout, in those that go on from another, and after a stop."""
+    model = refreshing(core, refresh)
+    model.learn(0)
+    for _ in range(3):
+        batch = collect(model)
+        model.policy.set_training_mode(True)
+        assert_alike(model._refreshed(spoiled(batch)).windows.core_state, batch.windows.core_state, known(batch))
+        with torch.no_grad():
+            evaluated = model.policy.evaluate_windows(model._refreshed(batch).windows)
+        assert float((evaluated.log_prob - batch.old_log_prob).abs().max()) < 1e-5
+        assert float((evaluated.values - batch.old_values).abs().max()) < 1e-5
+    assert known(batch).all()
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_ratios_are_one_in_the_first_update(core: str) -> None:
+    """And stay so only where nothing is remembered by weights of another update."""
+    model = refreshing(core, "recompute", batch_size=STEPS).learn(STEPS)
+    assert model.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
+    model.learn(STEPS, reset_num_timesteps=False)
+    assert (model.logger.name_to_value["train/first_ratio_deviation"] > 1e-4) == (core != "feedforward")
+
+
+@pytest.mark.parametrize("core", ["compressive", "lstm"])
+def test_every_minibatch_remembers_with_the_weights_of_its_time(core: str) -> None:
+    model = refreshing(core, 13).learn(STEPS)
+    compute, drifts = model._loss_and_gradients, []
+
+    def spy(batch: WindowBatch, *args: Any, **kwargs: Any) -> float:
+        assert batch.burn_in is not None and batch.burn_in.known.all()
+        state = batch.windows.core_state
+        assert not any(leaf.requires_grad for leaf in state), "no gradient goes into the burn-in"
+        now = model.policy.remember(batch.burn_in.steps)
+        drifts.append(
+            max(float((one - other).abs().amax()) for one, other in zip(state, now, strict=True) if one.numel())
+        )
+        return compute(batch, *args, **kwargs)
+
+    model._loss_and_gradients = spy  # type: ignore[method-assign]
+    before = weights_of(model)
+    model.learn(STEPS, reset_num_timesteps=False)
+    assert len(drifts) == 2 * 3 and max(drifts) == 0
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())
+
+
+def test_remembering_builds_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state carries no graph anyway, but to build one takes time and memory."""
+    graphs: list[bool] = []
+
+    class Watching(BookkeepingCore):
+        def _unroll(self, inputs: Tensor, *args: Any) -> ctrl.Unrolled:
+            graphs.append(inputs.requires_grad)
+            return super()._unroll(inputs, *args)
+
+    monkeypatch.setitem(ctrl._CORES, "watching", Watching)
+    model = make_model(staggered_env(), "watching", refresh=13, n_epochs=1, batch_size=STEPS).learn(2 * STEPS)
+    assert graphs == [False, True, False] * 2, "burn-in, windows, staleness"
+    assert model.policy.training
+
+
+def test_without_refresh_nothing_more_is_kept_or_computed() -> None:
+    model = make_model(staggered_env(), "gru").learn(2 * STEPS)
+    batch = model.rollout_buffer.all_windows(model.policy)
+    assert batch.burn_in is None and model._refreshed(batch) is batch
+    assert list(model.rollout_buffer.snapshots) == [0, 8, 16]
+
+
+def test_it_is_saved_and_learning_goes_on(tmp_path: Path) -> None:
+    model = refreshing("gru", 13).learn(2 * STEPS)
+    model.save(tmp_path / "agent")
+    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    assert loaded.refresh == 13 and loaded.rollout_buffer.burn_in == 13
+    weights = []
+    for agent in (model, loaded):
+        agent.set_env(staggered_env())
+        agent.set_random_seed(5)
+        weights.append(weights_of(agent.learn(STEPS, reset_num_timesteps=False)))
+    for name, tensor in weights[0].items():  # that one knows what preceded, and the other not, is forgotten at a reset
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-4, rtol=0)
+
+
+def test_an_old_agent_has_none(tmp_path: Path) -> None:
+    """One that was saved before there was such a thing."""
+    model = make_model(staggered_env(), "gru")
+    del model.refresh
+    model.save(tmp_path / "agent")
+    assert MemoryPPO.load(tmp_path / "agent", device="cpu").refresh == "none"
+
+
+def test_recompute_goes_as_far_back_as_a_rollout() -> None:
+    assert [burn_in_steps(refresh, 24) for refresh in ("none", "recompute", 1, 24)] == [0, 24, 1, 24]
+
+
+@pytest.mark.parametrize("refresh", [0, -3, True, 1.5, "all", "5", None, 25])
+def test_a_refresh_that_makes_no_sense_is_refused(refresh: Any) -> None:
+    limit = "at most n_steps.*got refresh = 25 and n_steps = 24"
+    told = limit if refresh == 25 else f"refresh must be 'none', 'recompute' or .* at least 1, got {refresh!r}"
+    with pytest.raises(ValueError, match=told):
+        refreshing("gru", refresh)
+
+
+# Staleness
+
+
+def staleness(model: MemoryPPO) -> float:
+    value: float = model.logger.name_to_value["memory/staleness"]
+    return value
+
+
+def test_drift_is_relative_to_what_was_written() -> None:
+    clock = torch.tensor([[3, 4]])
+    before = (clock, torch.tensor([[1.0, 9.0, 5.0]]), torch.tensor([[7.0]]))
+    then = (clock + 9, torch.tensor([[3.0, 9.0, 0.0]]), torch.tensor([[4.0]]))
+    now = (clock + 50, torch.tensor([[3.0, 9.0, 0.5]]), torch.tensor([[4.0]]))
+    assert _drift(before, then, now) == pytest.approx(0.5 / 5)  # 5 is the length of (3, 0, 4): the 9 was left alone
+    assert _drift(before, then, then) == 0
+    assert _drift(before, before, before) == 0
+    assert _drift((clock,), (clock,), (clock,)) is None
+    assert _drift((torch.zeros(2, 0),), (torch.zeros(2, 0),), (torch.zeros(2, 0),)) is None
+
+
+@pytest.mark.parametrize("refresh", ["none", 13])
+@pytest.mark.parametrize("core", [core for core in CORES if core != "feedforward"])
+def test_staleness_is_what_new_weights_would_have_written(core: str, refresh: Any) -> None:
+    """17 envs, of which the first three count: an eighth, rounded up."""
+    copies = (STAGGERED * 6)[:17]
+    recorder = Recorder()
+    model = make_model(
+        DummyVecEnv(makers(copies)),  # type: ignore[arg-type]
+        core,
+        learning_rate=1e-2,
+        refresh=refresh,
+        policy_kwargs={"previous_reward": True},
+    ).learn(2 * N_STEPS * 17, recorder)
+    assert model._actor is not None
+    last = recorder.moments[-WINDOW:]
+    before, then, now = last[0].before.core, model._actor.state().core, walked(model, last)
+    expected = _drift(*(tuple(leaf[:3] for leaf in state) for state in (before, then, now)))
+    assert expected is not None and expected > 1e-3
+    assert staleness(model) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("core", [core for core in CORES if core != "feedforward"])
+def test_staleness_grows_with_the_learning_rate(core: str) -> None:
+    """From nothing but rounding where the weights hardly change; compressors have a rate of their own."""
+    found = [
+        staleness(make_model(staggered_env(), core, learning_rate=rate, memory_learning_rate=rate).learn(2 * STEPS))
+        for rate in (1e-12, 1e-4, 1e-2)
+    ]
+    assert found[0] < 1e-5 < found[1] < found[2]
+
+
+@pytest.mark.usefixtures("bookkeeping")
+def test_what_no_weight_writes_is_never_stale() -> None:
+    model = bookkeeper(staggered_env(), "none").learn(2 * STEPS)
+    assert staleness(model) == 0
+
+
+def test_measuring_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(change: Callable[[], None]) -> dict[str, Tensor]:
+        change()
+        return weights_of(make_model(staggered_env()).learn(2 * STEPS))
+
+    with_it = run(lambda: None)
+    without = run(lambda: monkeypatch.setattr(MemoryPPO, "_log_staleness", lambda self, windows: None))
+    assert all(torch.equal(tensor, without[name]) for name, tensor in with_it.items())
