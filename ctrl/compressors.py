@@ -163,26 +163,37 @@ class AttentionCompressor(Compressor):
 
 
 class SelectCompressor(Compressor):
-    """Keeps one slot of the block as it is, the one with the highest learned score, and drops the others.
+    """Keeps one slot of the block as it is, the one that matters most, and drops the others; not in the paper.
 
-    What is kept is never diluted, however many tiers it goes through. The choice is hard, its gradient that of the
-    softmax over the scores (straight-through; Bengio et al. 2013, arXiv 1308.3432), so under the attention
-    reconstruction the scores learn which slots the layer's queries ask for. Not in the paper.
+    What is kept is never diluted, however many tiers it goes through. A slot's score is how unusual it is (its squared
+    distance from the block's mean, relative to that of the others) plus a learned linear map of it, so at first the odd
+    one out is kept. The choice is hard, its gradient that of the softmax over the scores (straight-through; Bengio et
+    al. 2013, arXiv 1308.3432); under the attention reconstruction they learn what the layer's queries ask for.
     """
+
+    UNUSUAL = 4.0
+    """Weight of being unusual, beside a linear map of torch's usual size. Two slots alone are equally unusual."""
 
     def __init__(self, width: int, rate: int) -> None:
         super().__init__(width, rate)
-        self.score = nn.Linear(width, 1, bias=False)
+        self.learned = nn.Linear(width, 1, bias=False)
 
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
-        scores = self.score(blocks)[:, :, 0]
+        scores = self.scores(blocks)
         chosen = blocks[torch.arange(len(blocks), device=blocks.device), scores.argmax(dim=1)]
         if not torch.is_grad_enabled():
             return chosen
         soft = (scores.softmax(dim=1)[:, None] @ blocks)[:, 0]
         slots: Tensor = chosen + (soft - soft.detach())
         return slots
+
+    def scores(self, blocks: Tensor) -> Tensor:
+        """[N, m, D] -> [N, m]."""
+        distances = (blocks - blocks.mean(dim=1, keepdim=True)).square().sum(dim=2)
+        unusual = distances / distances.mean(dim=1, keepdim=True).clamp_min(1e-12)
+        scores: Tensor = self.UNUSUAL * unusual + self.learned(blocks)[:, :, 0]
+        return scores
 
 
 class MostUsedCompressor(Compressor):

@@ -62,21 +62,36 @@ def test_learned_ones_tell_the_order(name: str) -> None:
     assert not torch.allclose(compress(compressor, blocks), compress(compressor, blocks.flip(1)), atol=1e-3)
 
 
+def by_hand(compressor: ctrl.Compressor, blocks: Tensor) -> Tensor:
+    distance = (blocks - blocks.mean(dim=1, keepdim=True)).norm(dim=2) ** 2
+    return 4 * distance / distance.mean(dim=1, keepdim=True) + blocks @ compressor.learned.weight[0]  # type: ignore[union-attr, operator]
+
+
 def test_select_keeps_the_slot_with_the_highest_score_as_it_is() -> None:
     compressor, blocks = scrambled("select"), torch.randn(BLOCKS, RATE, WIDTH)
-    best = (blocks @ compressor.score.weight[0]).argmax(dim=1)  # type: ignore[union-attr, operator]
+    best = by_hand(compressor, blocks).argmax(dim=1)
     assert len(best.unique()) > 1
     for way in (torch.no_grad, torch.enable_grad):
         with way():
             assert torch.equal(compressor(blocks), blocks[torch.arange(BLOCKS), best])
 
 
+def test_select_keeps_the_odd_one_out_at_first_through_any_number_of_tiers() -> None:
+    torch.manual_seed(2)
+    slots = torch.randn(WIDTH) + 0.1 * torch.randn(125, WIDTH)
+    slots[37] += 3.0
+    compressed = slots
+    for _ in range(3):
+        compressed = make_compressor("select", WIDTH, 5)(compressed.view(-1, 5, WIDTH))
+    assert torch.equal(compressed, slots[37:38])
+
+
 def test_the_gradient_of_select_is_that_of_the_soft_choice() -> None:
     compressor, blocks = scrambled("select"), torch.randn(BLOCKS, RATE, WIDTH)
-    weight = compressor.score.weight  # type: ignore[union-attr]
+    weight = compressor.learned.weight  # type: ignore[union-attr]
     projection = torch.randn(BLOCKS, WIDTH)
     (found,) = torch.autograd.grad((compressor(blocks) * projection).sum(), weight)
-    soft = torch.einsum("nm,nmd->nd", (blocks @ weight[0]).softmax(dim=1), blocks)
+    soft = torch.einsum("nm,nmd->nd", by_hand(compressor, blocks).softmax(dim=1), blocks)
     (expected,) = torch.autograd.grad((soft * projection).sum(), weight)
     torch.testing.assert_close(found, expected)
 
