@@ -141,11 +141,15 @@ class LayerRings:
 
     :param layer: whose weights project them
     :param slots: [B, S, D]
+    :param usage: [B, S] the attention that each has received so far, see `MostUsedCompressor`
+    :param ranked: positions of the tiers for which it counts
     """
 
-    def __init__(self, layer: MemoryLayer, slots: Tensor) -> None:
+    def __init__(self, layer: MemoryLayer, slots: Tensor, usage: Tensor, ranked: list[slice]) -> None:
         self._layer = layer
         self.slots = slots
+        self.usage = usage
+        self._ranked = ranked
         batch, size, width = slots.shape
         heads = layer.attention.heads
         self._shape = (batch, heads, width // heads)
@@ -172,6 +176,9 @@ class LayerRings:
         query = self._write(self._new_slots(hidden, moves, compressors), moves)
         scores = self._biases.index_select(1, moves.row).view(heads * batch, 1, -1)
         scores.baddbmm_(query.reshape(heads * batch, 1, features), self._key)
+        for part in self._ranked:
+            shares = torch.softmax(scores.view(heads, batch, -1)[:, :, part], 2)
+            self.usage[:, part] += shares.mean(dim=0)
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
         read = read.view(heads, batch, features).transpose(0, 1).reshape(batch, heads * features)
         return finish(hidden, read, self._finish)
@@ -183,13 +190,16 @@ class LayerRings:
         formed = []
         for merge in moves.merges:
             blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, hidden.shape[1])
-            formed.append(compressors[merge.tier - 1](blocks))
+            usage = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) if self._ranked else None
+            formed.append(compressors[merge.tier - 1](blocks, usage))
         return torch.cat([*formed, hidden])
 
     def _write(self, slots: Tensor, moves: Moves) -> Tensor:
         """Write new slots, their keys and values; return the queries [H, B, d] of the step."""
         batch, heads, features = self._shape
         self._flat_slots.index_copy_(0, moves.target, slots)
+        if self._ranked:
+            self.usage.view(-1).index_fill_(0, moves.target, 0)
         projected = F.linear(normalise(slots, *self._norm), self._projection).view(len(slots), 3 * heads, features)
         by_head = projected.transpose(0, 1).contiguous()
         keys_values = by_head[: 2 * heads].view(-1, features)
@@ -215,12 +225,19 @@ class CompressiveActing(Acting["CompressiveState"]):
             if parameter is not None
         ]
         self._watch(self._weights())
+        self._ranked = [_ranked(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
+        usages = iter(
+            state.usage.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
+        )
         with torch.no_grad():
-            self._layers = [
-                LayerRings(cast(MemoryLayer, layer), torch.where(self._kept(tiers), slots, 0))
-                for layer, tiers, slots in zip(core.layers, core.tiers, parts, strict=True)
-            ]
+            self._layers = []
+            for layer, tiers, slots, ranked in zip(core.layers, core.tiers, parts, self._ranked, strict=True):
+                kept = self._kept(tiers)
+                usage = slots.new_zeros(slots.shape[:2])
+                for part in ranked:
+                    usage[:, part] = torch.where(kept[:, part, 0], next(usages), 0)
+                self._layers.append(LayerRings(cast(MemoryLayer, layer), torch.where(kept, slots, 0), usage, ranked))
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
         """Return a copy of the state, of all envs or some."""
@@ -231,8 +248,13 @@ class CompressiveActing(Acting["CompressiveState"]):
             for layer, tiers in zip(self._layers, self.core.tiers, strict=True)
         ]
         clock = torch.from_numpy(self._clock[picked]).to(self.core.device)
+        usage = [
+            torch.where(self._kept(tiers)[index, part, 0], layer.usage[index, part], 0)
+            for layer, tiers, ranked in zip(self._layers, self.core.tiers, self._ranked, strict=True)
+            for part in ranked
+        ]
         joined = torch.cat(slots, dim=1)
-        return self.core.make_state([clock, joined, joined.new_zeros(len(picked), 0)])  # nobody asks for usage here
+        return self.core.make_state([clock, joined, torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1)])
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         self._follow_weights()
@@ -270,6 +292,12 @@ class CompressiveActing(Acting["CompressiveState"]):
     def _kept(self, tiers: Tiers) -> Tensor:
         """[B, S, 1] which positions of a layer hold a slot."""
         return torch.from_numpy(self._rings[tiers].kept[:, :, None]).to(self.core.device)
+
+
+def _ranked(tiers: Tiers, ranks: list[bool]) -> list[slice]:
+    """Return the positions of the tiers whose slots are ranked by the attention that they receive."""
+    starts = np.cumsum([0, *(tier.slots for tier in tiers)]).tolist()
+    return [slice(starts[at], starts[at + 1]) for at, wanted in enumerate(ranks) if wanted]
 
 
 def _versions(weights: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ctrl.acting import CompressiveActing
 from ctrl.band import ages, band_rows, lay_out, tier_band, visible
 from ctrl.compressors import Compressor, make_compressor
-from ctrl.core import Acting, MemoryCore, Unrolled, choose, require_positive
+from ctrl.core import MemoryCore, Unrolled, choose, require_positive
 from ctrl.explanation import Explained, explain_layer
 from ctrl.layer import MemoryAttention, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
@@ -103,9 +103,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         self.norm = nn.LayerNorm(width)
         self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
         self._usage_sizes = [
-            tier.slots * self._ranks(number, position)
+            tier.slots * ranked
             for number, tiers in enumerate(self.tiers)
-            for position, tier in enumerate(tiers)
+            for tier, ranked in zip(tiers, self.ranks(number), strict=True)
         ]
         _initialise(self.embed)
         _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
@@ -126,18 +126,13 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """Return the parameters of compressors and decoders; none if the task loss trains them."""
         return [] if self.trained_by_task else [*self.compressors.parameters(), *self.decoders.parameters()]
 
-    def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
+    def acting(self, state: CompressiveState) -> CompressiveActing:
         """Return what keeps the state in place, with projected keys and values, while B envs act."""
-        return CompressiveActing(self, state) if self._acts_in_place else super().acting(state)
-
-    @property
-    def _acts_in_place(self) -> bool:
-        """Whether `CompressiveActing` can do what this core does; otherwise a step is a window of one step."""
-        return not sum(self._usage_sizes)
+        return CompressiveActing(self, state)
 
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
         none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
-        if torch.is_grad_enabled() or not self._acts_in_place:
+        if torch.is_grad_enabled():
             outputs, state, _ = self._run_window(inputs[:, None], state, self.plan(state, none[:, None]))
             return outputs[:, 0], state
         acting = CompressiveActing(self, state)
@@ -152,10 +147,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for position in range(1, len(tiers)):
                 yield self._compressor(number, position)
 
-    def _ranks(self, number: int, position: int) -> bool:
-        """Say whether a layer's tier must know how much attention its slots receive."""
-        is_compressed = position + 1 < len(self.tiers[number])
-        return is_compressed and self._compressor(number, position + 1).uses_attention()
+    def ranks(self, number: int) -> list[bool]:
+        """Say for each tier of a layer whether it must know how much attention its slots receive."""
+        compressors = [self._compressor(number, position) for position in range(1, len(self.tiers[number]))]
+        return [*(compressor.uses_attention() for compressor in compressors), False]
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""
@@ -242,14 +237,14 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def _recall(self, number: int, hidden: Tensor, rings: list[Ring], frame: Frame) -> list[Memory]:
         """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
         memories: list[Memory] = []
-        for position, (ring, pick) in enumerate(zip(rings, frame.picks, strict=True)):
+        for position, (ring, pick, ranked) in enumerate(zip(rings, frame.picks, self.ranks(number), strict=True)):
             stored = take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
                 memory = Memory(stored, hidden, hidden[:, :, None], ring.usage)
             else:
                 blocks, formed = self._compress(number, position, memories[-1], pick)
                 memory = Memory(stored, formed, blocks, ring.usage)
-            if self._ranks(number, position):
+            if ranked:
                 memory = memory._replace(usage=self._used(number, position, hidden, memory, frame))
             memories.append(memory)
         return memories
