@@ -32,6 +32,10 @@ from ctrl.agents.spaces import action_features, encode_action
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
+VALUE_GAIN = 0.01
+"""Of the value's output layer at first: values start near 0, as rare rewards do. With stable-baselines3's gain of 1,
+the differences of random values are nearly all of the first advantages."""
+
 
 class PolicyState(NamedTuple):
     """What a policy carries from step to step."""
@@ -164,6 +168,8 @@ class MemoryPolicy(ActorCriticPolicy):
         if self.ortho_init:
             for module in self.encoder:
                 self.init_weights(module, gain=float(np.sqrt(2)))
+            with torch.no_grad():  # scaled, not drawn anew: a seed's other weights stay what they were
+                self.value_net.weight.mul_(VALUE_GAIN)
         compression = self.core.compression_parameters()
         of_compression = {id(parameter) for parameter in compression}
         main = [parameter for parameter in self.parameters() if id(parameter) not in of_compression]

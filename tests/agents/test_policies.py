@@ -308,3 +308,13 @@ def test_what_an_actor_returns_can_be_learned_from() -> None:
     weight = torch.ones(ENVS, requires_grad=True)
     (weight * acted.values + weight * acted.log_prob + weight * acted.actions).sum().backward()
     torch.testing.assert_close(weight.grad, acted.values + acted.log_prob + acted.actions)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_first_values_are_near_zero(core: str) -> None:
+    """Values that start at random would be all of the first advantages where rewards are rare."""
+    policy = make_model(staggered_env(), core).policy
+    weight = policy.value_net.weight
+    torch.testing.assert_close(weight.detach().norm(), torch.tensor(0.01))  # orthogonal: one row of length 0.01
+    assert policy.value_net.bias.tolist() == [0]
+    assert any(parameter is weight for group in policy.optimizer.param_groups for parameter in group["params"])
