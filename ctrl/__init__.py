@@ -11,12 +11,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ctrl.compressive import CompressiveCore, CompressiveState, transformer_xl
+from ctrl.compressive import CompressiveCore, CompressiveState
 from ctrl.compressors import Compressor, compressor_names, register_compressor
 from ctrl.core import MemoryCore, State, Unrolled, choose
 from ctrl.feedforward import FeedforwardCore, FeedforwardState
 from ctrl.linear_recurrence import MinGRUCore, MinGRUState
 from ctrl.memory import Tier, memory_for_horizon
+from ctrl.presets import gtrxl, paper_config, transformer_xl
 from ctrl.recurrent import GRUCore, GRUState, LSTMCore, LSTMState
 
 __version__ = "0.1.0"
@@ -41,12 +42,14 @@ __all__ = [
     "core_names",
     "make_core",
     "memory_for_horizon",
+    "paper_config",
     "register_compressor",
 ]
 
 _CORES: dict[str, Callable[..., MemoryCore[Any]]] = {
     "compressive": CompressiveCore,
     "transformer_xl": transformer_xl,
+    "gtrxl": gtrxl,
     "lstm": LSTMCore,
     "gru": GRUCore,
     "mingru": MinGRUCore,

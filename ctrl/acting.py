@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ctrl.band import age_row, hidden_row
 from ctrl.banded import HIDDEN
 from ctrl.compressors import Compressor
 from ctrl.core import Acting
-from ctrl.layer import MemoryLayer, finish, normalise
+from ctrl.layer import AgeAttention, MemoryLayer, SlotNorm, finish, normalise
 from ctrl.memory import Tiers, reach
 from ctrl.timeline import EMPTY, rhythms, ring_centres
 
@@ -161,9 +161,10 @@ class LayerRings:
 
     def refresh(self) -> None:
         """Take the weights as they are now, and project all slots with them."""
-        attention = self._layer.attention
+        attention = cast(AgeAttention, self._layer.attention)
+        norm = cast(SlotNorm, attention.norm)
         batch, heads, features = self._shape
-        self._norm = attention.norm.weight, attention.norm.bias
+        self._norm = norm.weight, norm.bias
         self._projection = torch.cat([attention.key_value.weight, attention.query.weight / math.sqrt(features)])
         self._biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
         self._finish = self._layer.finish_weights()
@@ -208,7 +209,7 @@ class LayerRings:
 
 
 class CompressiveActing(Acting["CompressiveState"]):
-    """The compressive core, acting in B envs; see `MemoryCore.acting`."""
+    """A compressive core that `acts_in_place`, acting in B envs; see `MemoryCore.acting`."""
 
     core: CompressiveCore
 
@@ -217,7 +218,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._rings = {tiers: Rings(tiers, core.heads, state.clock) for tiers in dict.fromkeys(core.tiers)}
         self._compressors = [list(cast("list[Compressor]", compressors)) for compressors in core.compressors]
-        self._embed, self._norm = core.embed, core.norm
+        self._embed, self._norm = core.embed, cast(nn.LayerNorm, core.norm)
         self._places = [
             (owner._parameters, name)
             for owner in core.layers.modules()

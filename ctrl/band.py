@@ -1,21 +1,23 @@
 """Banded attention: a window's steps in blocks, each with only the columns that its steps can see.
 
 A step sees at most the n + 1 columns of a tier up to its own (see `ctrl.timeline`), so a block of Q steps needs
-n + Q / rho or so of them, however long the window is. What a step sees at all, and how old it is, is one number: the
-row of a layer's table of biases (`age_row`), the last of which means "not visible". It is the same for all layers with
-the same tiers.
+n + Q / rho or so of them, however long the window is. What a step sees at all, and how far away it is, is one number:
+the row of a layer's table (by age in steps or by distance in slots, see `Rows`), the last of which means "not visible".
+It is the same for all layers with the same tiers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ctrl.memory import Tiers, reach
-from ctrl.timeline import Rhythm, WindowPlan, rhythms
+from ctrl.timeline import Rhythm, WindowPlan, count_slots, rhythms
 
 BLOCK = 32
 """Steps in a block: enough for good matrix products, and not many columns that are masked for most of its steps."""
@@ -46,8 +48,8 @@ class Band(NamedTuple):
     columns: Tensor
     """[N, W]"""
     row: Tensor
-    """[B, N, Q, W] int64, the row of the table of biases: `age_row` of the age, or `hidden_row` where not visible. It
-    counts copies: times `COPIES`, plus the one that this column reads."""
+    """[B, N, Q, W] int64, the row of the table: see `Rows`. It counts copies: times `COPIES`, plus the one that this
+    column reads."""
     whole: bool
     """Whether there is one block, of all columns there are in their order."""
 
@@ -80,6 +82,7 @@ def hidden_row(reach: int) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what is kept may be first asked for by an agent that acts, and then learned with
 def lay_out(tiers: Tiers, length: int, device: torch.device) -> Layout:
     """Cut windows of `length` steps into blocks."""
     size = min(BLOCK, length)
@@ -94,12 +97,6 @@ def lay_out(tiers: Tiers, length: int, device: torch.device) -> Layout:
     joined = torch.cat(columns, dim=1)
     steps = torch.arange(blocks * size).view(blocks, size, 1)
     return Layout(joined.clamp_min(0).to(device), (joined >= 0).to(device), widths, steps.to(device))
-
-
-def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout) -> Tensor:
-    """Return `Band.row` as int16, which is smaller to keep."""
-    row = torch.where(visible(plan, layout), age_row(ages(plan, layout)), hidden_row(reach(tiers)))
-    return (row * COPIES + torch.arange(row.shape[3], device=row.device) % COPIES).short()
 
 
 def visible(plan: WindowPlan, layout: Layout) -> Tensor:
@@ -131,6 +128,44 @@ def ages(plan: WindowPlan, layout: Layout) -> Tensor:
     """Return [B, N, Q, W] steps from each slot's centre to each step, rounded down; meaningless where not visible."""
     centres = [tier.columns.step - (tier.rhythm.first - tier.rhythm.span // 2) for tier in plan.tiers]
     return layout.steps - _at(layout, centres)[:, :, None]
+
+
+def distances(tiers: Tiers, plan: WindowPlan, layout: Layout) -> Tensor:
+    """Return [B, N, Q, W] visible slots that are newer than each slot, at each step; meaningless where not visible.
+
+    This is Transformer-XL's distance in the sequence of compressed memory, memory and current step. With c_i slots of
+    tier i formed by a step, of which e_i have left it, slot k of tier i is sum of (c_j - e_j) over j < i + c_i - 1 - k
+    away, and the step itself is 0 away.
+    """
+    blocks, size, _ = layout.steps.shape
+    time = F.pad(plan.time, (0, blocks * size - plan.length)).view(-1, blocks, size, 1)
+    newer = torch.zeros_like(time)
+    newest = []  # by tier, [B, N, Q, W_i] where slot 0 would be
+    for counts, width in zip(count_slots(tiers, time + 1), layout.widths, strict=True):
+        newest.append((newer + counts.created - 1).expand(-1, -1, -1, width))
+        newer = newer + counts.created - counts.evicted
+    return torch.cat(newest, dim=3) - _at(layout, [tier.columns.number for tier in plan.tiers])[:, :, None]
+
+
+class Rows(NamedTuple):
+    """How a layer tells slots apart by how far away they are: which row of a table stands for each of them."""
+
+    find: Callable[[Tiers, WindowPlan, Layout], Tensor]
+    """Returns [B, N, Q, W] int64 rows, meaningless where not visible."""
+    hidden: Callable[[Tiers], int]
+    """Returns the row for all that is not visible, one after the last that is in use."""
+
+
+BY_AGE = Rows(lambda tiers, plan, layout: age_row(ages(plan, layout)), lambda tiers: hidden_row(reach(tiers)))
+BY_DISTANCE = Rows(distances, lambda tiers: sum(tier.slots for tier in tiers))
+
+
+def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout, rows: Rows = BY_AGE) -> Tensor:
+    """Return `Band.row` as int16, which is smaller to keep, or as int32 where there are too many rows for that."""
+    hidden = rows.hidden(tiers)
+    row = torch.where(visible(plan, layout), rows.find(tiers, plan, layout), hidden)
+    row = row * COPIES + torch.arange(row.shape[3], device=row.device) % COPIES
+    return row.to(torch.int16 if (hidden + 1) * COPIES <= 2**15 else torch.int32)
 
 
 def _at(layout: Layout, columns: list[Tensor]) -> Tensor:

@@ -3,6 +3,9 @@
 The story of a window: plan the timeline, then layer by layer recall the stored slots, compress what is evicted,
 attend to stored, new and compressed slots together, and write the slots back. Acting does the same in place, one step
 at a time (`ctrl.acting`).
+
+A layer has one of two kinds of position and one of two ways to join what it reads to its input: those for RL by
+default, those of the paper on request (`ctrl.presets.paper_config`).
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
-from ctrl.band import ages, band_rows, lay_out, tier_band, visible
+from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
 from ctrl.compressors import Compressor, make_compressor
-from ctrl.core import MemoryCore, Unrolled, choose, require_positive
+from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_positive
 from ctrl.explanation import Explained, explain_layer
-from ctrl.layer import MemoryAttention, MemoryLayer
-from ctrl.memory import MemorySpec, Tier, Tiers, reach, tiers_by_layer
+from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
+from ctrl.memory import MemorySpec, Tier, Tiers, tiers_by_layer
 from ctrl.reconstruction import (
     RECONSTRUCTION_LOSSES,
     Compression,
@@ -29,10 +32,22 @@ from ctrl.reconstruction import (
     questions,
     reconstruction_error,
 )
+from ctrl.relative import RelativeAttention
 from ctrl.timeline import plan_window
 from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Pick, Ring, make_frame, take
 
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
+
+
+class Position(NamedTuple):
+    """How a slot's position counts."""
+
+    rows: Rows
+    attention: type[AgeAttention] | type[RelativeAttention]
+
+
+POSITIONS = {"age": Position(BY_AGE, AgeAttention), "sinusoidal": Position(BY_DISTANCE, RelativeAttention)}
+RESIDUALS: dict[str, type[MemoryLayer] | type[PostNormLayer]] = {"gated": MemoryLayer, "post_norm": PostNormLayer}
 
 
 class CompressiveState(NamedTuple):
@@ -62,6 +77,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param compression_gradient: "reconstruction", or "task" to let the task loss train the compressors instead, through
         the slots that are formed and attended inside a window (the paper's gradient through time); that is without a
         reconstruction loss
+    :param position: "age" (a learned bias on a slot's age in steps) or "sinusoidal" (Transformer-XL's encoding of its
+        distance in slots)
+    :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
+        or "post_norm" (sums that are normed; Transformer-XL and the paper)
     :raises ValueError: where options do not fit each other
     """
 
@@ -76,6 +95,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         feedforward: int | None = None,
         reconstruction: str | None = None,
         compression_gradient: str = "reconstruction",
+        position: str = "age",
+        residual: str = "gated",
     ) -> None:
         require_positive(width=width, layers=layers, heads=heads)
         feedforward = 2 * width if feedforward is None else feedforward
@@ -89,8 +110,14 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         if reconstruction is None:
             reconstruction = "none" if self.trained_by_task else "attention_reconstruction"
         self.reconstruction: ReconstructionLoss | None = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
+        rows, attention = choose("position", position, POSITIONS)
+        layer = choose("residual", residual, RESIDUALS)
+        self.position = position
         self.embed = nn.Linear(input_size, width)
-        self.layers = nn.ModuleList(MemoryLayer(width, heads, feedforward, reach(tiers)) for tiers in self.tiers)
+        self.layers = nn.ModuleList(
+            layer(attention(width, heads, layer.slot_norm(width), rows.hidden(tiers)), width, feedforward)
+            for tiers in self.tiers
+        )
         self.compressors = nn.ModuleList(
             nn.ModuleList(make_compressor(tier.compressor, width, tier.rate) for tier in tiers[1:])
             for tiers in self.tiers
@@ -100,7 +127,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             nn.ModuleList(compressor.decoder() for compressor in cast("list[Compressor]", compressors))
             for compressors in (self.compressors if reconstruction == "auto_encoding" else ())
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if residual == "gated" else nn.Identity()  # post-norm layers end with one
         self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
         self._usage_sizes = [
             tier.slots * ranked
@@ -126,13 +153,20 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """Return the parameters of compressors and decoders; none if the task loss trains them."""
         return [] if self.trained_by_task else [*self.compressors.parameters(), *self.decoders.parameters()]
 
-    def acting(self, state: CompressiveState) -> CompressiveActing:
-        """Return what keeps the state in place, with projected keys and values, while B envs act."""
-        return CompressiveActing(self, state)
+    def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
+        """Return what keeps the state while B envs act, in place and with projected keys and values if possible."""
+        return CompressiveActing(self, state) if self.acts_in_place else PlainActing(self, state)
+
+    @property
+    def acts_in_place(self) -> bool:
+        """Whether `CompressiveActing` can act for this core; if not, each step is a window of its own."""
+        return all(
+            isinstance(layer, MemoryLayer) and isinstance(layer.attention, AgeAttention) for layer in self.layers
+        )
 
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
         none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not self.acts_in_place:
             outputs, state, _ = self._run_window(inputs[:, None], state, self.plan(state, none[:, None]))
             return outputs[:, 0], state
         acting = CompressiveActing(self, state)
@@ -154,11 +188,11 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""
-        plans = {}
+        plans, rows = {}, POSITIONS[self.position].rows
         for tiers in dict.fromkeys(self.tiers):
             window = plan_window(tiers, state.clock, reset)
             layout = lay_out(tiers, window.length, window.clock.device)
-            plans[tiers] = LayerPlan(window, band_rows(tiers, window, layout), questions(window))
+            plans[tiers] = LayerPlan(window, band_rows(tiers, window, layout, rows), questions(window))
         return plans
 
     def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:
@@ -334,20 +368,3 @@ def _initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-
-
-def transformer_xl(
-    input_size: int,
-    *,
-    layers: int = 2,
-    width: int = 64,
-    heads: int = 4,
-    slots: int = 64,
-    feedforward: int | None = None,
-) -> CompressiveCore:
-    """Build a Transformer-XL: the compressive core with raw memory only.
-
-    :param slots: how many steps each layer looks back; the other options are those of `CompressiveCore`
-    """
-    memory = [Tier(slots)]
-    return CompressiveCore(input_size, layers=layers, width=width, heads=heads, memory=memory, feedforward=feedforward)

@@ -1,19 +1,25 @@
 """One layer: attention over the memory and a feed-forward part, each behind a gate (Parisotto et al. 2020, GTrXL).
 
 Read from top to bottom, in the order in which data meets it. What a step passes through after attention is a function
-of weights, `finish`, since acting calls it thousands of times a second and keeps them at hand.
+of weights, `finish`, since acting calls it thousands of times a second and keeps them at hand. Last comes the layer of
+the first transformers, `PostNormLayer`, which has no gates.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.band import Band, hidden_row
+from ctrl.band import Band
 from ctrl.banded import HIDDEN, banded_attention
+
+BOUND = 1e12
+"""What an unnormed slot holds beyond this, or that is not a number, is taken as 0. Products of two such numbers stay
+far below the size of `HIDDEN`, so a slot that is not visible has no weight, whatever it holds."""
 
 
 class Attended(NamedTuple):
@@ -29,21 +35,45 @@ class Attended(NamedTuple):
     """[H, B, N, Q, W]"""
 
 
-class MemoryAttention(nn.Module):
+class SlotNorm(nn.LayerNorm):
+    """Norms slots [.., D] before their projection."""
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """[.., D] -> [.., D]."""
+        return normalise(slots, self.weight, self.bias)
+
+    def fixed(self, slots: Tensor) -> Tensor:
+        """Do the same with the weights held fixed."""
+        return normalise(slots, self.weight.detach(), self.bias.detach())
+
+
+class NoNorm(nn.Module):
+    """Takes slots [.., D] as they are, within `BOUND`."""
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """[.., D] -> [.., D]."""
+        return torch.where(slots.abs() < BOUND, slots, 0)  # false for NaN
+
+    fixed = forward
+
+
+class MemoryAttention(nn.Module, ABC):
     """Multi-head attention of the window's steps to all slots of a layer; queries, keys and values without bias.
 
-    A learned bias per head on a slot's age has the role that relative positions have in Transformer-XL. Age, not
-    distance in slots, lets raw and compressed slots share one scale; `ctrl.band.age_row` says which ages share a bias.
+    Subclasses say how a slot's position counts.
+
+    :param width: D
+    :param heads: H
+    :param norm: what slots go through before they are projected
     """
 
-    def __init__(self, width: int, heads: int, reach: int) -> None:
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.LayerNorm(width)
+        self.norm = norm
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.age_bias = nn.Parameter(torch.zeros(heads, hidden_row(reach)))
 
     def forward(self, columns: Tensor, own: slice, band: Band) -> Attended:
         """Attend.
@@ -52,10 +82,14 @@ class MemoryAttention(nn.Module):
         :param own: which of them are the window's steps themselves
         :param band: which step sees which of them, and at what age
         """
-        normed = normalise(columns, self.norm.weight, self.norm.bias)
+        normed = self.norm(columns)
         queries, keys_values = self.query(normed[:, own]), self.key_value(normed)
-        read, weights = banded_attention(queries, keys_values, self.age_bias, band)
+        read, weights = self._read(queries, keys_values, band)
         return Attended(read, queries, keys_values, weights)
+
+    @abstractmethod
+    def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+        """Return what the heads read, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
     def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
         """Attend by content alone, without age and output projection.
@@ -76,8 +110,24 @@ class MemoryAttention(nn.Module):
 
         Fixed by functional use of detached weights: the parameters themselves stay as they are.
         """
-        normed = normalise(slots, self.norm.weight.detach(), self.norm.bias.detach())
-        return F.linear(normed, self.key_value.weight.detach())
+        return F.linear(self.norm.fixed(slots), self.key_value.weight.detach())
+
+
+class AgeAttention(MemoryAttention):
+    """A learned bias per head on a slot's age has the role that relative positions have in Transformer-XL.
+
+    Age, not distance in slots, lets raw and compressed slots share one scale; `ctrl.band.age_row` says which ages share
+    a bias.
+
+    :param rows: how many biases
+    """
+
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int) -> None:
+        super().__init__(width, heads, norm)
+        self.age_bias = nn.Parameter(torch.zeros(heads, rows))
+
+    def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+        return banded_attention(queries, keys_values, self.age_bias, band)
 
 
 def normalise(slots: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -145,14 +195,19 @@ def finish(inputs: Tensor, read: Tensor, weights: FinishWeights) -> Tensor:
 class MemoryLayer(nn.Module):
     """Attention and a feed-forward part, both normed first and gated."""
 
-    def __init__(self, width: int, heads: int, feedforward: int, reach: int) -> None:
+    def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
         super().__init__()
-        self.attention = MemoryAttention(width, heads, reach)
+        self.attention = attention
         self.attention_gate = Gate(width)
         self.norm = nn.LayerNorm(width)
         self.widen = nn.Linear(width, feedforward)
         self.narrow = nn.Linear(feedforward, width)
         self.feedforward_gate = Gate(width)
+
+    @staticmethod
+    def slot_norm(width: int) -> SlotNorm:
+        """Return what slots go through before its attention projects them."""
+        return SlotNorm(width)
 
     def forward(self, inputs: Tensor, columns: Tensor, own: slice, band: Band) -> tuple[Tensor, Attended]:
         """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
@@ -173,6 +228,34 @@ class MemoryLayer(nn.Module):
             self.narrow.bias,
             self.feedforward_gate.weights(),
         )
+
+
+class PostNormLayer(nn.Module):
+    """Attention and a feed-forward part, each added to what it reads and normed after that.
+
+    The layer of the first transformers, of Transformer-XL (Dai et al. 2019, section 3.3) and of the paper: memory is
+    projected as it is.
+    """
+
+    def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, feedforward)
+        self.narrow = nn.Linear(feedforward, width)
+        self.feedforward_norm = nn.LayerNorm(width)
+
+    @staticmethod
+    def slot_norm(width: int) -> NoNorm:
+        """Return what slots go through before its attention projects them."""
+        return NoNorm()
+
+    def forward(self, inputs: Tensor, columns: Tensor, own: slice, band: Band) -> tuple[Tensor, Attended]:
+        """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
+        attended = self.attention(columns, own, band)
+        hidden = self.attention_norm(inputs + self.attention.output(attended.read))
+        update = self.narrow(self.widen(hidden).relu())
+        return self.feedforward_norm(hidden + update), attended
 
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:

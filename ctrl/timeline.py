@@ -131,6 +131,8 @@ class WindowPlan(NamedTuple):
     """T"""
     clock: Tensor
     """[B] int64, steps of the current episode consumed after the window."""
+    time: Tensor
+    """[B, T] int64, where each step is in its episode, from 0."""
     episode: Tensor
     """[B, T] int64, how many resets the env has seen since the window began."""
     tiers: list[TierPlan]
@@ -193,7 +195,7 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     for position, rhythm in enumerate(all_rhythms):
         below = all_rhythms[max(position - 1, 0)]
         plans.append(_plan_tier(rhythm, below, clock, before[position], after[position], episodes))
-    return WindowPlan(length, time[:, -1] + 1, episodes.number, plans)
+    return WindowPlan(length, time[:, -1] + 1, time, episodes.number, plans)
 
 
 def _plan_tier(

@@ -21,7 +21,7 @@ class LayerPlan(NamedTuple):
 
     window: WindowPlan
     row: Tensor
-    """[B, N, Q, W] int16, see `Band`."""
+    """[B, N, Q, W] int16 or int32, see `Band`."""
     asked: list[Tensor]
     """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
 

@@ -14,6 +14,7 @@ from ctrl.experiments.errors import require, unknown
 AGENTS = (
     "compressive",
     "transformer_xl",
+    "gtrxl",
     "lstm",
     "gru",
     "mingru",
@@ -89,7 +90,7 @@ class BenchTrain(TorchBench):
     num_envs: Integers = (8,)
     """Copies of the task that are stepped together; each number is measured."""
     agents: Names = AGENTS
-    """Agents to measure: MemoryPPO as compressive, transformer_xl, lstm, gru, mingru, feedforward;
+    """Agents to measure: MemoryPPO as compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward;
     recurrent_ppo; matched_ppo and default_ppo, both without memory."""
     updates: int = 4
     """Timed updates of a turn, after one that is not timed."""
@@ -189,7 +190,7 @@ class BenchProfile(TorchBench):
     num_envs: Integers = (8, 64)
     """Copies of the task that are stepped together; each number is measured."""
     cores: Names = ("compressive",)
-    """Memories to measure: compressive, transformer_xl, lstm, gru, mingru, feedforward."""
+    """Memories to measure: compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     updates: int = 4
     """Timed updates of a turn, after one that is not timed."""
 

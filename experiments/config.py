@@ -18,7 +18,9 @@ import tyro
 
 from ctrl.experiments.errors import UserError, require
 
-ATTENTION_CORES = ("compressive", "transformer_xl")
+RAW_CORES = ("transformer_xl", "gtrxl")
+"""Attention without compression."""
+ATTENTION_CORES = ("compressive", *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
 
@@ -89,7 +91,7 @@ class TaskOptions:
 _MEMORY_HELP = (
     "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
     "32 + 32·4 = 160 steps of reach. More tiers may follow, as in 32,32x4,32x4. "
-    "A core without compression (transformer_xl) gets the same number of slots, all raw."
+    "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw."
 )
 
 
@@ -235,7 +237,7 @@ class TrainConfig:
     """Train one agent and keep the model, its checkpoints, its curves and what they cost."""
 
     core: Annotated[str, tyro.conf.arg(metavar="NAME")] = "compressive"
-    """Memory of the agent: compressive, transformer_xl, lstm, gru, mingru or feedforward (none)."""
+    """Memory of the agent: compressive, transformer_xl, gtrxl, lstm, gru, mingru or feedforward (none)."""
     seed: int = 0
     """Seed of weights, actions and task."""
     out: Out = None
@@ -281,7 +283,7 @@ class CompareConfig:
     """Train several cores on one task with several seeds; table, learning curves and TensorBoard side by side."""
 
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("compressive", "lstm")
-    """Memories to compare: compressive, transformer_xl, lstm, gru, mingru, feedforward."""
+    """Memories to compare: compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
     """Runs of each core, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core")] = None

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl import Tier
 from ctrl.agents import MemoryPPO
-from ctrl.experiments.config import ATTENTION_CORES, RECURRENT_CORES, MemoryOptions, PPOOptions, TrainConfig
+from ctrl.experiments.config import ATTENTION_CORES, RAW_CORES, RECURRENT_CORES, MemoryOptions, PPOOptions, TrainConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.tasks import policy_name
 
@@ -28,7 +28,7 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
         options["memory"] = [Tier(slots, rate, memory.compressor) for slots, rate in memory.tiers]
         options["reconstruction"] = memory.reconstruction
         options["compression_gradient"] = memory.compression_gradient
-    if core == "transformer_xl":
+    if core in RAW_CORES:
         options["slots"] = sum(slots for slots, _ in memory.tiers)
     if core in RECURRENT_CORES:
         options["chrono_horizon"] = memory.chrono_horizon

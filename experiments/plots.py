@@ -20,6 +20,7 @@ COLOURS = {
     "gru": "#009E73",
     "mingru": "#E69F00",
     "transformer_xl": "#CC79A7",
+    "gtrxl": "#E69F00",
     "feedforward": "#7F7F7F",
 }
 OTHER_COLOURS = ("#56B4E9", "#000000")

@@ -101,7 +101,7 @@ def test_predict_changes_neither_the_state_that_it_is_given_nor_the_agent(core: 
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("core", ["compressive", "transformer_xl", "lstm", "gru", "mingru"])
+@pytest.mark.parametrize("core", ["compressive", "transformer_xl", "gtrxl", "lstm", "gru", "mingru"])
 def test_episode_start_resets_its_own_env_only(core: str) -> None:
     model, seen = trained(core), observations(20)
     starts = np.zeros((20, ENVS), dtype=bool)

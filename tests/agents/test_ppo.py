@@ -250,7 +250,10 @@ def test_window_is_the_rollout_unless_given() -> None:
             "policy must be one of MlpMemoryPolicy, CnnMemoryPolicy, MultiInput.*, got MlpPolicy",
         ),
         ({"policy": ActorCriticPolicy}, "policy must be one of MlpMemoryPolicy, .* got ActorCriticPolicy"),
-        ({"core": "rnn"}, "unknown core 'rnn'; valid are 'compressive', 'feedforward', 'gru', 'lstm', 'mingru'"),
+        (
+            {"core": "rnn"},
+            "unknown core 'rnn'; valid are 'compressive', 'feedforward', 'gru', 'gtrxl', 'lstm', 'mingru', 'trans",
+        ),
         ({"policy_kwargs": {"core_kwargs": {"memory_size": 3}}}, "core 'compressive' does not take .*memory_size"),
         ({"policy_kwargs": {"core_kwargs": {"memory": [ctrl.Tier(2), ctrl.Tier(2, 4)]}}}, "rate = 4 .*slots = 2"),
     ],
@@ -275,6 +278,7 @@ def test_what_is_logged(core: str) -> None:
     expected = {
         "compressive": {"state_bytes"} | attention | compressing,
         "transformer_xl": {"state_bytes"} | attention,
+        "gtrxl": {"state_bytes"} | attention,
     }
     drifting = set() if core == "feedforward" else {"staleness"}
     assert of_memory == expected.get(core, {"state_bytes"}) | drifting

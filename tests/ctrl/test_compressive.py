@@ -14,7 +14,9 @@ from torch import Tensor
 import ctrl
 from ctrl.band import age_row, hidden_row
 from ctrl.compressive import CompressiveCore
+from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
 from ctrl.memory import Tier, spans
+from ctrl.relative import RelativeAttention
 
 COMPRESSORS = ctrl.compressor_names()
 
@@ -41,9 +43,7 @@ class SlowReference:
         for number, layer in enumerate(self.core.layers):
             self._insert(number, 0, Slot(self.time, hidden.detach()))
             attended = self._attend(number, hidden)
-            hidden = gate(layer.attention_gate, hidden, torch.relu(layer.attention.output(attended)))
-            widened = torch.relu(layer.widen(layer.norm(hidden)))
-            hidden = gate(layer.feedforward_gate, hidden, torch.relu(layer.narrow(widened)))
+            hidden = finish(layer, hidden, layer.attention.output(attended))
         self.time += 1
         return self.core.norm(hidden)
 
@@ -69,14 +69,14 @@ class SlowReference:
         result = torch.empty(width)
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
-            scores, values = [], []
+            scores, values, newer = [], [], 0
             for slots, span in zip(self.memory[number], spans(self.core.tiers[number]), strict=True):
                 of_tier = []
-                for slot in slots:
+                newer += len(slots)
+                for index, slot in enumerate(slots):
                     key, value = attention.key_value(attention.norm(slot.value)).chunk(2)
-                    age = self.time - slot.first - span // 2
-                    bias = attention.age_bias[head, bias_row(age)]
-                    of_tier.append(query[part] @ key[part] / math.sqrt(size) + bias)
+                    age, distance = self.time - slot.first - span // 2, newer - 1 - index
+                    of_tier.append(score(attention, part, query[part], key[part], age, distance))
                     values.append(value[part])
                 shares = torch.tensor([score.item() for score in of_tier]).softmax(dim=0)
                 for slot, share in zip(slots, shares.tolist(), strict=True):
@@ -106,6 +106,32 @@ def bias_row(age: int) -> int:
     return 32 + 4 * octave + math.floor(4 * (age / (32 * 2**octave) - 1))
 
 
+def score(attention: MemoryAttention, part: slice, query: Tensor, key: Tensor, age: int, distance: int) -> Tensor:
+    """By age, or the four terms of Dai et al. 2019, section 3.3, for one head, which has the features `part`."""
+    size = len(query)
+    head = part.start // size
+    if isinstance(attention, AgeAttention):
+        return query @ key / math.sqrt(size) + attention.age_bias[head, bias_row(age)]
+    assert isinstance(attention, RelativeAttention)
+    width = attention.query.in_features
+    angles = [distance / 10000 ** (feature / width) for feature in range(0, width, 2)]
+    encoding = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])[:width]
+    position_key = attention.position_key(encoding)[part]
+    u, v = attention.content_bias[head], attention.position_bias[head]
+    return (query @ key + query @ position_key + u @ key + v @ position_key) / math.sqrt(size)
+
+
+def finish(layer: torch.nn.Module, hidden: Tensor, update: Tensor) -> Tensor:
+    """What a layer makes of its input and what its attention read."""
+    if isinstance(layer, PostNormLayer):
+        hidden = layer.attention_norm(hidden + update)
+        return layer.feedforward_norm(hidden + layer.narrow(torch.relu(layer.widen(hidden))))
+    assert isinstance(layer, MemoryLayer)
+    hidden = gate(layer.attention_gate, hidden, torch.relu(update))
+    widened = torch.relu(layer.widen(layer.norm(hidden)))
+    return gate(layer.feedforward_gate, hidden, torch.relu(layer.narrow(widened)))
+
+
 def gate(cell: torch.nn.GRUCell, kept: Tensor, update: Tensor) -> Tensor:
     """The equations of a GRU that remembers the stream and hears the update."""
     of_update = (cell.weight_ih @ update + cell.bias_ih).chunk(3)
@@ -128,7 +154,16 @@ def cores(draw: st.DrawFn) -> CompressiveCore:
     layers = draw(st.integers(1, 3))
     memory = [tiers() for _ in range(layers)] if draw(st.booleans()) else tiers()
     torch.manual_seed(draw(st.integers(0, 1000)))
-    core = CompressiveCore(input_size=3, layers=layers, width=6, heads=2, memory=memory, feedforward=5)
+    core = CompressiveCore(
+        input_size=3,
+        layers=layers,
+        width=6,
+        heads=2,
+        memory=memory,
+        feedforward=5,
+        position=draw(st.sampled_from(["age", "sinusoidal"])),
+        residual=draw(st.sampled_from(["gated", "post_norm"])),
+    )
     scramble(core)
     return core
 
@@ -140,7 +175,7 @@ def scramble(core: CompressiveCore) -> None:
             parameter.add_(0.3 * torch.randn_like(parameter))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(core=cores(), data=st.data(), length=st.sampled_from([1, 2, 9, 24, 40, 71]))
 def test_unroll_equals_the_slow_reference(core: CompressiveCore, data: st.DataObject, length: int) -> None:
     batch = 2
@@ -167,23 +202,31 @@ def no_reset(batch: int, length: int) -> Tensor:
     return torch.zeros(batch, length, dtype=torch.bool)
 
 
-def test_reconstruction_loss_by_hand() -> None:
-    """One head, one layer: the mean square of the difference of two softmax reads, over every step of the window."""
+@pytest.mark.parametrize("position", ["age", "sinusoidal"])
+@pytest.mark.parametrize("residual", ["gated", "post_norm"])
+def test_reconstruction_loss_by_hand(position: str, residual: str) -> None:
+    """One head, one layer: the mean square of the difference of two softmax reads, over every step of the window.
+
+    By content alone, whatever the positions.
+    """
     torch.manual_seed(3)
-    core = CompressiveCore(2, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, rate=2)])
+    core = CompressiveCore(
+        2, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, rate=2)], position=position, residual=residual
+    )
     scramble(core)
     inputs = torch.randn(1, 6, 2)
     loss = core.unroll(inputs, core.initial_state(1), no_reset(1, 6)).reconstruction_loss
 
     attention = core.layers[0].attention
     slots = core.embed(inputs[0])
-    query = attention.query(attention.norm(slots))
+    norm = attention.norm if residual == "gated" else torch.nn.Identity()
+    query = attention.query(norm(slots))
     # Tier 0 holds two steps, so within six steps (0, 1) and (2, 3) are evicted.
     old = slots[:4]
     new = core.compressors[0][0](slots[:4].reshape(2, 2, 4))
 
     def read(memory: Tensor) -> Tensor:
-        key, value = attention.key_value(attention.norm(memory)).chunk(2, dim=-1)
+        key, value = attention.key_value(norm(memory)).chunk(2, dim=-1)
         return (query @ key.T / math.sqrt(4)).softmax(dim=-1) @ value
 
     torch.testing.assert_close(loss, (read(old) - read(new)).square().mean())

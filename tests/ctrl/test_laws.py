@@ -63,6 +63,31 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "transformer_xl": ("transformer_xl", {"width": 8, "heads": 4, "slots": 6}),
+    "gtrxl": ("gtrxl", {"width": 6, "heads": 2, "slots": 7}),
+    "the paper's": ("compressive", ctrl.paper_config(3, width=8, heads=2, slots=4, compressed_slots=5)),
+    "sinusoidal, gated, three tiers, layers differ": (
+        "compressive",
+        {
+            "width": 9,  # odd: a sine without its cosine
+            "heads": 3,
+            "memory": [[Tier(3), Tier(2, 2, "max"), Tier(2, 2, "conv")], [Tier(2), Tier(4, 1, "mean")]],
+            "position": "sinusoidal",
+        },
+    ),
+    "by age, post-norm": (
+        "compressive",
+        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, rate=3)], "residual": "post_norm"},
+    ),
+    "sinusoidal, post-norm, most used": (
+        "compressive",
+        {
+            "width": 8,
+            "heads": 2,
+            "memory": [Tier(4), Tier(3, 3, "most_used"), Tier(4, 2, "most_used")],
+            "position": "sinusoidal",
+            "residual": "post_norm",
+        },
+    ),
     "lstm": ("lstm", {"width": 7}),
     "lstm, two layers": ("lstm", {"width": 4, "layers": 2, "chrono_horizon": None}),
     "gru": ("gru", {"width": 7, "layers": 2}),
@@ -70,6 +95,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mingru, two layers": ("mingru", {"width": 4, "layers": 2, "chrono_horizon": None}),
     "feedforward": ("feedforward", {"width": 7}),
 }
+WITH_SLOTS = [name for name, (kind, _) in OPTIONS.items() if kind in ("compressive", "transformer_xl", "gtrxl")]
 Core = MemoryCore[Any]
 
 
@@ -344,7 +370,7 @@ def test_no_output_sees_another_env(core: Core, window: tuple[Tensor, Tensor]) -
 def test_no_output_sees_an_empty_or_stale_slot(window: tuple[Tensor, Tensor], poison: float) -> None:
     """A fresh clock in a ring that holds anything at all."""
     inputs, reset = window
-    for name in ("compressive", "compressive, three tiers, layers differ", "transformer_xl"):
+    for name in WITH_SLOTS:
         core = build(name)
         clean = core.initial_state(BATCH)
         lived = lived_in_state(core)
@@ -388,7 +414,7 @@ def test_nothing_is_hidden_in_the_module(core: Core, window: tuple[Tensor, Tenso
 def test_state_does_not_grow_by_step_one_million(window: tuple[Tensor, Tensor]) -> None:
     inputs, reset = window
     reset[:] = False
-    for name in ("compressive", "compressive, three tiers, layers differ", "transformer_xl"):
+    for name in WITH_SLOTS:
         core = build(name)
         young = lived_in_state(core)
         old = young._replace(clock=torch.tensor([1_000_000, 999_993, 1_000_017]), slots=torch.randn_like(young.slots))

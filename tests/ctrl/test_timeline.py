@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrl.band import COPIES, Layout, ages, band_rows, hidden_row, lay_out
+from ctrl.band import BY_DISTANCE, COPIES, Layout, ages, band_rows, hidden_row, lay_out
 from ctrl.memory import Tier, reach, spans, tiers_by_layer
 from ctrl.timeline import WindowPlan, count_slots, plan_window
 
@@ -59,7 +59,10 @@ def test_counts_equal_lists(tiers: tuple[Tier, ...], length: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), tiers=tier_lists(), length=st.integers(1, 80))
 def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers: tuple[Tier, ...], length: int) -> None:
-    """Every step sees exactly the spans that the lists hold then, at their ages, whatever the clocks and resets."""
+    """Every step sees exactly the spans that the lists hold then, whatever the clocks and resets.
+
+    It sees them at their ages and distances: a slot's distance is how many of all tiers' slots are newer.
+    """
     batch = 3
     clocks = data.draw(st.lists(st.integers(0, 90), min_size=batch, max_size=batch))
     resets = [data.draw(st.lists(st.booleans(), min_size=length, max_size=length)) for _ in range(batch)]
@@ -74,9 +77,13 @@ def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers:
             if resets[env][step]:
                 simulation, time = ListTimeline(tiers), 0
             simulation.step(time)
+            joined = [(level, slot) for level in reversed(range(len(tiers))) for slot in simulation.lists[level]]
             for level, span in enumerate(spans(tiers)):
-                expected = [time - first - span // 2 for first, _ in simulation.lists[level]]
-                assert sorted(seen.ages(env, step, level), reverse=True) == expected
+                expected = [
+                    (time - first - span // 2, len(joined) - 1 - joined.index((level, (first, last))))
+                    for first, last in simulation.lists[level]
+                ]
+                assert sorted(seen.ages_and_distances(env, step, level), reverse=True) == expected
             time += 1
         assert int(plan.clock[env]) == time
         for tier, slots in zip(plan.tiers, simulation.lists, strict=True):
@@ -90,12 +97,15 @@ class Seen:
         self.layout: Layout = lay_out(tiers, plan.length, plan.clock.device)
         self.age = ages(plan, self.layout)
         self.visible = band_rows(tiers, plan, self.layout) // COPIES != hidden_row(reach(tiers))
+        self.distance = band_rows(tiers, plan, self.layout, BY_DISTANCE) // COPIES
+        assert torch.equal(self.distance != sum(tier.slots for tier in tiers), self.visible)
 
-    def ages(self, env: int, step: int, level: int) -> list[int]:
-        """The ages at which one step sees the slots of one tier."""
+    def ages_and_distances(self, env: int, step: int, level: int) -> list[tuple[int, int]]:
+        """The ages and distances at which one step sees the slots of one tier."""
         block, row = divmod(step, self.age.shape[2])
-        age, visible = (part[env, block, row].split(self.layout.widths)[level] for part in (self.age, self.visible))
-        return age[visible].tolist()
+        parts = (self.age, self.distance, self.visible)
+        age, distance, visible = (part[env, block, row].split(self.layout.widths)[level] for part in parts)
+        return list(zip(age[visible].tolist(), distance[visible].tolist(), strict=True))
 
 
 def test_counts_at_a_million_steps() -> None:
@@ -108,7 +118,7 @@ def test_counts_at_a_million_steps() -> None:
 def test_a_rate_below_the_slot_count_keeps_the_step_itself_visible() -> None:
     tiers = (Tier(1), Tier(2, rate=1))
     plan = plan_window(tiers, torch.tensor([5]), torch.zeros(1, 4, dtype=torch.bool))
-    assert [Seen(tiers, plan).ages(0, step, 0) for step in range(4)] == [[0], [0], [0], [0]]
+    assert [Seen(tiers, plan).ages_and_distances(0, step, 0) for step in range(4)] == [[(0, 0)]] * 4
 
 
 def test_reach_and_spans() -> None:

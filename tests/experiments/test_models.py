@@ -33,6 +33,7 @@ def test_each_core_gets_the_options_that_it_has() -> None:
     tiers = [ctrl.Tier(4, 1, "max"), ctrl.Tier(3, 2, "max")]
     assert core_kwargs("compressive", memory) == {**common, **learning, "heads": 2, "memory": tiers}
     assert core_kwargs("transformer_xl", memory) == {**common, "heads": 2, "slots": 7}
+    assert core_kwargs("gtrxl", memory) == {**common, "heads": 2, "slots": 7}
     assert core_kwargs("lstm", memory) == {**common, "chrono_horizon": 9}
     assert core_kwargs("gru", memory) == {**common, "chrono_horizon": 9}
     assert core_kwargs("mingru", memory) == {**common, "chrono_horizon": 9}
@@ -49,7 +50,7 @@ def test_every_core_is_built(core: str, env: VecEnv) -> None:
     assert parameter_count(model) > 0
 
 
-@pytest.mark.parametrize("core", ["lstm", "gru", "mingru", "transformer_xl"])
+@pytest.mark.parametrize("core", ["lstm", "gru", "mingru", "transformer_xl", "gtrxl"])
 def test_matched_cores_have_parameters_within_ten_percent(core: str, env: VecEnv) -> None:
     target = parameter_count(build_model(replace(SMALL, memory=replace(SMALL.memory, width=48)), env))
     match = match_width(replace(SMALL, core=core), env, target)

@@ -1,0 +1,99 @@
+"""The compressive core with options set: the models of other papers, and of the paper itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ctrl.compressive import CompressiveCore
+from ctrl.memory import Tier
+
+
+def transformer_xl(
+    input_size: int,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    slots: int = 64,
+    feedforward: int | None = None,
+) -> CompressiveCore:
+    """Build Transformer-XL's memory in this package's own layer: the compressive core with raw memory only.
+
+    All else is the same, so a comparison with "compressive" shows what compression brings. Its layer is not that of the
+    Transformer-XL paper: gates, and positions by age. For that one, build a "compressive" core with `[Tier(slots)]`,
+    `position="sinusoidal"` and `residual="post_norm"`; for the published baseline in RL, see `gtrxl`.
+
+    :param slots: how many steps each layer looks back; the other options are those of `CompressiveCore`
+    """
+    memory = [Tier(slots)]
+    return CompressiveCore(input_size, layers=layers, width=width, heads=heads, memory=memory, feedforward=feedforward)
+
+
+def gtrxl(
+    input_size: int,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    slots: int = 64,
+    feedforward: int | None = None,
+) -> CompressiveCore:
+    """Build a Gated Transformer-XL (Parisotto et al. 2020, arXiv 1910.06764): gates, and Transformer-XL's positions.
+
+    It departs from that paper in three things: the reset gate acts after the matrix product (`ctrl.layer.Gate`), a
+    layer norm ends the core, and a step looks back equally far wherever it is in a window.
+
+    :param slots: how many steps each layer looks back; the other options are those of `CompressiveCore`
+    """
+    return CompressiveCore(
+        input_size,
+        layers=layers,
+        width=width,
+        heads=heads,
+        memory=[Tier(slots)],
+        feedforward=feedforward,
+        position="sinusoidal",
+    )
+
+
+def paper_config(
+    rate: int = 4,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    slots: int = 64,
+    compressed_slots: int = 64,
+    compressor: str = "conv",
+) -> dict[str, Any]:
+    """Return the options of the faithful model of the paper (Rae et al. 2020, arXiv 1911.05507).
+
+        core = ctrl.make_core("compressive", input_size=24, **ctrl.paper_config(rate=4))
+
+    For RL (section 5.7) the paper states that the model takes the LSTM's place in an IMPALA agent, 64 slots, 64
+    compressed slots and the rates 1, 2, 4 and 8. The layer is that of its section 3: Transformer-XL's attention with
+    sinusoids of the distance in slots and two biases, sums that are normed. The compressor and its loss are those that
+    did best in its ablation on text. It leaves open for RL: layers, width, heads, feed-forward size, compressor, loss,
+    window and what a reset does; what is set for them here are this package's defaults.
+
+    What still departs from it: slots are compressed by each env's own clock, `rate` at a time, and not once per window;
+    a slot that is compressed inside a window can be attended to inside it; the current step is a slot of the memory;
+    the loss is a mean, asked by at most 32 steps of a window; there is no dropout. The learning rate (1.5e-5) and the
+    entropy cost (2e-3) are the agent's.
+
+    :param rate: how many slots of the memory become one of the compressed memory
+    :param slots: of the memory, one step each
+    :param compressed_slots: of the compressed memory
+    :param compressor: its compressor; the other options are those of `CompressiveCore`
+    :return: keyword arguments of `CompressiveCore`
+    :raises ValueError: where a size is not a positive whole number; what else does not fit is refused by the core
+    """
+    return {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "memory": [Tier(slots), Tier(compressed_slots, rate, compressor)],
+        "reconstruction": "attention_reconstruction",
+        "position": "sinusoidal",
+        "residual": "post_norm",
+    }
