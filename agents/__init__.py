@@ -6,6 +6,7 @@ model = MemoryPPO("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "comp
 model.learn(100_000)
 """
 
+from ctrl.agents.checking import check_memory
 from ctrl.agents.finite import NonFiniteError
 from ctrl.agents.policies import CnnMemoryPolicy, MemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.ppo import MemoryPPO
@@ -19,4 +20,5 @@ __all__ = [
     "MlpMemoryPolicy",
     "MultiInputMemoryPolicy",
     "NonFiniteError",
+    "check_memory",
 ]

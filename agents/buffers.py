@@ -85,8 +85,12 @@ class WindowBuffer(RolloutBuffer):
             raise ValueError(f"burn_in must be from 0 to n_steps, got burn_in = {burn_in}, n_steps = {buffer_size}")
         self.window = window
         self.burn_in = burn_in
-        self._starts = range(0, buffer_size, window)
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+
+    @property
+    def _starts(self) -> range:
+        """The steps that windows begin with."""
+        return range(0, self.buffer_size, self.window)
 
     def reset(self) -> None:
         """Forget the rollout, but for what the next one's burn-in needs."""

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ctrl.checking import Finding, LawBroken, check_core
 from ctrl.compressive import CompressiveCore, CompressiveState
 from ctrl.compressors import Compressor, compressor_names, register_compressor
 from ctrl.core import MemoryCore, State, Unrolled, choose
@@ -28,16 +29,19 @@ __all__ = [
     "Compressor",
     "FeedforwardCore",
     "FeedforwardState",
+    "Finding",
     "GRUCore",
     "GRUState",
     "LSTMCore",
     "LSTMState",
+    "LawBroken",
     "MemoryCore",
     "MinGRUCore",
     "MinGRUState",
     "State",
     "Tier",
     "Unrolled",
+    "check_core",
     "compressor_names",
     "core_names",
     "make_core",

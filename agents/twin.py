@@ -1,0 +1,193 @@
+"""A twin of a model, to try things on: same classes and weights, but its own policy, buffer, env and counters."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from torch import Tensor
+
+from ctrl.agents.arguments import check_env_id
+from ctrl.agents.policies import MemoryPolicy
+from ctrl.laws.trial import shake
+
+MOST_ROLLOUTS = 8
+"""So many rollouts are collected at most until an episode has ended, and no more begun after `PATIENCE` seconds."""
+PATIENCE = 5.0
+
+
+class Onlooker(VecEnvWrapper):
+    """Passes everything on and remembers it: entry t of each list is of the agent's step t."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.observations: list[Any] = []
+        """What the agent sees."""
+        self.starts: list[np.ndarray] = []
+        """[B] whether that is the first of an episode."""
+        self.actions: list[np.ndarray] = []
+        """What it then does."""
+        self.rewards: list[np.ndarray] = []
+        """[B] what that brings."""
+
+    def reset(self) -> Any:
+        """Reset all envs, each of which starts an episode."""
+        return self._seen(self.venv.reset(), np.ones(self.num_envs, dtype=bool))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Pass the actions on."""
+        self.actions.append(np.array(actions))
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Return what the env does; where it says done, it has gone on to the next episode."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self.rewards.append(np.array(rewards))
+        return self._seen(observations, np.array(dones, dtype=bool)), rewards, dones, infos
+
+    def _seen(self, observations: Any, starts: np.ndarray) -> Any:
+        self.observations.append(copy.deepcopy(observations))
+        self.starts.append(starts)
+        return observations
+
+
+class Rollout(NamedTuple):
+    """What learning makes of a rollout of T steps of B envs, beside what acting made of it."""
+
+    evaluated: dict[str, tuple[Tensor, Tensor]]
+    """By name, from learning and from acting, each [T, B]."""
+    counts: Tensor
+    """[T, B] bool, steps that count for the losses."""
+    starts: Tensor
+    """[T, B] bool, steps that are the first of an episode."""
+
+
+class Twin:
+    """A twin of a model, which is left alone.
+
+    :param model: whose policy is a `MemoryPolicy` and whose buffer has windows, such as `MemoryPPO`
+    :param env: for the twin; None for a copy of the model's own
+    :param noise: how far the twin's parameters are moved, see `ctrl.laws.trial.shake`
+    :param seed: of that
+    :raises ValueError: where the model is of another kind or the env does not fit it
+    """
+
+    def __init__(self, model: OnPolicyAlgorithm, env: Any, *, noise: float, seed: int) -> None:
+        if not isinstance(model, OnPolicyAlgorithm) or not isinstance(getattr(model, "policy", None), MemoryPolicy):
+            raise ValueError(f"model must be an agent with a MemoryPolicy, such as MemoryPPO, got {model!r}")
+        self.env = Onlooker(_env_for(model, env))
+        self.model = copy.copy(model)
+        # Its distribution may hold tensors with a graph, which can't be copied; it gets new ones before each use.
+        shallow = {id(model.policy.action_dist): copy.copy(model.policy.action_dist)}
+        try:
+            self.model.policy = copy.deepcopy(model.policy, shallow)
+        except Exception as error:
+            raise ValueError(f"model must have a policy that can be copied: {error}") from error
+        shake(self.policy, noise, torch.Generator().manual_seed(seed))
+        self.model.env, self.model._vec_normalize_env = self.env, unwrap_vec_normalize(self.env)
+        self.model._current_progress_remaining = 1.0
+        self.model.rollout_buffer = copy.copy(model.rollout_buffer)
+        self.buffer.buffer_size = min(self.buffer.buffer_size, 2 * self.buffer.window)
+        self.buffer.burn_in = min(self.buffer.burn_in, self.buffer.buffer_size)
+        self.buffer.full = False  # what precedes the twin's first rollout is not known
+        self.buffer.reset()
+        if hasattr(model, "_actor"):
+            self.model._actor = None  # type: ignore[attr-defined]
+        self.model.set_logger(Logger(None, []))
+        self._callback = self.model._setup_learn(total_timesteps=1, reset_num_timesteps=True)[1]
+        self.first = 0
+        """The step with which the last rollout began."""
+
+    @property
+    def policy(self) -> MemoryPolicy:
+        """The twin's own."""
+        return cast(MemoryPolicy, self.model.policy)
+
+    @property
+    def buffer(self) -> Any:
+        """The twin's own."""
+        return self.model.rollout_buffer
+
+    def ended(self) -> bool:
+        """Whether an episode has ended in some env before the last step."""
+        return any(bool(starts.any()) for starts in self.env.starts[1 : len(self.env.actions)])
+
+    def collect(self) -> Rollout:
+        """Collect a rollout as the model does."""
+        self.first = len(self.env.actions)
+        self.model.collect_rollouts(self.env, self._callback, self.buffer, self.buffer.buffer_size)
+        return self.evaluate()
+
+    def collect_until_an_end(self) -> list[Rollout]:
+        """Collect at least two rollouts, and more as long as no episode has ended, within limits."""
+        begun, rollouts = time.monotonic(), [self.collect(), self.collect()]
+        while not self.ended() and len(rollouts) < MOST_ROLLOUTS and time.monotonic() < begun + PATIENCE:
+            rollouts.append(self.collect())
+        return rollouts
+
+    def evaluate(self) -> Rollout:
+        """Let learning look at the rollout in the buffer, without learning."""
+        batch = self.buffer.all_windows(self.policy)
+        self.policy.set_training_mode(True)
+        with torch.no_grad():
+            evaluated = self.policy.evaluate_windows(batch.windows)
+        pairs = {
+            "log_prob": (evaluated.log_prob, batch.old_log_prob),
+            "value": (evaluated.values, batch.old_values),
+        }
+        return Rollout(
+            {name: (self._by_step(one), self._by_step(other)) for name, (one, other) in pairs.items()},
+            self._by_step(batch.loss_mask),
+            self._by_step(batch.windows.reset),
+        )
+
+    def _by_step(self, windows: Tensor) -> Tensor:
+        """[windows * B, T] -> [steps, B]."""
+        length = windows.shape[1]
+        return windows.reshape(-1, self.env.num_envs, length).transpose(1, 2).reshape(-1, self.env.num_envs)
+
+
+def _env_for(model: OnPolicyAlgorithm, env: Any) -> VecEnv:
+    """Return an env for the twin, which takes as many copies as the model's."""
+    if env is None:
+        return _copied_env(model)
+    if isinstance(env, str):
+        check_env_id(env)
+        env = make_vec_env(env, n_envs=model.n_envs)
+    if not isinstance(env, gym.Env | gym.vector.VectorEnv | VecEnv):
+        raise ValueError(f"env must be a gymnasium id, env or VectorEnv or a VecEnv, got {env!r}")
+    wrapped: VecEnv = model._wrap_env(env, verbose=0)  # type: ignore[arg-type]
+    check_for_correct_spaces(wrapped, model.observation_space, model.action_space)
+    if wrapped.num_envs != model.n_envs:
+        raise ValueError(f"env must have as many copies as the model's, {model.n_envs}, got {wrapped.num_envs}")
+    return wrapped
+
+
+def _copied_env(model: OnPolicyAlgorithm) -> VecEnv:
+    if model.env is None:
+        raise ValueError("model has no env, so env must be given, got None")
+    try:
+        return _deep_copy(model.env)
+    except Exception as error:
+        raise ValueError(f"env must be given, since the model's own cannot be copied: {error}") from error
+
+
+def _deep_copy(env: VecEnv) -> VecEnv:
+    """Copy an env, wrapper by wrapper: `VecNormalize` leaves out what it wraps."""
+    if not isinstance(env, VecEnvWrapper):
+        return copy.deepcopy(env)
+    inner = _deep_copy(env.venv)
+    outer = copy.deepcopy(env, {id(env.venv): inner})
+    if isinstance(outer, VecNormalize):
+        outer.set_venv(inner)
+    return outer

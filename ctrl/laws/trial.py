@@ -1,0 +1,371 @@
+"""What the laws of a memory core look at: a copy of the core, what its envs see, and where two results differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ctrl.compressive import CompressiveCore
+from ctrl.core import MemoryCore, require_positive
+from ctrl.memory import reach
+
+Core = MemoryCore[Any]
+
+STEPPING = ("step", "step with a graph", "acting")
+"""The ways to take one step after another."""
+WAYS = ("unroll", *STEPPING)
+SHORT = 10
+"""Steps of the windows that are walked through many times."""
+CHUNK = 512
+"""Steps that are unrolled at once while envs only live on."""
+LONGEST = 1024
+"""Steps of the longest window that is looked at as a whole."""
+LARGE_STATE = 2**17
+"""Bytes of state per env from which on a check does with fewer steps, so that it stays quick."""
+
+
+class Breach(AssertionError):
+    """A law is broken.
+
+    :param detail: how
+    :param env: the first env in which it shows; None where that has no meaning
+    :param step: the first step of the window in which it shows, from 0; None likewise
+    """
+
+    law = ""
+
+    def __init__(self, detail: str, env: int | None = None, step: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail, self.env, self.step = detail, env, step
+
+    def __str__(self) -> str:
+        return f"{self.law}: {self.detail}"
+
+
+class NotApplicable(Exception):
+    """A law says nothing about this core, and why."""
+
+
+class Difference(NamedTuple):
+    """Where two tensors first differ."""
+
+    place: tuple[int, ...]
+    one: float
+    other: float
+
+
+def first_difference(one: Tensor, other: Tensor, tolerance: float, where: Tensor | None = None) -> Difference | None:
+    """Find where tensors [B, T, ...] differ by more than `tolerance * (1 + size)`, by step, then env; NaN always does.
+
+    :param where: [B, T] bool, what is compared; all if None
+    :raises Breach: where their shapes differ
+    """
+    if one.shape != other.shape:
+        raise Breach(f"shapes {tuple(one.shape)} and {tuple(other.shape)} differ")
+    one, other = one.detach(), other.detach()
+    same = one == other
+    if one.is_floating_point():
+        same |= (one - other).abs() <= tolerance * (1 + other.abs())
+    if where is not None:
+        same |= ~where.view(*where.shape, *[1] * (one.dim() - 2))
+    places = (~same).nonzero()
+    if not len(places):
+        return None
+    steps = places[:, min(1, places.shape[1] - 1)]
+    index = tuple(places[int(steps.argmin())].tolist())
+    return Difference(index, float(one[index]), float(other[index]))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What B envs see for T steps."""
+
+    inputs: Tensor
+    """[B, T, I]"""
+    reset: Tensor
+    """[B, T] bool"""
+    state: Any
+    """The core's state before the first step."""
+    name: str
+    """Said in messages, such as "from the initial state"."""
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.reset.shape[1]
+
+    def copy(self) -> Stream:
+        """Return the same, in memory of its own: what a core does to it in place reaches nothing else."""
+        return replace(self, inputs=self.inputs.clone(), reset=self.reset.clone(), state=cloned(self.state))
+
+    def part(self, first: int, last: int, state: Any) -> Stream:
+        """Return the steps from `first` to `last`, the latter excluded, which begin with `state`."""
+        return replace(self, inputs=self.inputs[:, first:last], reset=self.reset[:, first:last], state=state)
+
+    def rows(self, envs: Sequence[int]) -> Stream:
+        """Return some envs, in the order given."""
+        index = torch.tensor(envs, device=self.inputs.device)
+        state = type(self.state)(*(leaf[index] for leaf in self.state))
+        return replace(self, inputs=self.inputs[index], reset=self.reset[index], state=state)
+
+    def resets_of(self, env: int) -> str:
+        """Say when an env resets."""
+        steps = self.reset[env].nonzero()[:, 0].tolist()
+        return f"env {env} resets at {', '.join(map(str, steps))}" if steps else f"env {env} does not reset"
+
+
+class Walked(NamedTuple):
+    """What came of a stream."""
+
+    outputs: Tensor
+    """[B, T, O]"""
+    state: Any
+    """After the last step."""
+
+
+def steps(core: Core, stream: Stream, way: str) -> Iterator[tuple[Tensor, Callable[[], Any]]]:
+    """Walk in one of the ways `STEPPING`; yield each step's outputs and what returns the state after it."""
+    state = stream.state
+    acting = core.acting(state) if way == "acting" else None
+    for t in range(stream.length):
+        inputs, reset = stream.inputs[:, t], stream.reset[:, t]
+        if acting is not None:
+            yield acting.step(inputs, reset), acting.state
+            continue
+        with torch.set_grad_enabled(way == "step with a graph"):
+            outputs, state = core.step(inputs, state, reset)
+        yield outputs, partial(_same, state)
+
+
+def _same(state: Any) -> Any:
+    return state
+
+
+def walk(core: Core, stream: Stream, way: str) -> Walked:
+    """Run a core over a stream in one of `WAYS`."""
+    if way == "unroll":
+        unrolled = core.unroll(stream.inputs, stream.state, stream.reset)
+        return Walked(unrolled.outputs, unrolled.state)
+    outputs, states = zip(*steps(core, stream, way), strict=True)
+    return Walked(torch.stack(outputs, dim=1), states[-1]())
+
+
+def cloned(state: Any) -> Any:
+    """Copy a state."""
+    return type(state)(*(leaf.clone() for leaf in state))
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all is bit-equal; NaN is equal to NaN."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def shake(module: nn.Module, noise: float, generator: torch.Generator) -> None:
+    """Move all parameters away from zeros and identities, which hide mistakes: by `noise` times their spread, or 1."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+            drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device, parameter.dtype)
+            parameter.add_(noise * (spread or 1.0) * drawn)
+
+
+class Trial:
+    """A core on trial. The core itself is never run: each law gets a copy that no other has touched.
+
+    :param core: the core
+    :param batch_size: B, at least 2
+    :param length: T, steps of the windows, at least 8; None for 40, and fewer where the state is large
+    :param history: steps that the oldest env has lived before a window; None for a compressive core's reach and some
+        more, 64 for other cores, and a limit where that would take long
+    :param noise: how far the copies' parameters are moved, see `shake`
+    :param tolerance: by how much results may differ that must be the same but for rounding, see `first_difference`
+    :raises ValueError: where an argument does not fit
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        batch_size: int = 3,
+        length: int | None = None,
+        history: int | None = None,
+        noise: float = 0.2,
+        tolerance: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(core, MemoryCore):
+            raise ValueError(f"core must be a MemoryCore, got {type(core).__name__}")
+        given = {"length": length, "history": history}
+        require_positive(batch_size=batch_size, **{name: value for name, value in given.items() if value is not None})
+        if batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, or no env could leak into another, got {batch_size}")
+        if length is not None and length < 8:
+            raise ValueError(f"length must be at least 8, got {length}")
+        for name, value in (("noise", noise), ("tolerance", tolerance)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
+        self.given, self.batch_size, self.tolerance, self.noise, self.seed = core, batch_size, tolerance, noise, seed
+        self._length, self._history = length, history
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @cached_property
+    def pristine(self) -> Core:
+        """A copy that is never run."""
+        core = copy.deepcopy(self.given)
+        shake(core, self.noise, torch.Generator().manual_seed(self.seed))
+        return core
+
+    def fresh(self) -> Core:
+        """Return a copy that nobody has run."""
+        return copy.deepcopy(self.pristine)
+
+    @cached_property
+    def _thrift(self) -> float:
+        """By which factor fewer steps are taken where the state is large."""
+        return min(1.0, LARGE_STATE / max(1, self.pristine.state_bytes))
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self._length or max(8, int(40 * self._thrift))
+
+    @property
+    def history(self) -> int:
+        """Steps that the oldest env has lived before a window."""
+        return self._history or min(max(64, self.wanted_history), max(256, int(4096 * self._thrift)))
+
+    @property
+    def wanted_history(self) -> int:
+        """Steps after which a compressive core has dropped something from each of its tiers; 0 for other cores."""
+        if isinstance(self.pristine, CompressiveCore):
+            return max(map(reach, self.pristine.tiers)) + 8
+        return 0
+
+    @property
+    def reaches_all(self) -> bool:
+        """Whether the oldest env has lived that long."""
+        return self.history >= self.wanted_history
+
+    @property
+    def whole(self) -> Stream:
+        """From the initial state over the history to the end of `old`."""
+        return self._whole.copy()
+
+    @property
+    def young(self) -> Stream:
+        """A window from the initial state."""
+        return self._young.copy()
+
+    @property
+    def old(self) -> Stream:
+        """A window that begins in the middle of episodes of different ages."""
+        return self._old.copy()
+
+    @property
+    def short(self) -> Stream:
+        """The beginning of `old`, with resets of its own."""
+        length = min(SHORT, self.length)
+        stream = self.old.part(0, length, self.old.state)
+        return replace(stream, reset=self._resets(length).to(stream.reset.device))
+
+    @cached_property
+    def _whole(self) -> Stream:
+        early = torch.zeros(self.batch_size, self.history, dtype=torch.bool)
+        for env in range(1, self.batch_size):
+            early[env, min(self.history * env // self.batch_size + env % 3, self.history - 1)] = (
+                True  # ages of all sizes and phases
+            )
+        reset = torch.cat([early, self._resets(self.length)], dim=1)
+        return self._stream(reset, self.pristine.initial_state(self.batch_size), "from the initial state")
+
+    @cached_property
+    def _young(self) -> Stream:
+        state = self.pristine.initial_state(self.batch_size)
+        return self._stream(self._resets(self.length), state, "from the initial state")
+
+    @cached_property
+    def _old(self) -> Stream:
+        core, whole = self.fresh(), self.whole
+        state = whole.state
+        with torch.no_grad():
+            for first in range(0, self.history, CHUNK):
+                part = whole.part(first, min(first + CHUNK, self.history), state)
+                state = core.unroll(part.inputs, state, part.reset).state
+        name = f"from a state of up to {self.history} steps"
+        return replace(whole.part(self.history, whole.length, state), name=name)
+
+    def _resets(self, length: int) -> Tensor:
+        """[B, T] staggered: none in env 0, two in a row in env 1, at the first and a late step in env 2, and so on."""
+        reset = torch.zeros(self.batch_size, length, dtype=torch.bool)
+        for env in range(self.batch_size):
+            places = ([], [length // 4, length // 4 + 1], [0, 3 * length // 4 - 1])[env % 3]
+            reset[env, [(place + env // 3) % length for place in places]] = True
+        return reset
+
+    def _stream(self, reset: Tensor, state: Any, name: str) -> Stream:
+        core = self.pristine
+        inputs = self.randn(*reset.shape, core.input_size)
+        return Stream(inputs, reset.to(core.device), state, name)
+
+    def randn(self, *shape: int) -> Tensor:
+        """Draw normal numbers."""
+        return torch.randn(shape, generator=self._generator).to(self.pristine.device, self.pristine.dtype)
+
+    @property
+    def huge(self) -> float:
+        """A number whose products overflow."""
+        return cast(float, torch.finfo(self.pristine.dtype).max ** 0.78)
+
+    def compare(self, one: tuple[str, Walked], other: tuple[str, Walked], stream: Stream) -> None:
+        """Raise a `Breach` unless outputs and states are the same but for rounding; each comes with its name."""
+        names = f"{one[0]} and {other[0]}"
+        self.same_outputs(names, one[1].outputs, other[1].outputs, stream)
+        self.same_state(f"{names}, {stream.length} steps {stream.name}", one[1].state, other[1].state)
+
+    def same_outputs(
+        self,
+        names: str,
+        one: Tensor,
+        other: Tensor,
+        stream: Stream,
+        *,
+        where: Tensor | None = None,
+        offset: int = 0,
+    ) -> None:
+        """Raise a `Breach` that says at which env and step two outputs [B, T, O] first differ.
+
+        Not bit by bit: matrix products round differently from one place in memory to another. What leaks is told by
+        its size.
+
+        :param where: [B, T] what must be the same but for rounding; all if None
+        :param offset: the stream's step with which the outputs begin
+        """
+        found = first_difference(one, other, self.tolerance, where)
+        if found is not None:
+            env, step, feature = found.place
+            step += offset
+            raise Breach(
+                f"{names} differ at env {env}, step {step} of {stream.length} {stream.name}: {found.one:.6g} and "
+                f"{found.other:.6g} in feature {feature} ({stream.resets_of(env)})",
+                env,
+                step,
+            )
+
+    def same_state(self, names: str, one: Any, other: Any, step: int | None = None) -> None:
+        """Raise a `Breach` that names the leaf and env in which two states differ."""
+        for field, left, right in zip(one._fields, one, other, strict=True):
+            found = first_difference(left, right, self.tolerance)
+            if found is not None:
+                env = found.place[0]
+                raise Breach(
+                    f"{names}: state.{field} of env {env} differs: {found.one:.6g} and {found.other:.6g} "
+                    f"at {list(found.place[1:])}",
+                    env,
+                    step,
+                )
