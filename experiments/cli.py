@@ -10,6 +10,7 @@ from typing import Annotated, Protocol, cast
 import tyro
 from rich.console import Console
 
+from ctrl.experiments.ablation_config import AblateConfig
 from ctrl.experiments.bench_config import BenchConfig
 from ctrl.experiments.config import (
     CompareConfig,
@@ -23,12 +24,13 @@ from ctrl.experiments.errors import UserError
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[AblateConfig, tyro.conf.subcommand("ablate")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[EnvsConfig, tyro.conf.subcommand("envs")]
     | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
 )
-AnyConfig = TrainConfig | CompareConfig | EvaluateConfig | EnvsConfig | DemoConfig | BenchConfig
+AnyConfig = TrainConfig | CompareConfig | AblateConfig | EvaluateConfig | EnvsConfig | DemoConfig | BenchConfig
 
 DESCRIPTION = "Compressive memory for reinforcement learning: train, compare and evaluate agents with memory."
 
@@ -36,6 +38,7 @@ DESCRIPTION = "Compressive memory for reinforcement learning: train, compare and
 MODULES: dict[type, str] = {
     TrainConfig: "training",
     CompareConfig: "compare",
+    AblateConfig: "ablation",
     EvaluateConfig: "evaluate",
     EnvsConfig: "listing",
     DemoConfig: "demo",
@@ -51,6 +54,12 @@ EXAMPLES = {
     "compare": [
         "ctrl compare --env ctrl/Recall-v0 --env-kwargs length=48 --cores compressive lstm --seeds 3 \\",
         "    --steps 300000 --jobs 2 --match-parameters --learning-rates compressive=1e-3 lstm=3e-3",
+    ],
+    "ablate": [
+        "ctrl ablate --jobs 2 --out results/ablation",
+        "ctrl ablate --jobs 2 --out results/ablation --resume",
+        "ctrl ablate --variants conv+attention_reconstruction mean+none --seeds 1 --out results/two",
+        "ctrl ablate --table results/ablation/summary.json",
     ],
     "evaluate": [
         "ctrl evaluate runs/recall-v0-compressive-1 --episodes 100",

@@ -5,26 +5,21 @@ Results are written as they come. A run that fails is reported and takes no othe
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from ctrl.experiments import provenance
 from ctrl.experiments.config import CompareConfig, TrainConfig
-from ctrl.experiments.folders import CURVE, MARKER, SUMMARY, open_folder, read_json, slug, write_json
+from ctrl.experiments.folders import MARKER, SUMMARY, open_folder, slug, write_json
+from ctrl.experiments.jobs import Job, run_jobs
 from ctrl.experiments.models import Match, build_model, match_width, parameter_count
 from ctrl.experiments.plots import learning_curves, save_figure
-from ctrl.experiments.progress import point_text, training_progress
 from ctrl.experiments.summary import (
     SCHEMA,
     FailedRun,
@@ -34,85 +29,10 @@ from ctrl.experiments.summary import (
     comparison_table,
     count_text,
     duration_text,
-    evaluation_text,
-    read_curve,
 )
 from ctrl.experiments.tasks import known_scores, make_task, success_reference
-from ctrl.experiments.training import FINISHED, Place
 
-POLL_SECONDS = 0.25
-PATIENCE_SECONDS = 60
-"""How long a stopped run may take to save before it is killed."""
 PICTURE = "learning_curves.png"
-LOG = "log.txt"
-
-
-@dataclass
-class Job:
-    """One run and, once it is started, its process."""
-
-    config: TrainConfig
-    place: Place
-    process: subprocess.Popen[bytes] | None = None
-    result: RunSummary | FailedRun | None = None
-
-    @property
-    def name(self) -> str:
-        """The run's name, here and in TensorBoard."""
-        return f"{self.config.core}/seed{self.config.seed}"
-
-    def start(self) -> None:
-        """Start the process; what it prints goes to its folder."""
-        self.place.write_config(self.config)
-        arguments = [sys.executable, "-m", "ctrl.experiments.worker", str(self.place.folder), str(os.getpid())]
-        with (self.place.folder / LOG).open("wb") as log:
-            # A session of its own: Ctrl-C reaches the run once, through `ask_to_stop`.
-            self.process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_worker_env(), start_new_session=True
-            )
-
-    def poll(self) -> bool:
-        """Return whether the run has ended, and read its result if so."""
-        if self.process is None or self.process.poll() is None:
-            return False
-        self.result = self._read_result(self.process.returncode)
-        return True
-
-    def ask_to_stop(self) -> None:
-        """Ask the run, if it is running, to save and end."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-
-    def wait_for_stop(self) -> None:
-        """Wait for the run's end; kill it if it does not listen."""
-        if self.process is None:
-            return
-        try:
-            self.process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def points(self) -> list[Point]:
-        """Return the run's curve so far."""
-        return read_curve(self.place.folder / CURVE)
-
-    def _read_result(self, exit_code: int) -> RunSummary | FailedRun:
-        path = self.place.folder / SUMMARY
-        if path.is_file():
-            summary = RunSummary.from_json(read_json(path))
-            if summary.status == FINISHED and exit_code == 0:
-                return summary
-            if summary.status != FINISHED:
-                return FailedRun(self.config.core, self.config.seed, summary.message)
-        lines = (self.place.folder / LOG).read_text(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {exit_code}"
-        return FailedRun(self.config.core, self.config.seed, f"{reason} (see {self.place.folder / LOG})")
-
-
-def _worker_env() -> dict[str, str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**os.environ, **threads}
 
 
 def plan(config: CompareConfig, console: Console) -> list[TrainConfig]:
@@ -180,7 +100,7 @@ class Comparison:
             "machine": provenance.machine(),
             "cores": {core.core: asdict(core) for core in aggregate(self.runs)},
             "runs": [run.to_json() for run in self.runs],
-            "failures": [asdict(failure) for failure in self.failures],
+            "failures": [_failure(failure) for failure in self.failures],
         }
         write_json(self.folder / SUMMARY, data)
 
@@ -190,11 +110,11 @@ class Comparison:
         for job in self.jobs:
             points = job.points()
             if points:
-                curves.setdefault(job.config.core, []).append(points)
+                curves.setdefault(job.label, []).append(points)
         if not curves:
             return None
         path = self.folder / PICTURE
-        save_figure(learning_curves(curves, title=task_title(self.config), **self._reference(curves)), path)
+        save_figure(learning_curves(curves, title=self.config.task.title, **self._reference(curves)), path)
         return path
 
     def show(self, console: Console) -> None:
@@ -204,9 +124,9 @@ class Comparison:
         if self.runs:
             run = self.config.run
             caption = f"{run.eval_episodes} held-out episodes a seed, after {count_text(run.steps)} steps of training"
-            console.print(comparison_table(aggregate(self.runs), task_title(self.config), baselines, caption))
+            console.print(comparison_table(aggregate(self.runs), self.config.task.title, baselines, caption))
         for failure in self.failures:
-            console.print(f"{failure.core}/seed{failure.seed}: {failure.message}", style="bold red", soft_wrap=True)
+            console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True)
         picture = self.draw()
         self._say_where(console, picture)
 
@@ -234,10 +154,8 @@ class Comparison:
         }
 
 
-def task_title(config: CompareConfig) -> str:
-    """Name the task with its arguments."""
-    arguments = ", ".join(config.task.env_kwargs)
-    return f"{config.task.env} ({arguments})" if arguments else config.task.env
+def _failure(run: FailedRun) -> dict[str, Any]:
+    return {"core": run.label, "seed": run.seed, "message": run.message}
 
 
 def compare(
@@ -253,94 +171,13 @@ def compare(
     :return: the comparison, and the exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C
     """
     write_json(folder / MARKER, {"command": command, "comparison": asdict(config) | {"out": str(folder)}})
-    jobs = [Job(run, _place(run, folder, command)) for run in runs]
+    jobs = [Job.within(folder, run.core, run, command) for run in runs]
     comparison = Comparison(config, folder, jobs, command)
     parallel = min(config.jobs or provenance.usable_cores(), len(jobs))
     console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
-    with _display(jobs, console) as display:
-        try:
-            _run_all(comparison, parallel, display)
-        except KeyboardInterrupt:
-            console.print("stopping; the runs save what they have …")
-            _stop(jobs)
-            for job in jobs:
-                job.poll()
-            comparison.write()
-            return comparison, 128 + signal.SIGINT
-        except BaseException:
-            _stop(jobs)  # whatever went wrong here, no process is left behind
-            raise
+    if not run_jobs(jobs, parallel, console, comparison.write):
+        return comparison, 128 + signal.SIGINT
     return comparison, 1 if comparison.failures else 0
-
-
-def _stop(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        job.ask_to_stop()
-    for job in jobs:
-        job.wait_for_stop()
-
-
-def _place(run: TrainConfig, folder: Path, command: str) -> Place:
-    name = Path(run.core) / f"seed{run.seed}"
-    return Place(folder / "runs" / name, folder / "tensorboard" / name, command)
-
-
-def _run_all(comparison: Comparison, parallel: int, display: Display) -> None:
-    waiting = list(comparison.jobs)
-    running: list[Job] = []
-    while waiting or running:
-        while waiting and len(running) < parallel:
-            running.append(waiting.pop(0))
-            running[-1].start()
-        time.sleep(POLL_SECONDS)
-        for job in list(running):
-            if job.poll():
-                running.remove(job)
-                comparison.write()
-            display.update(job)
-
-
-class Display:
-    """One bar for each run; where there is no terminal, one line when a run ends."""
-
-    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
-        self.console = console
-        self.progress: Progress = training_progress(console)
-        self._tasks: dict[str, TaskID] = {
-            job.name: self.progress.add_task(job.name, total=job.config.run.steps, state="waiting") for job in jobs
-        }
-
-    def update(self, job: Job) -> None:
-        """Show where a run is."""
-        points = job.points()
-        steps = min(points[-1].steps, job.config.run.steps) if points else 0
-        state = point_text(points[-1]) if points else "starting"
-        if steps >= job.config.run.steps:
-            state = "evaluating"
-        if job.result is not None:
-            state = result_text(job.result)
-            if not self.console.is_terminal:
-                self.console.print(f"{job.name}: {state}", soft_wrap=True)
-        self.progress.update(self._tasks[job.name], completed=steps, state=state)
-
-
-def result_text(result: RunSummary | FailedRun) -> str:
-    """Say in a few words how a run ended."""
-    if isinstance(result, FailedRun):
-        return f"[red]failed[/]: {result.message}"
-    if result.evaluation is None:
-        return f"done in {duration_text(result.wall_seconds)}"
-    return f"{evaluation_text(result.evaluation)} in {duration_text(result.wall_seconds)}"
-
-
-@contextmanager
-def _display(jobs: Sequence[Job], console: Console) -> Iterator[Display]:
-    display = Display(jobs, console)
-    if not console.is_terminal:
-        yield display
-        return
-    with display.progress:
-        yield display
 
 
 def run_command(config: CompareConfig, console: Console) -> int:

@@ -87,6 +87,11 @@ class TaskOptions:
         """The task's keyword arguments."""
         return parse_pairs(self.env_kwargs, "--env-kwargs")
 
+    @property
+    def title(self) -> str:
+        """The task's name with its arguments."""
+        return f"{self.env} ({', '.join(self.env_kwargs)})" if self.env_kwargs else self.env
+
 
 _MEMORY_HELP = (
     "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
@@ -213,7 +218,7 @@ class RunOptions:
     """Env steps between two checkpoints."""
     device: str = "auto"
     """cpu, cuda or auto."""
-    threads: Annotated[int | None, open_option("train: torch's own, compare: 1 a process")] = None
+    threads: Annotated[int | None, open_option("train: torch's own, else 1 a process")] = None
     """CPU threads that torch may use."""
 
     def __post_init__(self) -> None:

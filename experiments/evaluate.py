@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console, RenderableType
 from rich.table import Table
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import MemoryPPO
+from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.policies import MemoryPolicy, Windows
 from ctrl.experiments.config import EvaluateConfig, TaskOptions, TrainConfig, merge_pairs
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, read_json
@@ -21,6 +25,9 @@ from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, m
 
 MOST_ENVS = 16
 """Copies of the task in the evaluation after training."""
+WINDOWS = 4
+"""In which reconstruction errors are measured; the first begins with empty memories."""
+_ERROR = "reconstruction_error/"
 
 
 def evaluate(
@@ -87,6 +94,53 @@ def evaluate_run(model: MemoryPPO, config: TrainConfig) -> Evaluation:
         return evaluate(model, env, task, episodes=config.run.eval_episodes, seed=seed)
     finally:
         env.close()
+
+
+def reconstruction_errors(model: MemoryPPO, config: TrainConfig) -> dict[str, float]:
+    """Measure what a training run's agent loses where it compresses, on seeds that training never sees.
+
+    In windows as in training, with copies of the task that are not in step, so that questions come from all parts of
+    an episode. Agents that learn from different losses can be compared by it.
+
+    :return: by layer and tier, as `layer0/tier1`, the mean of `ctrl.reconstruction.reconstruction_error`: 0 if nothing
+        is lost, 1 if nothing is kept; nothing for a core that does not compress
+    """
+    if config.core != "compressive":
+        return {}
+    found: dict[str, list[float]] = {}
+    env = make_task(replace(config.task, num_envs=MOST_ENVS), seed=evaluation_seed(config.seed), training=True)
+    try:
+        for windows in held_out_windows(model.policy, env, length=config.ppo.window or config.ppo.n_steps):
+            with torch.no_grad():
+                diagnostics = model.policy.evaluate_windows(windows, diagnose=True).unrolled.diagnostics
+            for name, value in diagnostics.items():
+                if name.startswith(_ERROR):
+                    found.setdefault(name.removeprefix(_ERROR), []).append(float(value))
+    finally:
+        env.close()
+    return {place: float(np.mean(errors)) for place, errors in found.items()}
+
+
+def held_out_windows(policy: MemoryPolicy, env: VecEnv, *, length: int) -> Iterator[Windows]:
+    """Yield `WINDOWS` windows of `length` steps, one after another, in which the likeliest actions are taken."""
+    policy.set_training_mode(False)
+    buffer = WindowBuffer(
+        length, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, window=length
+    )
+    actor = policy.actor(policy.initial_state(env.num_envs))
+    observations: Any = env.reset()
+    starts = np.ones(env.num_envs, dtype=bool)
+    for _ in range(WINDOWS):
+        buffer.reset()
+        buffer.add_snapshot(actor.state())
+        for _ in range(length):
+            reset = torch.as_tensor(starts, device=policy.device)
+            acted = actor.act(policy.obs_to_tensor(observations)[0], reset, deterministic=True)
+            seen, started = observations, starts
+            observations, rewards, starts, _ = env.step(policy.env_actions(acted.actions))
+            actor.tell_rewards(rewards)
+            buffer.add_step(seen, acted, rewards, started)
+        yield buffer.all_windows(policy).windows
 
 
 def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluation]:

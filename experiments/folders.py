@@ -56,10 +56,10 @@ def slug(env_id: str) -> str:
     return env_id.rsplit(":", 1)[-1].rsplit("/", 1)[-1].lower()
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` so that a reader, or a crash, never meets half a file."""
+def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
+    """Write `data` so that a reader, or a crash, never meets half a file; without `indent` in one line."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(data, indent=indent, allow_nan=False) + "\n")
     os.replace(partial, path)
 
 

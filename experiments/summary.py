@@ -68,10 +68,14 @@ class RunSummary:
     steps_per_second: float
     """Env steps over the wall time of acting and learning."""
     wall_seconds: float
+    cpu_seconds: float | None = None
+    """Time of the processor for acting and learning; unlike wall time, hardly changed by what else is running."""
     training_return: float | None = None
     """Mean return of the episodes that ended in the last update's data."""
     training_success: float | None = None
     evaluation: Evaluation | None = None
+    reconstruction_error: dict[str, float] = field(default_factory=dict)
+    """By layer and tier, as `layer0/tier1`; see `evaluate.reconstruction_errors`."""
     message: str = ""
     """Why the run ended early."""
     command: str = ""
@@ -97,9 +101,15 @@ class RunSummary:
 class FailedRun:
     """A run that brought no summary."""
 
-    core: str
+    label: str
+    """What was trained; runs with the same label differ in their seed alone."""
     seed: int
     message: str
+
+    @property
+    def name(self) -> str:
+        """As the run's job is called."""
+        return f"{self.label}/seed{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from stable_baselines3.common.logger import configure
 from ctrl.agents import MemoryPPO, NonFiniteError
 from ctrl.experiments import provenance
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.evaluate import evaluate_run
+from ctrl.experiments.evaluate import evaluate_run, reconstruction_errors
 from ctrl.experiments.folders import CHECKPOINTS, CURVE, MARKER, MODEL, SUMMARY, open_folder, slug, write_json
 from ctrl.experiments.models import build_model, parameter_count
 from ctrl.experiments.progress import LiveReporter, Reporter
@@ -56,6 +56,22 @@ class Outcome:
 
     summary: RunSummary
     exit_code: int
+
+
+class Taken(NamedTuple):
+    """Time in seconds, on the wall and of the processor with all its threads."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Taken:
+        """Read both clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, start: Taken) -> Taken:
+        """Return what has passed since `start`."""
+        return Taken(self.wall - start.wall, self.cpu - start.cpu)
 
 
 @contextmanager
@@ -91,7 +107,11 @@ def train(
     write_json(place.folder / SUMMARY, outcome.summary.to_json())
     if outcome.summary.status != FINISHED or not config.run.eval_episodes:
         return outcome
-    summary = replace(outcome.summary, evaluation=evaluate_run(model, config))
+    summary = replace(
+        outcome.summary,
+        evaluation=evaluate_run(model, config),
+        reconstruction_error=reconstruction_errors(model, config),
+    )
     write_json(place.folder / SUMMARY, summary.to_json())
     return Outcome(summary, exit_code=0)
 
@@ -100,7 +120,7 @@ def _learn(model: MemoryPPO, config: TrainConfig, place: Place, reporter: Report
     recorder = Recorder(config, place.folder, reporter, stop)
     model.set_logger(configure(str(place.tensorboard), ["tensorboard"]))
     status, exit_code, message = FINISHED, 0, ""
-    start = time.perf_counter()
+    start = Taken.now()
     with stop, recorder:
         try:
             model.learn(config.run.steps, callback=recorder)
@@ -111,11 +131,11 @@ def _learn(model: MemoryPPO, config: TrainConfig, place: Place, reporter: Report
             status, exit_code = FAILED, 1
             kept = recorder.keep_last_good()
             message = f"{error}; training stopped. The last good checkpoint is kept: {kept}"
-        wall = time.perf_counter() - start
+        taken = Taken.now().since(start)
         if status != FAILED:
             model.save(place.folder / MODEL)
     model.logger.close()
-    return Outcome(_summarise(model, config, place, recorder, wall, status, message), exit_code)
+    return Outcome(_summarise(model, config, place, recorder, taken, status, message), exit_code)
 
 
 def _summarise(
@@ -123,7 +143,7 @@ def _summarise(
     config: TrainConfig,
     place: Place,
     recorder: Recorder,
-    wall: float,
+    taken: Taken,
     status: str,
     message: str,
 ) -> RunSummary:
@@ -137,8 +157,9 @@ def _summarise(
         steps=model.num_timesteps,
         parameters=parameter_count(model),
         state_bytes=model.policy.core.state_bytes,
-        steps_per_second=model.num_timesteps / wall,
-        wall_seconds=wall,
+        steps_per_second=model.num_timesteps / taken.wall,
+        wall_seconds=taken.wall,
+        cpu_seconds=taken.cpu,
         training_return=None if last is None else last.return_,
         training_success=None if last is None or np.isnan(last.success) else last.success,
         message=message,

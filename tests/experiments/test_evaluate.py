@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
-from ctrl.experiments.config import TaskOptions
-from ctrl.experiments.evaluate import evaluate, evaluation_table
+from ctrl.experiments.config import MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
+from ctrl.experiments.evaluate import (
+    WINDOWS,
+    evaluate,
+    evaluation_table,
+    held_out_windows,
+    reconstruction_errors,
+)
+from ctrl.experiments.models import build_model
 from ctrl.experiments.tasks import evaluation_seed, make_task
 
 
@@ -150,3 +161,52 @@ def test_what_cannot_be_evaluated_is_told(trained: Path, tmp_path: Path, capsys:
     assert "holds no model.zip" in error(str(tmp_path / "elsewhere" / ".."))
     (tmp_path / "broken.zip").write_text("no zip")
     assert "cannot be loaded" in error(str(tmp_path / "broken.zip"), "--env", "ctrl/Recall-v0")
+
+
+def built(core: str, memory: str) -> tuple[MemoryPPO, TrainConfig]:
+    config = TrainConfig(
+        core=core,
+        seed=3,
+        task=TaskOptions(env_kwargs=("length=9",), num_envs=3),
+        run=RunOptions(device="cpu"),
+        memory=MemoryOptions(width=8, layers=2, heads=2, memory=memory, compressor="mean", reconstruction="none"),
+        ppo=PPOOptions(n_steps=14),
+    )
+    env = make_task(config.task, seed=0, training=True)
+    return build_model(config, env), config
+
+
+def test_what_is_lost_by_compressing_is_measured_by_layer_and_tier() -> None:
+    errors = reconstruction_errors(*built("compressive", "3,4x1,3x2"))
+    assert list(errors) == ["layer0/tier1", "layer0/tier2", "layer1/tier1", "layer1/tier2"]
+    for layer in (0, 1):
+        assert errors[f"layer{layer}/tier1"] == pytest.approx(0, abs=1e-9)  # the mean of one slot is that slot
+        assert 1e-3 < errors[f"layer{layer}/tier2"] < 1
+
+
+def test_what_is_lost_is_measured_on_the_same_episodes_each_time() -> None:
+    model, config = built("compressive", "3,4x2")
+    first = reconstruction_errors(model, config)
+    assert reconstruction_errors(model, config) == first
+    assert reconstruction_errors(model, replace(config, seed=4)) != first
+
+
+def test_a_core_that_does_not_compress_loses_nothing() -> None:
+    assert reconstruction_errors(*built("transformer_xl", "3,4x2")) == {}
+
+
+def test_held_out_windows_follow_each_other() -> None:
+    """Learning's unroll of a window ends in the state in which acting begins the next, and takes its actions."""
+    model, config = built("compressive", "3,4x2")
+    env = make_task(config.task, seed=7, training=True)
+    windows = list(held_out_windows(model.policy, env, length=14))
+    assert len(windows) == WINDOWS
+    assert windows[0].reset[:, 0].all()
+    assert windows[1].reset.any() and not windows[1].reset.all(dim=0).any()  # the copies are not in step
+    for window, following in itertools.pairwise(windows):
+        unrolled = model.policy.evaluate_windows(window).unrolled
+        for ended, begun in zip(unrolled.state, following.core_state, strict=True):
+            torch.testing.assert_close(ended, begun)
+        latent = unrolled.outputs.flatten(0, 1).detach()
+        likeliest, _, _ = model.policy.decide(latent, deterministic=True)
+        assert torch.equal(likeliest, window.actions.flatten())

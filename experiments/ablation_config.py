@@ -1,0 +1,127 @@
+"""What `ctrl ablate` compares and on what. All its numbers are here; the command line can change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ctrl.experiments.config import (
+    MemoryOptions,
+    Out,
+    PPOOptions,
+    RunOptions,
+    TaskOptions,
+    open_option,
+)
+from ctrl.experiments.errors import require, unknown
+
+LOSSES = ("attention_reconstruction", "auto_encoding", "task")
+"""What a learned compressor can learn from; `task` is the task loss, without one of reconstruction."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compress."""
+
+    compressor: str
+    loss: str
+    """One of `LOSSES`, or `none`."""
+    paper: float | None = None
+    """The paper's bits per character on Enwik8, lower is better (Rae et al. 2020, arXiv 1911.05507, section 5.2)."""
+
+    @property
+    def name(self) -> str:
+        """As `--variants` takes it."""
+        return f"{self.compressor}+{self.loss}"
+
+    def memory(self, options: MemoryOptions) -> MemoryOptions:
+        """Return memory options with this compressor and loss."""
+        if self.loss == "task":
+            return replace(options, compressor=self.compressor, reconstruction="none", compression_gradient="task")
+        return replace(
+            options, compressor=self.compressor, reconstruction=self.loss, compression_gradient="reconstruction"
+        )
+
+
+VARIANTS = (
+    Variant("conv", "attention_reconstruction", paper=0.973),
+    Variant("conv", "auto_encoding", paper=0.984),
+    Variant("conv", "task", paper=0.996),
+    Variant("dilated_conv", "attention_reconstruction", paper=0.977),
+    Variant("dilated_conv", "auto_encoding"),
+    Variant("dilated_conv", "task"),
+    *(Variant(compressor, loss) for compressor in ("gru", "attention", "select") for loss in LOSSES),
+    Variant("select", "none"),  # the other learned ones start as the mean, so without a loss they are `mean`
+    Variant("most_used", "none", paper=0.980),
+    Variant("mean", "none", paper=0.982),
+    Variant("max", "none", paper=0.986),
+)
+REFERENCE = VARIANTS[0]
+"""The default of the core and the paper's choice; the cost of a step is told as a multiple of its."""
+
+LENGTH = 32
+"""Steps from cue to query: four times what the raw memory holds, so the answer must come through a compressed slot.
+
+Half of what an update sees of an env, so that the task loss can reach the compressors: most windows that hold a query
+also saw its cue compressed. At twice the length, `mean` and `select` were still guessing after 250,000 steps.
+"""
+MEMORY = "8,8x8"
+"""8 raw steps and 8 slots of 8 steps: 72 steps of reach, and a cue is one of the 8 steps that its slot stands for."""
+TASK = TaskOptions(env_kwargs=(f"length={LENGTH}", "num_cues=4"), num_envs=32)
+RUN = RunOptions(steps=300_000, eval_episodes=200)
+PPO = PPOOptions(n_steps=64, gamma=0.9, learning_rate=1e-3, anneal=True)
+"""As in `demo`."""
+
+
+@dataclass(frozen=True)
+class AblateConfig:
+    """Train every compressor with every loss that it can learn from, on one task with several seeds.
+
+    Unless other options say so, on ctrl/Recall-v0 with length=32 and num_cues=4.
+    """
+
+    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")] = ()
+    """What to train, such as `conv+attention_reconstruction mean+none`."""
+    seeds: int = 3
+    """Runs of each variant, with seeds 0, 1, 2 …"""
+    jobs: Annotated[int | None, open_option("one for each CPU core")] = None
+    """Runs at the same time, each a process of its own."""
+    out: Out = None
+    """Folder for the results."""
+    overwrite: bool = False
+    """Replace the results that --out holds already."""
+    resume: bool = False
+    """Keep the runs in --out that finished, and train the others."""
+    table: Annotated[Path | None, open_option("train", "FILE")] = None
+    """Print the table of an earlier ablation's summary.json again, and train nothing."""
+    markdown: bool = False
+    """Print the table of --table as markdown."""
+    task: TaskOptions = field(default_factory=lambda: TASK)
+    run: RunOptions = field(default_factory=lambda: RUN)
+    memory: MemoryOptions = field(default_factory=lambda: MemoryOptions(memory=MEMORY, layers=1))
+    ppo: PPOOptions = field(default_factory=lambda: PPO)
+
+    def __post_init__(self) -> None:
+        require(self.seeds >= 1, f"--seeds must be at least 1, got {self.seeds}")
+        require(self.jobs is None or self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+        require(len(set(self.variants)) == len(self.variants), f"--variants names one twice: {' '.join(self.variants)}")
+        require(not (self.resume and self.overwrite), "--resume keeps what --overwrite removes; give one of them")
+        require(not self.resume or self.out is not None, "--resume needs the folder to go on in; name it with --out")
+        require(self.table is not None or not self.markdown, "--markdown needs --table FILE")
+        unchosen = MemoryOptions()
+        for name in ("compressor", "reconstruction", "compression_gradient"):
+            value, option = getattr(self.memory, name), f"--{name.replace('_', '-')}"
+            require(value == getattr(unchosen, name), f"{option} is what --variants chooses, got {value!r}")
+        _ = self.chosen
+
+    @property
+    def chosen(self) -> tuple[Variant, ...]:
+        """The variants to train, in the order in which they were named."""
+        by_name = {variant.name: variant for variant in VARIANTS}
+        for name in self.variants:
+            if name not in by_name:
+                raise unknown("variant", name, by_name, show=len(by_name))
+        return tuple(by_name[name] for name in self.variants) or VARIANTS

@@ -1,0 +1,193 @@
+"""Training runs side by side, each in a process of its own. A run that fails is reported and takes no other with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.folders import CURVE, SUMMARY, read_json
+from ctrl.experiments.progress import point_text, training_progress
+from ctrl.experiments.summary import FailedRun, Point, RunSummary, duration_text, evaluation_text, read_curve
+from ctrl.experiments.training import FINISHED, Place
+
+POLL_SECONDS = 0.25
+PATIENCE_SECONDS = 60
+"""How long a stopped run may take to save before it is killed."""
+LOG = "log.txt"
+
+
+@dataclass
+class Job:
+    """One run and, once it is started, its process."""
+
+    label: str
+    """What is compared: runs with the same label differ in their seed alone."""
+    config: TrainConfig
+    place: Place
+    process: subprocess.Popen[bytes] | None = None
+    result: RunSummary | FailedRun | None = None
+
+    @classmethod
+    def within(cls, folder: Path, label: str, config: TrainConfig, command: str) -> Job:
+        """Lay a run out in the folder of what it belongs to."""
+        name = Path(label) / f"seed{config.seed}"
+        return cls(label, config, Place(folder / "runs" / name, folder / "tensorboard" / name, command))
+
+    @property
+    def name(self) -> str:
+        """The run's name, here and in TensorBoard."""
+        return f"{self.label}/seed{self.config.seed}"
+
+    def start(self) -> None:
+        """Start the process; what it prints goes to its folder."""
+        self.place.write_config(self.config)
+        arguments = [sys.executable, "-m", "ctrl.experiments.worker", str(self.place.folder), str(os.getpid())]
+        with (self.place.folder / LOG).open("wb") as log:
+            # A session of its own: Ctrl-C reaches the run once, through `ask_to_stop`.
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_worker_env(), start_new_session=True
+            )
+
+    def poll(self) -> bool:
+        """Return whether the run has ended, and read its result if so."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        self.result = self._read_result(self.process.returncode)
+        return True
+
+    def ask_to_stop(self) -> None:
+        """Ask the run, if it is running, to save and end."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+    def wait_for_stop(self) -> None:
+        """Wait for the run's end; kill it if it does not listen."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def points(self) -> list[Point]:
+        """Return the run's curve so far."""
+        return read_curve(self.place.folder / CURVE)
+
+    def _read_result(self, exit_code: int) -> RunSummary | FailedRun:
+        path = self.place.folder / SUMMARY
+        if path.is_file():
+            summary = RunSummary.from_json(read_json(path))
+            if summary.status == FINISHED and exit_code == 0:
+                return summary
+            if summary.status != FINISHED:
+                return FailedRun(self.label, self.config.seed, summary.message)
+        lines = (self.place.folder / LOG).read_text(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {exit_code}"
+        return FailedRun(self.label, self.config.seed, f"{reason} (see {self.place.folder / LOG})")
+
+
+def _worker_env() -> dict[str, str]:
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**os.environ, **threads}
+
+
+def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, on_end: Callable[[], None]) -> bool:
+    """Carry out all jobs, `parallel` at a time, in their order.
+
+    :param jobs: none of them started
+    :param parallel: how many processes there may be
+    :param console: where to show the progress
+    :param on_end: called whenever a run has ended, and after Ctrl-C
+    :return: whether all ran; False after Ctrl-C, which lets the runs save what they have
+    """
+    with _display(jobs, console) as display:
+        try:
+            _run_all(jobs, parallel, display, on_end)
+        except KeyboardInterrupt:
+            console.print("stopping; the runs save what they have …")
+            _stop(jobs)
+            for job in jobs:
+                job.poll()
+            on_end()
+            return False
+        except BaseException:
+            _stop(jobs)  # whatever went wrong here, no process is left behind
+            raise
+    return True
+
+
+def _stop(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.ask_to_stop()
+    for job in jobs:
+        job.wait_for_stop()
+
+
+def _run_all(jobs: Sequence[Job], parallel: int, display: Display, on_end: Callable[[], None]) -> None:
+    waiting = list(jobs)
+    running: list[Job] = []
+    while waiting or running:
+        while waiting and len(running) < parallel:
+            running.append(waiting.pop(0))
+            running[-1].start()
+        time.sleep(POLL_SECONDS)
+        for job in list(running):
+            if job.poll():
+                running.remove(job)
+                on_end()
+            display.update(job)
+
+
+class Display:
+    """One bar for each run; where there is no terminal, one line when a run ends."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self.console = console
+        self.progress: Progress = training_progress(console)
+        self._tasks: dict[str, TaskID] = {
+            job.name: self.progress.add_task(job.name, total=job.config.run.steps, state="waiting") for job in jobs
+        }
+
+    def update(self, job: Job) -> None:
+        """Show where a run is."""
+        points = job.points()
+        steps = min(points[-1].steps, job.config.run.steps) if points else 0
+        state = point_text(points[-1]) if points else "starting"
+        if steps >= job.config.run.steps:
+            state = "evaluating"
+        if job.result is not None:
+            state = result_text(job.result)
+            if not self.console.is_terminal:
+                self.console.print(f"{job.name}: {state}", soft_wrap=True)
+        self.progress.update(self._tasks[job.name], completed=steps, state=state)
+
+
+def result_text(result: RunSummary | FailedRun) -> str:
+    """Say in a few words how a run ended."""
+    if isinstance(result, FailedRun):
+        return f"[red]failed[/]: {result.message}"
+    if result.evaluation is None:
+        return f"done in {duration_text(result.wall_seconds)}"
+    return f"{evaluation_text(result.evaluation)} in {duration_text(result.wall_seconds)}"
+
+
+@contextmanager
+def _display(jobs: Sequence[Job], console: Console) -> Iterator[Display]:
+    display = Display(jobs, console)
+    if not console.is_terminal:
+        yield display
+        return
+    with display.progress:
+        yield display
