@@ -354,6 +354,13 @@ class MemoryPPO(OnPolicyAlgorithm):
         self._log_training(statistics, clip_range)
         if statistics.values:
             self._log_staleness(everything.windows)
+            self._adapt(statistics)
+
+    def _adapt(self, statistics: _Statistics) -> None:
+        """Let the core change what it chooses by itself; the next rollout begins with it."""
+        diagnostics = {name.removeprefix("memory/"): value for name, value in statistics.means().items()}
+        for name, value in self.policy.core.adapt(diagnostics).items():
+            self.logger.record(f"memory/{name}", value)
 
     def _refreshed(self, batch: WindowBatch) -> WindowBatch:
         """Put the states before a minibatch's windows as the weights, as they are now, make them from the burn-in."""

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ctrl.adaptive import AdaptiveCore, AdaptiveState
 from ctrl.checking import Finding, LawBroken, check_core
 from ctrl.compressive import CompressiveCore, CompressiveState
 from ctrl.compressors import Compressor, compressor_names, register_compressor
@@ -24,6 +25,8 @@ from ctrl.recurrent import GRUCore, GRUState, LSTMCore, LSTMState
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveCore",
+    "AdaptiveState",
     "CompressiveCore",
     "CompressiveState",
     "Compressor",
@@ -52,6 +55,7 @@ __all__ = [
 
 _CORES: dict[str, Callable[..., MemoryCore[Any]]] = {
     "compressive": CompressiveCore,
+    "adaptive": AdaptiveCore,
     "transformer_xl": transformer_xl,
     "gtrxl": gtrxl,
     "lstm": LSTMCore,

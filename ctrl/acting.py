@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ctrl.band import age_row, hidden_row
+from ctrl.band import age_row
 from ctrl.banded import HIDDEN
 from ctrl.compressors import Compressor
 from ctrl.core import Acting
@@ -75,12 +75,13 @@ class Rings:
     :param tiers: the layer's
     :param heads: H
     :param clock: [B] steps of the current episode consumed so far
+    :param hidden: the row of the table of biases for what is not visible
     """
 
-    def __init__(self, tiers: Tiers, heads: int, clock: Tensor) -> None:
+    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int) -> None:
         self._rhythms = rhythms(tiers)
         self._oldest = reach(tiers)
-        self._hidden = hidden_row(self._oldest)
+        self._hidden = hidden
         self._row_of_age: Integers | None = None
         if self._oldest < TABLE:
             self._row_of_age = np.append(age_row(torch.arange(self._oldest + 1)).numpy(), self._hidden)
@@ -216,7 +217,10 @@ class CompressiveActing(Acting["CompressiveState"]):
     def __init__(self, core: CompressiveCore, state: CompressiveState) -> None:
         super().__init__(core, state)
         self._clock: Integers = state.clock.cpu().numpy().copy()
-        self._rings = {tiers: Rings(tiers, core.heads, state.clock) for tiers in dict.fromkeys(core.tiers)}
+        self._tiers = list(core.tiers)
+        self._rings = {
+            tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers)) for tiers in dict.fromkeys(self._tiers)
+        }
         self._compressors = [list(cast("list[Compressor]", compressors)) for compressors in core.compressors]
         self._embed, self._norm = core.embed, cast(nn.LayerNorm, core.norm)
         self._places = [
@@ -226,7 +230,7 @@ class CompressiveActing(Acting["CompressiveState"]):
             if parameter is not None
         ]
         self._watch(self._weights())
-        self._ranked = [_ranked(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
+        self._ranked = [ranked_parts(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         usages = iter(
             state.usage.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
@@ -246,16 +250,19 @@ class CompressiveActing(Acting["CompressiveState"]):
         index = torch.from_numpy(picked).to(self.core.device)
         slots = [
             torch.where(self._kept(tiers)[index], layer.slots[index], 0)
-            for layer, tiers in zip(self._layers, self.core.tiers, strict=True)
+            for layer, tiers in zip(self._layers, self._tiers, strict=True)
         ]
         clock = torch.from_numpy(self._clock[picked]).to(self.core.device)
         usage = [
             torch.where(self._kept(tiers)[index, part, 0], layer.usage[index, part], 0)
-            for layer, tiers, ranked in zip(self._layers, self.core.tiers, self._ranked, strict=True)
+            for layer, tiers, ranked in zip(self._layers, self._tiers, self._ranked, strict=True)
             for part in ranked
         ]
         joined = torch.cat(slots, dim=1)
-        return self.core.make_state([clock, joined, torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1)])
+        return self._make_state(clock, joined, torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1))
+
+    def _make_state(self, clock: Tensor, slots: Tensor, usage: Tensor) -> CompressiveState:
+        return self.core.make_state([clock, slots, usage])
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         self._follow_weights()
@@ -265,7 +272,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock += 1
         embed, norm = self._embed, self._norm
         hidden = F.linear(inputs, embed.weight, embed.bias)
-        for layer, tiers, compressors in zip(self._layers, self.core.tiers, self._compressors, strict=True):
+        for layer, tiers, compressors in zip(self._layers, self._tiers, self._compressors, strict=True):
             hidden = layer.step(hidden, moves[tiers], compressors)
         return torch.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias)
 
@@ -295,7 +302,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         return torch.from_numpy(self._rings[tiers].kept[:, :, None]).to(self.core.device)
 
 
-def _ranked(tiers: Tiers, ranks: list[bool]) -> list[slice]:
+def ranked_parts(tiers: Tiers, ranks: list[bool]) -> list[slice]:
     """Return the positions of the tiers whose slots are ranked by the attention that they receive."""
     starts = np.cumsum([0, *(tier.slots for tier in tiers)]).tolist()
     return [slice(starts[at], starts[at + 1]) for at, wanted in enumerate(ranks) if wanted]

@@ -7,20 +7,27 @@ as a running mean of its reconstruction error falls below `LOW` or rises above `
 differ by layer open (section 6); how they are chosen here is not from the paper.
 
 The state's shape does not change: it holds as many slots as before, which stand for other spans. It says with which
-rates it was written, and a core that has other rates by then reads it by `resample`.
+rates it was written, and a core that has other rates by then reads it by `resample`. So all laws hold at all times, and
+states may be kept over a change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from ctrl.acting import CompressiveActing, ranked_parts
+from ctrl.compressive import CompressiveCore, CompressiveState
 from ctrl.compressors import Compressor, make_compressor
-from ctrl.memory import Tier, Tiers
+from ctrl.core import Acting, PlainActing
+from ctrl.memory import Tiers
 from ctrl.timeline import EMPTY, ring_centres
+from ctrl.window import LayerPass, LayerPlan
 
 LOW, HIGH = 0.1, 0.3
 """Reconstruction errors (a share of what is read) between which a rate stays as it is."""
@@ -78,9 +85,176 @@ class CompressorOfRates(Compressor):
         slots: Tensor = self.by_rate[str(blocks.shape[1])](blocks, usage)
         return slots
 
+    def uses_attention(self) -> bool:
+        """Say whether the compressor of each rate does."""
+        return any(cast(Compressor, compressor).uses_attention() for compressor in self.by_rate.values())
 
-def make_tier_compressor(tier: Tier, width: int, rates: Sequence[int]) -> Compressor:
-    """Build what forms a tier's slots: for its own rate, or for all of `rates` if there are any."""
-    if rates:
-        return CompressorOfRates(tier.compressor, width, rates)
-    return make_compressor(tier.compressor, width, tier.rate)
+
+class AdaptiveState(NamedTuple):
+    """The state of an `AdaptiveCore`: that of a `CompressiveCore`, and the rates with which it was written."""
+
+    clock: Tensor
+    """[B] int64"""
+    slots: Tensor
+    """[B, S, D]"""
+    usage: Tensor
+    """[B, U]"""
+    rates: Tensor
+    """[B, L] int64, of each layer's first compressed tier; 1 where a layer has none."""
+
+
+class AdaptiveCore(CompressiveCore):
+    """A `CompressiveCore`, with the same options, whose layers choose the rate of their first compressed tier.
+
+    Call `adapt` with the diagnostics of an unroll between two rollouts; `MemoryPPO` does. Each choice of a rate has a
+    compressor of its own. A decoder is made for one rate, so `reconstruction="auto_encoding"` is refused.
+    """
+
+    __signature__ = inspect.signature(CompressiveCore)
+
+    rates: Tensor
+    """[L] the present rates; a buffer, so that they are saved and loaded with the weights."""
+    errors: Tensor
+    """[L] running means of the reconstruction errors; likewise."""
+
+    def __init__(self, input_size: int, **options: Any) -> None:
+        if options.get("reconstruction") == "auto_encoding":
+            raise ValueError(
+                "reconstruction='auto_encoding' does not fit core 'adaptive', since a decoder is made for one rate; "
+                "use 'attention_reconstruction' or 'none', or core 'compressive'"
+            )
+        self._choices: list[tuple[int, ...]] = []
+        self._rows = 0
+        super().__init__(input_size, **options)
+        if not any(self._choices):
+            raise ValueError("memory must have a compressed tier for core 'adaptive' to choose its rate; got none")
+        self.register_buffer("rates", torch.tensor([_rate(tiers) for tiers in self.tiers]))
+        self.register_buffer("errors", torch.full((len(self.tiers),), START))
+
+    def hidden_row(self, tiers: Tiers) -> int:
+        """Return the same row for all layers, beyond that of the furthest reach that any of them may choose."""
+        if not self._choices:
+            self._choices = [rate_choices(own) for own in self.tiers]
+            widest = [
+                with_rate(own, rates[-1]) if rates else own
+                for own, rates in zip(self.tiers, self._choices, strict=True)
+            ]
+            self._rows = max(super(AdaptiveCore, self).hidden_row(own) for own in widest)
+        return self._rows
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Return the empty memory, written with the present rates."""
+        return self._with_rates(super().initial_state(batch_size))
+
+    def check_state(self, state: Any, batch_size: int) -> None:
+        """Raise a ValueError also where the state was written with rates that no layer can choose."""
+        super().check_state(state, batch_size)
+        for number, choices in enumerate(self._choices):
+            found = set(state.rates[:, number].tolist())
+            if found - set(choices or (1,)):
+                raise ValueError(f"state.rates of layer {number} must be of {choices or (1,)}, got {sorted(found)}")
+
+    def acting(self, state: Any) -> Acting[Any]:
+        """Return what keeps the state while B envs act."""
+        return AdaptiveActing(self, state) if self.acts_in_place else PlainActing(self, state)
+
+    def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
+        """Let each layer change its rate as its error asks for; return the rates by layer."""
+        for number, choices in enumerate(self._choices):
+            error = diagnostics.get(f"reconstruction_error/layer{number}/tier1")
+            if not choices or error is None:
+                continue
+            mean = DECAY * float(self.errors[number]) + (1 - DECAY) * float(error)
+            rate = next_rate(int(self.rates[number]), mean, choices)
+            self.errors[number] = mean if rate == int(self.rates[number]) else START
+            self.rates[number] = rate
+        self._follow_rates()
+        return {
+            f"rate/layer{number}": float(self.rates[number]) for number, choices in enumerate(self._choices) if choices
+        }
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of compressors for other rates than the present ones."""
+        idle: list[nn.Parameter] = []
+        for tiers, compressors in zip(self.tiers, self.compressors, strict=True):
+            for compressor in cast(nn.ModuleList, compressors):
+                if isinstance(compressor, CompressorOfRates):
+                    others = [part for rate, part in compressor.by_rate.items() if rate != str(_rate(tiers))]
+                    idle += [parameter for part in others for parameter in part.parameters()]
+        return idle
+
+    def now(self, state: Any) -> CompressiveState:
+        """Read a state as if it had been written with the present rates."""
+        if torch.equal(state.rates, self._present_rates(len(state.rates))):
+            return CompressiveState(*state[:3])
+        slots, usages = [], []
+        parts = state.slots.split([sum(tier.slots for tier in tiers) for tiers in self.tiers], dim=1)
+        usage, used = state.usage, 0
+        for number, (tiers, part) in enumerate(zip(self.tiers, parts, strict=True)):
+            ranked = ranked_parts(tiers, self.ranks(number))
+            features = torch.cat([part, part.new_zeros(*part.shape[:2], 1)], dim=2)
+            for where in ranked:
+                size = where.stop - where.start
+                features[:, where, -1] = usage[:, used : used + size]
+                used += size
+            features = self._layer_now(number, state, features)
+            slots.append(features[:, :, :-1])
+            usages += [features[:, where, -1] for where in ranked]
+        joined = torch.cat(slots, dim=1)
+        return CompressiveState(state.clock, joined, torch.cat([joined.new_zeros(len(joined), 0), *usages], dim=1))
+
+    def _layer_now(self, number: int, state: Any, features: Tensor) -> Tensor:
+        tiers, written = self.tiers[number], state.rates[:, number]
+        for rate in set(written.tolist()) - {_rate(tiers)}:
+            read = resample(with_rate(tiers, rate), tiers, state.clock, features)
+            features = torch.where((written == rate)[:, None, None], read, features)
+        return features
+
+    def _make_compressor(self, tiers: Tiers, position: int) -> Compressor:
+        if position == 1:
+            return CompressorOfRates(tiers[1].compressor, self.output_size, rate_choices(tiers))
+        return super()._make_compressor(tiers, position)
+
+    def _with_rates(self, state: CompressiveState) -> AdaptiveState:
+        return AdaptiveState(*state, self._present_rates(len(state.clock)))
+
+    def _present_rates(self, batch_size: int) -> Tensor:
+        """Return [B, L]."""
+        return torch.tensor([[_rate(tiers) for tiers in self.tiers]], device=self.device).repeat(batch_size, 1)
+
+    def _run_window(
+        self, inputs: Tensor, state: Any, plans: dict[Tiers, LayerPlan]
+    ) -> tuple[Tensor, Any, list[LayerPass]]:
+        outputs, after, passes = super()._run_window(inputs, self.now(state), plans)
+        return outputs, self._with_rates(after), passes
+
+    def _follow_rates(self) -> None:
+        self.tiers = [
+            with_rate(tiers, int(rate)) if choices else tiers
+            for tiers, rate, choices in zip(self.tiers, self.rates, self._choices, strict=True)
+        ]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._follow_rates()
+
+
+def _rate(tiers: Tiers) -> int:
+    return tiers[1].rate if len(tiers) > 1 else 1
+
+
+class AdaptiveActing(CompressiveActing):
+    """An `AdaptiveCore`, acting in B envs; it goes on with other rates as soon as the core has them."""
+
+    def __init__(self, core: AdaptiveCore, state: AdaptiveState) -> None:
+        core.check_state(state, len(state.clock))
+        super().__init__(core, cast(CompressiveState, core._with_rates(core.now(state))))
+        self._rates = core._present_rates(len(state.clock))
+
+    def _make_state(self, clock: Tensor, slots: Tensor, usage: Tensor) -> CompressiveState:
+        return cast(CompressiveState, AdaptiveState(clock, slots, usage, self._rates[: len(clock)].clone()))
+
+    def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
+        if self._tiers != self.core.tiers:
+            self.__init__(self.core, self.state())  # type: ignore[misc]
+        return super()._step(inputs, reset)

@@ -160,9 +160,12 @@ BY_AGE = Rows(lambda tiers, plan, layout: age_row(ages(plan, layout)), lambda ti
 BY_DISTANCE = Rows(distances, lambda tiers: sum(tier.slots for tier in tiers))
 
 
-def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout, rows: Rows = BY_AGE) -> Tensor:
-    """Return `Band.row` as int16, which is smaller to keep, or as int32 where there are too many rows for that."""
-    hidden = rows.hidden(tiers)
+def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout, rows: Rows = BY_AGE, hidden: int | None = None) -> Tensor:
+    """Return `Band.row` as int16, which is smaller to keep, or as int32 where there are too many rows for that.
+
+    :param hidden: the row for what is not visible, where a table has more than these tiers need
+    """
+    hidden = rows.hidden(tiers) if hidden is None else hidden
     row = torch.where(visible(plan, layout), rows.find(tiers, plan, layout), hidden)
     row = row * COPIES + torch.arange(row.shape[3], device=row.device) % COPIES
     return row.to(torch.int16 if (hidden + 1) * COPIES <= 2**15 else torch.int32)

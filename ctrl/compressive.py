@@ -110,16 +110,16 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         if reconstruction is None:
             reconstruction = "none" if self.trained_by_task else "attention_reconstruction"
         self.reconstruction: ReconstructionLoss | None = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
-        rows, attention = choose("position", position, POSITIONS)
+        _, attention = choose("position", position, POSITIONS)
         layer = choose("residual", residual, RESIDUALS)
         self.position = position
         self.embed = nn.Linear(input_size, width)
         self.layers = nn.ModuleList(
-            layer(attention(width, heads, layer.slot_norm(width), rows.hidden(tiers)), width, feedforward)
+            layer(attention(width, heads, layer.slot_norm(width), self.hidden_row(tiers)), width, feedforward)
             for tiers in self.tiers
         )
         self.compressors = nn.ModuleList(
-            nn.ModuleList(make_compressor(tier.compressor, width, tier.rate) for tier in tiers[1:])
+            nn.ModuleList(self._make_compressor(tiers, position) for position in range(1, len(tiers)))
             for tiers in self.tiers
         )
         _check_learning(reconstruction, compression_gradient, list(self._all_compressors()))
@@ -169,8 +169,15 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         if torch.is_grad_enabled() or not self.acts_in_place:
             outputs, state, _ = self._run_window(inputs[:, None], state, self.plan(state, none[:, None]))
             return outputs[:, 0], state
-        acting = CompressiveActing(self, state)
+        acting = self.acting(state)
         return acting.step(inputs, none), acting.state()
+
+    def hidden_row(self, tiers: Tiers) -> int:
+        """Return the row of a layer's table of positions that means "not visible"; the table has as many rows."""
+        return POSITIONS[self.position].rows.hidden(tiers)
+
+    def _make_compressor(self, tiers: Tiers, position: int) -> Compressor:
+        return make_compressor(tiers[position].compressor, self.output_size, tiers[position].rate)
 
     def _compressor(self, number: int, position: int) -> Compressor:
         """Return what forms the slots of a layer's tier, 1 being the first that is compressed."""
@@ -192,7 +199,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         for tiers in dict.fromkeys(self.tiers):
             window = plan_window(tiers, state.clock, reset)
             layout = lay_out(tiers, window.length, window.clock.device)
-            plans[tiers] = LayerPlan(window, band_rows(tiers, window, layout, rows), questions(window))
+            row = band_rows(tiers, window, layout, rows, self.hidden_row(tiers))
+            plans[tiers] = LayerPlan(window, row, questions(window))
         return plans
 
     def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:

@@ -15,6 +15,7 @@ are the property tests in `tests/ctrl/test_laws.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -193,8 +194,20 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         """Build this core's state from its leaves, such as tensors that were stored apart."""
         return cast(StateT, self._state_layout[0](*leaves))
 
+    def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
+        """Let the core change what it chooses by itself, between two rollouts; by default nothing.
+
+        :param diagnostics: those of an unroll with `diagnose=True`
+        :return: what it has chosen, by name, to be logged
+        """
+        return {}
+
     def compression_parameters(self) -> list[nn.Parameter]:
         """Return what only the reconstruction loss trains; empty for cores that compress nothing."""
+        return []
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Return those that nothing uses at present, so that no loss reaches them; none unless the core says so."""
         return []
 
     def main_parameters(self) -> list[nn.Parameter]:

@@ -20,7 +20,8 @@ from ctrl.experiments.errors import UserError, require
 
 RAW_CORES = ("transformer_xl", "gtrxl")
 """Attention without compression."""
-ATTENTION_CORES = ("compressive", *RAW_CORES)
+COMPRESSIVE_CORES = ("compressive", "adaptive")
+ATTENTION_CORES = (*COMPRESSIVE_CORES, *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
 
@@ -242,7 +243,7 @@ class TrainConfig:
     """Train one agent and keep the model, its checkpoints, its curves and what they cost."""
 
     core: Annotated[str, tyro.conf.arg(metavar="NAME")] = "compressive"
-    """Memory of the agent: compressive, transformer_xl, gtrxl, lstm, gru, mingru or feedforward (none)."""
+    """Memory of the agent: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru or feedforward (none)."""
     seed: int = 0
     """Seed of weights, actions and task."""
     out: Out = None
@@ -288,7 +289,7 @@ class CompareConfig:
     """Train several cores on one task with several seeds; table, learning curves and TensorBoard side by side."""
 
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("compressive", "lstm")
-    """Memories to compare: compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
+    """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
     """Runs of each core, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core")] = None

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from ctrl.agents import MemoryPPO
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.policies import MemoryPolicy, Windows
-from ctrl.experiments.config import EvaluateConfig, TaskOptions, TrainConfig, merge_pairs
+from ctrl.experiments.config import COMPRESSIVE_CORES, EvaluateConfig, TaskOptions, TrainConfig, merge_pairs
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, read_json
 from ctrl.experiments.summary import Evaluation, GroupEvaluation, titled
@@ -105,7 +105,7 @@ def reconstruction_errors(model: MemoryPPO, config: TrainConfig) -> dict[str, fl
     :return: by layer and tier, as `layer0/tier1`, the mean of `ctrl.reconstruction.reconstruction_error`: 0 if nothing
         is lost, 1 if nothing is kept; nothing for a core that does not compress
     """
-    if config.core != "compressive":
+    if config.core not in COMPRESSIVE_CORES:
         return {}
     found: dict[str, list[float]] = {}
     env = make_task(replace(config.task, num_envs=MOST_ENVS), seed=evaluation_seed(config.seed), training=True)

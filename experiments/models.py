@@ -10,7 +10,15 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl import Tier
 from ctrl.agents import MemoryPPO
-from ctrl.experiments.config import ATTENTION_CORES, RAW_CORES, RECURRENT_CORES, MemoryOptions, PPOOptions, TrainConfig
+from ctrl.experiments.config import (
+    ATTENTION_CORES,
+    COMPRESSIVE_CORES,
+    RAW_CORES,
+    RECURRENT_CORES,
+    MemoryOptions,
+    PPOOptions,
+    TrainConfig,
+)
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.tasks import policy_name
 
@@ -24,7 +32,7 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
     options: dict[str, Any] = {"width": memory.width, "layers": memory.layers}
     if core in ATTENTION_CORES:
         options["heads"] = memory.heads
-    if core == "compressive":
+    if core in COMPRESSIVE_CORES:
         options["memory"] = [Tier(slots, rate, memory.compressor) for slots, rate in memory.tiers]
         options["reconstruction"] = memory.reconstruction
         options["compression_gradient"] = memory.compression_gradient

@@ -118,3 +118,18 @@ def test_the_check_notices(breakage: str) -> None:
     else:
         buffer.actions = np.roll(buffer.actions, 1, axis=0)
     assert difference(model) > 1e-3
+
+
+def test_a_core_that_changes_its_rates_between_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors count as high and as low in turn, so that rates move every time; acting goes on with what it remembers."""
+    model = make_model(staggered_env(), "adaptive", learning_rate=1e-2)
+    rates = []
+
+    def next_rate(rate: int, error: float, choices: tuple[int, ...]) -> int:
+        rates.append(choices[(choices.index(rate) + 1) % len(choices)])
+        return rates[-1]
+
+    monkeypatch.setattr("ctrl.adaptive.next_rate", next_rate)
+    assert_faithful(model)
+    assert len(rates) == UPDATES and len(set(rates)) > 1
+    assert model.logger.name_to_value["memory/rate/layer1"] == rates[-1]

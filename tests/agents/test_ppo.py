@@ -252,7 +252,7 @@ def test_window_is_the_rollout_unless_given() -> None:
         ({"policy": ActorCriticPolicy}, "policy must be one of MlpMemoryPolicy, .* got ActorCriticPolicy"),
         (
             {"core": "rnn"},
-            "unknown core 'rnn'; valid are 'compressive', 'feedforward', 'gru', 'gtrxl', 'lstm', 'mingru', 'trans",
+            "unknown core 'rnn'; valid are 'adaptive', 'compressive', 'feedforward', 'gru', 'gtrxl', 'lstm', 'min",
         ),
         ({"policy_kwargs": {"core_kwargs": {"memory_size": 3}}}, "core 'compressive' does not take .*memory_size"),
         ({"policy_kwargs": {"core_kwargs": {"memory": [ctrl.Tier(2), ctrl.Tier(2, 4)]}}}, "rate = 4 .*slots = 2"),
@@ -277,6 +277,7 @@ def test_what_is_logged(core: str) -> None:
     compressing = {"reconstruction_loss", "reconstruction_error", "grad_norm", "learning_rate"}
     expected = {
         "compressive": {"state_bytes"} | attention | compressing,
+        "adaptive": {"state_bytes", "rate"} | attention | compressing,
         "transformer_xl": {"state_bytes"} | attention,
         "gtrxl": {"state_bytes"} | attention,
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+import ctrl
 from ctrl.adaptive import HIGH, LOW, CompressorOfRates, next_rate, rate_choices, resample, with_rate
 from ctrl.memory import Tier, reach
 from ctrl.timeline import EMPTY, ring_centres
@@ -64,3 +68,139 @@ def test_the_block_says_which_compressor_is_asked() -> None:
         own = compressor.by_rate[str(rate)].weight
         (gradient,) = torch.autograd.grad(compressor(blocks).sum(), own)  # type: ignore[arg-type]
         assert gradient.shape == (rate * 6, 6) and gradient.any()
+
+
+# The core
+
+BATCH, LENGTH = 3, 31
+
+
+def build(compressor: str = "conv", **options: Any) -> ctrl.AdaptiveCore:
+    torch.manual_seed(0)
+    memory = [[Tier(9), Tier(5, 4, compressor), Tier(3, 2, "mean")], [Tier(4)], [Tier(6), Tier(7, 2, "max")]]
+    core = ctrl.make_core("adaptive", 4, layers=3, width=8, heads=2, memory=memory, **options)
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    assert isinstance(core, ctrl.AdaptiveCore)
+    return core
+
+
+def window(length: int = LENGTH) -> tuple[Tensor, Tensor]:
+    reset = torch.zeros(BATCH, length, dtype=torch.bool)
+    reset[0, 5], reset[2, [0, 19]] = True, True
+    return torch.randn(BATCH, length, 4), reset
+
+
+def lived_in(core: ctrl.AdaptiveCore) -> Any:
+    inputs, reset = window(60)
+    return core.unroll(inputs, core.initial_state(BATCH), reset).state
+
+
+def move(core: ctrl.AdaptiveCore, *errors: float) -> dict[str, float]:
+    """Report errors until the rates have followed."""
+    names = {f"reconstruction_error/layer{layer}/tier1": error for layer, error in zip((0, 2), errors, strict=True)}
+    chosen: dict[str, float] = {}
+    for _ in range(30):
+        chosen = core.adapt(names)
+    return chosen
+
+
+def test_rates_follow_the_errors_layer_by_layer() -> None:
+    core = build()
+    assert move(core, 0.0, 1.0) == {"rate/layer0": 8.0, "rate/layer2": 1.0}
+    assert [tiers[1].rate if len(tiers) > 1 else None for tiers in core.tiers] == [8, None, 1]
+    assert move(core, 0.2, 0.2) == {"rate/layer0": 8.0, "rate/layer2": 1.0}
+    assert move(core, 1.0, 0.0) == {"rate/layer0": 2.0, "rate/layer2": 4.0}
+    assert core.adapt({}) == {"rate/layer0": 2.0, "rate/layer2": 4.0}
+
+
+def test_one_bad_update_moves_nothing() -> None:
+    core = build()
+    assert core.adapt({"reconstruction_error/layer0/tier1": 1.0})["rate/layer0"] == 4.0
+
+
+@pytest.mark.parametrize("compressor", ["conv", "most_used"])
+@pytest.mark.parametrize("errors", [(0.0, 1.0), (1.0, 0.0)])
+def test_states_of_before_mean_the_same_to_all_ways_after(compressor: str, errors: tuple[float, float]) -> None:
+    core = build(compressor)
+    state = lived_in(core)
+    acting = core.acting(state)
+    move(core, *errors)
+    inputs, reset = window()
+    unrolled = core.unroll(inputs, state, reset)
+    assert [leaf.shape for leaf in unrolled.state] == [leaf.shape for leaf in state]
+    for t in range(LENGTH):
+        stepped, state = core.step(inputs[:, t], state, reset[:, t])
+        torch.testing.assert_close(stepped, unrolled.outputs[:, t], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(acting.step(inputs[:, t], reset[:, t]), stepped, rtol=1e-4, atol=1e-5)
+    for left, right, expected in zip(state, acting.state(), unrolled.state, strict=True):
+        torch.testing.assert_close(left, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(right, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_acting_changes_rates_in_the_middle_of_an_episode() -> None:
+    core = build()
+    acting, state = core.acting(core.initial_state(BATCH)), core.initial_state(BATCH)
+    inputs, reset = window(50)
+    for t in range(50):
+        if t in (24, 40):
+            move(core, 0.0, 1.0) if t == 24 else move(core, 1.0, 0.0)
+        stepped, state = core.step(inputs[:, t], state, reset[:, t])
+        torch.testing.assert_close(acting.step(inputs[:, t], reset[:, t]), stepped, rtol=1e-4, atol=1e-5)
+
+
+def test_with_its_first_rates_it_is_the_compressive_core() -> None:
+    core = build("mean")
+    plain = ctrl.make_core("compressive", 4, layers=3, width=8, heads=2, memory=core.tiers)
+    weights = {name: value for name, value in core.state_dict().items() if name in plain.state_dict()}
+    for name, value in plain.state_dict().items():
+        weights[name] = weights[name][:, : value.shape[1]] if "age_bias" in name else weights[name]
+    plain.load_state_dict(weights)
+    inputs, reset = window()
+    expected = plain.unroll(inputs, plain.initial_state(BATCH), reset).outputs
+    torch.testing.assert_close(core.unroll(inputs, core.initial_state(BATCH), reset).outputs, expected)
+
+
+def test_rates_are_saved_and_loaded_with_the_weights() -> None:
+    core, other = build(), build()
+    move(core, 0.0, 1.0)
+    other.load_state_dict(core.state_dict())
+    assert other.tiers == core.tiers
+    inputs, reset = window()
+    state = lived_in(core)
+    assert torch.equal(other.unroll(inputs, state, reset).outputs, core.unroll(inputs, state, reset).outputs)
+
+
+def test_it_keeps_the_laws_at_all_rates() -> None:
+    core = build()
+    for errors in ((0.0, 1.0), (1.0, 0.0)):
+        move(core, *errors)
+        ctrl.check_core(core)
+
+
+def test_compressors_of_other_rates_are_idle() -> None:
+    core = build()
+    idle = {id(parameter) for parameter in core.idle_parameters()}
+    names = {name for name, parameter in core.named_parameters() if id(parameter) in idle}
+    assert names == {"compressors.0.0.by_rate.2.weight", "compressors.0.0.by_rate.8.weight"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reconstruction": "auto_encoding"}, "auto_encoding' does not fit core 'adaptive'.*use 'attention_recon"),
+        ({"memory": [Tier(4)]}, "memory must have a compressed tier for core 'adaptive'"),
+        ({"rate": 3}, "core 'adaptive' does not take rate; its options are .*memory"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ctrl.make_core("adaptive", 4, **options)
+
+
+def test_a_state_with_rates_that_no_layer_has_is_refused() -> None:
+    core = build()
+    state = core.initial_state(BATCH)._replace(rates=torch.full((BATCH, 3), 5))
+    with pytest.raises(ValueError, match=r"state\.rates of layer 0 must be of \(2, 4, 8\), got \[5\]"):
+        core.step(torch.randn(BATCH, 4), state, torch.zeros(BATCH, dtype=torch.bool))
