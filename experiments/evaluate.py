@@ -108,7 +108,8 @@ def reconstruction_errors(model: MemoryPPO, config: TrainConfig) -> dict[str, fl
     if config.core not in COMPRESSIVE_CORES:
         return {}
     found: dict[str, list[float]] = {}
-    env = make_task(replace(config.task, num_envs=MOST_ENVS), seed=evaluation_seed(config.seed), training=True)
+    task = make_task(replace(config.task, num_envs=MOST_ENVS), seed=evaluation_seed(config.seed), training=True)
+    env = model._wrap_env(task, monitor_wrapper=False)  # images come with channels first, as in training
     try:
         for windows in held_out_windows(model.policy, env, length=config.ppo.window or config.ppo.n_steps):
             with torch.no_grad():

@@ -16,11 +16,12 @@ from ctrl.experiments.summary import Point
 # The Okabe-Ito palette, which colour-blind readers can tell apart. A core has the same colour in every picture.
 COLOURS = {
     "compressive": "#0072B2",
+    "adaptive": "#882255",
     "lstm": "#D55E00",
     "gru": "#009E73",
     "mingru": "#E69F00",
     "transformer_xl": "#CC79A7",
-    "gtrxl": "#E69F00",
+    "gtrxl": "#F0E442",
     "feedforward": "#7F7F7F",
 }
 OTHER_COLOURS = ("#56B4E9", "#000000")

