@@ -24,7 +24,8 @@ from torch import Tensor
 from ctrl.agents.policies import PolicyState
 from ctrl.agents.twin import Rollout, Twin
 from ctrl.checking import Finding, LawBroken, judge_all
-from ctrl.laws.trial import Breach, NotApplicable, Trial, first_difference
+from ctrl.laws.stream import Breach, NotApplicable, first_difference
+from ctrl.laws.trial import Trial
 
 PREDICTIONS = 48
 """Steps over which `predict` is compared with acting, at most."""

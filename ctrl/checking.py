@@ -20,7 +20,8 @@ import torch
 
 from ctrl.core import MemoryCore
 from ctrl.laws import LAWS, Law
-from ctrl.laws.trial import Breach, NotApplicable, Trial
+from ctrl.laws.stream import Breach, NotApplicable
+from ctrl.laws.trial import Trial
 
 Status = Literal["kept", "broken", "not applicable"]
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from ctrl.laws.gradients import (
     a_step_has_the_gradients_of_a_window,
+    no_gradient_leaves_its_episode,
     the_reconstruction_loss_reaches_the_compressors,
     the_task_loss_reaches_the_rest,
     the_two_lists_are_disjoint_and_complete,
@@ -37,7 +38,8 @@ from ctrl.laws.state_is_data import (
     the_state_carries_no_graph,
     what_is_given_is_not_changed,
 )
-from ctrl.laws.trial import STEPPING, WAYS, Breach, Trial
+from ctrl.laws.stream import STEPPING, WAYS, Breach
+from ctrl.laws.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ LAWS = (
         "law 5 (gradients): the reconstruction loss reaches the compressors",
         the_reconstruction_loss_reaches_the_compressors,
     ),
+    Law("law 5 (gradients): none leaves its episode", no_gradient_leaves_its_episode),
     Law("law 5 (gradients): training freezes nothing", training_freezes_nothing),
     Law("law 5 (gradients): a step has those of a window", a_step_has_the_gradients_of_a_window),
 )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ctrl.core import Unrolled
-from ctrl.laws.trial import LONGEST, Breach, Core, NotApplicable, Stream, Trial
+from ctrl.laws.stream import Breach, Core, NotApplicable, Stream
+from ctrl.laws.trial import LONGEST, Trial
 
 
 def the_two_lists_are_disjoint_and_complete(trial: Trial) -> str:
@@ -68,6 +69,30 @@ def the_reconstruction_loss_reaches_the_compressors(trial: Trial) -> str:
         return f"within {LONGEST:,} steps the reconstruction loss does not reach {_listed(trained - hit)}"
     if trained - hit:
         raise Breach(f"the reconstruction loss does not reach {_listed(trained - hit)}")
+    return ""
+
+
+def no_gradient_leaves_its_episode(trial: Trial) -> str:
+    """Take it from one late output of each env, by the inputs of all envs and steps."""
+    core = trial.fresh()
+    weight = trial.randn(core.output_size)
+    for env in range(trial.batch_size):
+        stream = trial.old
+        last = stream.length - 2
+        unrolled, inputs = _unroll_with_gradients(core, stream)
+        _gradients(core, (unrolled.outputs[env, last] * weight).sum())
+        if inputs.grad is None:
+            raise NotApplicable("no gradient reaches the inputs")
+        first = max(stream.reset[env, : last + 1].nonzero()[:, 0].tolist(), default=0)
+        reached = inputs.grad.any(dim=2)
+        reached[env, first : last + 1] = False
+        for other, step in reached.nonzero().tolist():
+            raise Breach(
+                f"the gradient of the output of env {env}, step {last} reaches the input of env {other}, step {step} "
+                f"of {stream.length}, though its episode began at step {first} ({stream.resets_of(env)})",
+                other,
+                step,
+            )
     return ""
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ctrl.laws.trial import Stream, Trial, walk
+from ctrl.laws.stream import Stream, walk
+from ctrl.laws.trial import Trial
 
 
 def no_output_sees_the_future(trial: Trial) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ctrl.laws.state_is_data import same_layout
-from ctrl.laws.trial import LONGEST, Core, NotApplicable, Stream, Trial, Walked, shake, walk
+from ctrl.laws.stream import Core, NotApplicable, Stream, Walked, walk
+from ctrl.laws.trial import LONGEST, Trial, shake
 
 
 def unroll_equals_folded_steps(way: str, trial: Trial) -> str:

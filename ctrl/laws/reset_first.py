@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ctrl.laws.trial import WAYS, Breach, Trial, walk
+from ctrl.laws.stream import WAYS, Breach, walk
+from ctrl.laws.trial import Trial
 
 
 def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ctrl.core import Unrolled
-from ctrl.laws.trial import STEPPING, WAYS, Breach, Core, Stream, Trial, cloned, equal, steps, walk
+from ctrl.laws.stream import STEPPING, WAYS, Breach, Core, Stream, cloned, equal, steps, walk
+from ctrl.laws.trial import Trial
 
 
 def state_is_data_of_a_fixed_shape(trial: Trial) -> str:

@@ -1,0 +1,155 @@
+"""What envs see, ways to run a core over it, and where two results differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctrl.core import MemoryCore
+
+Core = MemoryCore[Any]
+
+STEPPING = ("step", "step with a graph", "acting")
+"""The ways to take one step after another."""
+WAYS = ("unroll", *STEPPING)
+
+
+class Breach(AssertionError):
+    """A law is broken.
+
+    :param detail: how
+    :param env: the first env in which it shows; None where that has no meaning
+    :param step: the first step of the window in which it shows, from 0; None likewise
+    """
+
+    law = ""
+
+    def __init__(self, detail: str, env: int | None = None, step: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail, self.env, self.step = detail, env, step
+
+    def __str__(self) -> str:
+        return f"{self.law}: {self.detail}"
+
+
+class NotApplicable(Exception):
+    """A law says nothing about this core, and why."""
+
+
+class Difference(NamedTuple):
+    """Where two tensors first differ."""
+
+    place: tuple[int, ...]
+    one: float
+    other: float
+
+
+def first_difference(one: Tensor, other: Tensor, tolerance: float, where: Tensor | None = None) -> Difference | None:
+    """Find where tensors [B, T, ...] differ by more than `tolerance * (1 + size)`, by step, then env; NaN always does.
+
+    :param where: [B, T] bool, what is compared; all if None
+    :raises Breach: where their shapes differ
+    """
+    if one.shape != other.shape:
+        raise Breach(f"shapes {tuple(one.shape)} and {tuple(other.shape)} differ")
+    one, other = one.detach(), other.detach()
+    same = one == other
+    if one.is_floating_point():
+        same |= (one - other).abs() <= tolerance * (1 + other.abs())
+    if where is not None:
+        same |= ~where.view(*where.shape, *[1] * (one.dim() - 2))
+    places = (~same).nonzero()
+    if not len(places):
+        return None
+    steps = places[:, min(1, places.shape[1] - 1)]
+    index = tuple(places[int(steps.argmin())].tolist())
+    return Difference(index, float(one[index]), float(other[index]))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What B envs see for T steps."""
+
+    inputs: Tensor
+    """[B, T, I]"""
+    reset: Tensor
+    """[B, T] bool"""
+    state: Any
+    """The core's state before the first step."""
+    name: str
+    """Said in messages, such as "from the initial state"."""
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.reset.shape[1]
+
+    def copy(self) -> Stream:
+        """Return the same, in memory of its own: what a core does to it in place reaches nothing else."""
+        return replace(self, inputs=self.inputs.clone(), reset=self.reset.clone(), state=cloned(self.state))
+
+    def part(self, first: int, last: int, state: Any) -> Stream:
+        """Return the steps from `first` to `last`, the latter excluded, which begin with `state`."""
+        return replace(self, inputs=self.inputs[:, first:last], reset=self.reset[:, first:last], state=state)
+
+    def rows(self, envs: Sequence[int]) -> Stream:
+        """Return some envs, in the order given."""
+        index = torch.tensor(envs, device=self.inputs.device)
+        state = type(self.state)(*(leaf[index] for leaf in self.state))
+        return replace(self, inputs=self.inputs[index], reset=self.reset[index], state=state)
+
+    def resets_of(self, env: int) -> str:
+        """Say when an env resets."""
+        steps = self.reset[env].nonzero()[:, 0].tolist()
+        return f"env {env} resets at {', '.join(map(str, steps))}" if steps else f"env {env} does not reset"
+
+
+class Walked(NamedTuple):
+    """What came of a stream."""
+
+    outputs: Tensor
+    """[B, T, O]"""
+    state: Any
+    """After the last step."""
+
+
+def steps(core: Core, stream: Stream, way: str) -> Iterator[tuple[Tensor, Callable[[], Any]]]:
+    """Walk in one of the ways `STEPPING`; yield each step's outputs and what returns the state after it."""
+    state = stream.state
+    acting = core.acting(state) if way == "acting" else None
+    for t in range(stream.length):
+        inputs, reset = stream.inputs[:, t], stream.reset[:, t]
+        if acting is not None:
+            yield acting.step(inputs, reset), acting.state
+            continue
+        with torch.set_grad_enabled(way == "step with a graph"):
+            outputs, state = core.step(inputs, state, reset)
+        yield outputs, partial(_same, state)
+
+
+def _same(state: Any) -> Any:
+    return state
+
+
+def walk(core: Core, stream: Stream, way: str) -> Walked:
+    """Run a core over a stream in one of `WAYS`."""
+    if way == "unroll":
+        unrolled = core.unroll(stream.inputs, stream.state, stream.reset)
+        return Walked(unrolled.outputs, unrolled.state)
+    outputs, states = zip(*steps(core, stream, way), strict=True)
+    return Walked(torch.stack(outputs, dim=1), states[-1]())
+
+
+def cloned(state: Any) -> Any:
+    """Copy a state."""
+    return type(state)(*(leaf.clone() for leaf in state))
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all is bit-equal; NaN is equal to NaN."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())

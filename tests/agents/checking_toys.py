@@ -1,0 +1,32 @@
+"""What the tests of `check_memory` share: a small agent, and what the check says of a broken one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from agent_toys import CORES, staggered_env
+
+from ctrl import Finding, LawBroken
+from ctrl.agents import MemoryPPO, check_memory
+
+
+def build(
+    model_class: type[MemoryPPO] = MemoryPPO, core: str = "gru", policy: Any = "MlpMemoryPolicy", **more: Any
+) -> MemoryPPO:
+    """Return a small agent of a class of one's own; a recurrent core is checked fastest."""
+    small = {"core": core, "core_kwargs": CORES[core], "encoder_arch": [8], "net_arch": [8]}
+    options: dict[str, Any] = {"n_steps": 24, "window": 8, "batch_size": 24, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    return model_class(policy, staggered_env(), policy_kwargs=small, **options, **more)
+
+
+def broken(model: MemoryPPO, env: Any = None) -> LawBroken:
+    with pytest.raises(LawBroken) as caught:
+        check_memory(model, env)
+    return caught.value
+
+
+def find(error: LawBroken, law: str) -> Finding:
+    found = [finding for finding in error.broken if law in finding.law]
+    assert len(found) == 1, f"{law} is not named once by: {error}"
+    return found[0]
