@@ -55,6 +55,8 @@ class Merge(NamedTuple):
     """m"""
     source: Tensor
     """[K m] the positions that are merged, numbered through all envs."""
+    held: Tensor
+    """[m] for how many steps the tier below has held each of a block."""
 
 
 class Moves(NamedTuple):
@@ -87,6 +89,7 @@ class Rings:
             self._row_of_age = np.append(age_row(torch.arange(self._oldest + 1)).numpy(), self._hidden)
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
         self._base = np.arange(len(clock)) * sum(sizes)
         self._head = np.arange(2 * heads)[:, None] * (len(clock) * sum(sizes))
         self.centre: Integers = ring_centres(tiers, clock).cpu().numpy()
@@ -118,7 +121,8 @@ class Rings:
             target = self._base[due] + self._offsets[tier] + number % rhythm.slots
             flat[source] = EMPTY
             flat[target] = number * rhythm.span + rhythm.span // 2
-            merges.append(Merge(tier, rhythm.rate, torch.from_numpy(source).to(device)))
+            held = self._held[tier - 1].to(device)
+            merges.append(Merge(tier, rhythm.rate, torch.from_numpy(source).to(device), held))
             targets.append(target)
         targets.append(self._base + time % self._rhythms[0].slots)
         flat[targets[-1]] = time
@@ -167,6 +171,8 @@ class LayerRings:
         batch, heads, features = self._shape
         self._norm = norm.weight, norm.bias
         self._projection = torch.cat([attention.key_value.weight, attention.query.weight / math.sqrt(features)])
+        query_bias = attention.query.bias / math.sqrt(features)
+        self._projection_bias = F.pad(query_bias, (2 * len(query_bias), 0))
         self._biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
         self._finish = self._layer.finish_weights()
         projected = F.linear(normalise(self.slots, *self._norm), attention.key_value.weight)
@@ -192,7 +198,9 @@ class LayerRings:
         formed = []
         for merge in moves.merges:
             blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, hidden.shape[1])
-            usage = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) if self._ranked else None
+            usage = None
+            if self._ranked:
+                usage = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
             formed.append(compressors[merge.tier - 1](blocks, usage))
         return torch.cat([*formed, hidden])
 
@@ -202,8 +210,8 @@ class LayerRings:
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
-        projected = F.linear(normalise(slots, *self._norm), self._projection).view(len(slots), 3 * heads, features)
-        by_head = projected.transpose(0, 1).contiguous()
+        projected = F.linear(normalise(slots, *self._norm), self._projection, self._projection_bias)
+        by_head = projected.view(len(slots), 3 * heads, features).transpose(0, 1).contiguous()
         keys_values = by_head[: 2 * heads].view(-1, features)
         self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
         return by_head[2 * heads :, len(slots) - batch :]

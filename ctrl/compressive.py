@@ -34,7 +34,7 @@ from ctrl.reconstruction import (
 )
 from ctrl.relative import RelativeAttention
 from ctrl.timeline import plan_window
-from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Pick, Ring, make_frame, take
+from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Ring, make_frame, take
 
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
 
@@ -284,19 +284,21 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             if position == 0:
                 memory = Memory(stored, hidden, hidden[:, :, None], ring.usage)
             else:
-                blocks, formed = self._compress(number, position, memories[-1], pick)
+                blocks, formed = self._compress(number, position, memories[-1], frame)
                 memory = Memory(stored, formed, blocks, ring.usage)
             if ranked:
                 memory = memory._replace(usage=self._used(number, position, hidden, memory, frame))
             memories.append(memory)
         return memories
 
-    def _compress(self, number: int, position: int, below: Memory, pick: Pick) -> tuple[Tensor, Tensor]:
+    def _compress(self, number: int, position: int, below: Memory, frame: Frame) -> tuple[Tensor, Tensor]:
         """Return the blocks [B, E, m, D] that leave the tier below in the window, and what becomes of them."""
-        compressor, usage = self._compressor(number, position), None
+        compressor, pick, usage = self._compressor(number, position), frame.picks[position], None
         blocks = take(self._cut(below.slots()), pick.source).masked_fill_(pick.not_formed, 0)
         if compressor.uses_attention():
-            usage = take(below.usage[:, :, None], pick.source).masked_fill_(pick.not_formed, 0).flatten(0, 1)[:, :, 0]
+            received = take(below.usage[:, :, None], pick.source).masked_fill_(pick.not_formed, 0).flatten(0, 1)
+            held = frame.plan.window.tiers[position - 1].rhythm.life(torch.arange(blocks.shape[2]))
+            usage = received[:, :, 0] / held.to(received.device)
         return blocks, compressor(blocks.flatten(0, 1), usage).unflatten(0, blocks.shape[:2])
 
     @torch.no_grad()

@@ -33,7 +33,8 @@ class Compressor(nn.Module, ABC):
         """Compress.
 
         :param blocks: [N, m, D] slots, oldest first, without a graph
-        :param usage: [N, m] the attention that each slot has received, if `uses_attention()`, else None
+        :param usage: [N, m] the attention that each slot has received on average over the steps for which its tier held
+            it, if `uses_attention()`, else None
         :return: [N, D]
         """
 
@@ -199,9 +200,10 @@ class SelectCompressor(Compressor):
 class MostUsedCompressor(Compressor):
     """Keeps the slot of the block that has received most attention, and drops the others; the paper's `most-used`.
 
-    The attention counted is that of a slot's own layer during all the steps for which its tier holds it, the mean over
-    heads, as if the tier's slots were all that there is to attend to. So it depends neither on windows (what came
-    before a window is part of the state) nor on the slots that are formed from it, and an unroll needs one pass.
+    That is the average over the steps for which its tier has held it, since those of a block come one by one and leave
+    together. The attention is that of the slot's own layer, the mean over heads, as if the tier's slots were all that
+    there is to attend to. So it depends neither on windows (what came before a window is part of the state) nor on the
+    slots that are formed from it, and an unroll needs one pass.
     """
 
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:

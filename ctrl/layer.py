@@ -58,20 +58,21 @@ class NoNorm(nn.Module):
 
 
 class MemoryAttention(nn.Module, ABC):
-    """Multi-head attention of the window's steps to all slots of a layer; queries, keys and values without bias.
+    """Multi-head attention of the window's steps to all slots of a layer; keys, values and output without bias.
 
     Subclasses say how a slot's position counts.
 
     :param width: D
     :param heads: H
     :param norm: what slots go through before they are projected
+    :param query_bias: whether queries have one
     """
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm) -> None:
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, query_bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.norm = norm
-        self.query = nn.Linear(width, width, bias=False)
+        self.query = nn.Linear(width, width, bias=query_bias)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
@@ -116,6 +117,9 @@ class MemoryAttention(nn.Module, ABC):
 class AgeAttention(MemoryAttention):
     """A learned bias per head on a slot's age has the role that relative positions have in Transformer-XL.
 
+    The bias of the queries is Transformer-XL's u: what a slot is worth whatever is asked. A query that finds out which
+    slots matter so teaches all others, also those by whose attention `most_used` chooses what to keep.
+
     Age, not distance in slots, lets raw and compressed slots share one scale; `ctrl.band.age_row` says which ages share
     a bias.
 
@@ -123,7 +127,8 @@ class AgeAttention(MemoryAttention):
     """
 
     def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int) -> None:
-        super().__init__(width, heads, norm)
+        super().__init__(width, heads, norm, query_bias=True)
+        nn.init.zeros_(self.query.bias)
         self.age_bias = nn.Parameter(torch.zeros(heads, rows))
 
     def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:

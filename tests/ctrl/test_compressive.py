@@ -56,7 +56,10 @@ class SlowReference:
             lists[level].pop(0)
             return
         block = [lists[level].pop(0) for _ in range(tiers[level + 1].rate)]
-        values, used = torch.stack([slot.value for slot in block]), torch.tensor([slot.used for slot in block])
+        values, used = (
+            torch.stack([slot.value for slot in block]),
+            torch.tensor([slot.used / slot.steps for slot in block]),
+        )
         compressor = self.core.compressors[number][level]
         compressed = compressor(values[None], used[None] if compressor.uses_attention() else None)[0].detach()
         self._insert(number, level + 1, Slot(block[0].first, compressed))
@@ -67,6 +70,9 @@ class SlowReference:
         size = width // heads
         query = attention.query(attention.norm(hidden))
         result = torch.empty(width)
+        for slots in self.memory[number]:
+            for slot in slots:
+                slot.steps += 1
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
             scores, values, newer = [], [], 0
@@ -96,6 +102,8 @@ class Slot:
     value: Tensor
     used: float = 0.0
     """The attention that it has received within its tier."""
+    steps: int = 0
+    """For how many steps its tier has held it."""
 
 
 def bias_row(age: int) -> int:
