@@ -11,7 +11,7 @@ from ctrl.memory import Tier
 def transformer_xl(
     input_size: int,
     *,
-    layers: int = 2,
+    layers: int = 1,
     width: int = 64,
     heads: int = 4,
     slots: int = 64,
@@ -32,7 +32,7 @@ def transformer_xl(
 def gtrxl(
     input_size: int,
     *,
-    layers: int = 2,
+    layers: int = 1,
     width: int = 64,
     heads: int = 4,
     slots: int = 64,

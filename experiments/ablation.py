@@ -151,9 +151,10 @@ def show(data: dict[str, Any], console: Console) -> None:
     """Print the table of what a `summary.json` holds, and the runs that failed."""
     caption = (
         f"memory {data['memory']}; {count_text(data['steps'])} steps of training, then {data['eval_episodes']} "
-        f"held-out episodes a seed\nuntil {LEVEL}: env steps until the success of {EPISODES} training episodes was "
-        "first that high,\nmedian over the seeds (how many got there)\n"
-        f"error: share of what is read; cost: processor time of a step, {REFERENCE.name} = 1\n"
+        "held-out episodes a seed\n"
+        f"until {LEVEL}: env steps until {EPISODES} training episodes first had that success,\n"
+        "median over the seeds (how many got there)\n"
+        f"error: share of what is read\ncost: processor time of a step, {REFERENCE.name} = 1\n"
         "paper: its bits per character on Enwik8, lower is better"
     )
     console.print(ablation_table(aggregate(_runs(data)), data["task"], caption))

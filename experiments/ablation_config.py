@@ -60,18 +60,18 @@ VARIANTS = (
     Variant("max", "none", paper=0.986),
 )
 REFERENCE = VARIANTS[0]
-"""The default of the core and the paper's choice; the cost of a step is told as a multiple of its."""
+"""The paper's choice; the cost of a step is told as a multiple of its."""
 
-LENGTH = 32
-"""Steps from cue to query: four times what the raw memory holds, so the answer must come through a compressed slot.
+LENGTH = 24
+"""Steps from cue to query: three times what the raw memory holds, so the answer must come through a compressed slot.
 
-Half of what an update sees of an env, so that the task loss can reach the compressors: most windows that hold a query
-also saw its cue compressed. At twice the length, `mean` and `select` were still guessing after 250,000 steps.
+Less than half of what an update sees of an env, so that the task loss can reach the compressors: most windows that
+hold a query also saw its cue compressed. As in `demo`.
 """
-MEMORY = "8,8x8"
-"""8 raw steps and 8 slots of 8 steps: 72 steps of reach, and a cue is one of the 8 steps that its slot stands for."""
+MEMORY = "8,8x4"
+"""8 raw steps and 8 slots of 4 steps: 40 steps of reach, and a cue is one of the 4 steps that its slot stands for."""
 TASK = TaskOptions(env_kwargs=(f"length={LENGTH}", "num_cues=4"), num_envs=32)
-RUN = RunOptions(steps=300_000, eval_episodes=200)
+RUN = RunOptions(steps=180_000, eval_episodes=200)
 PPO = PPOOptions(n_steps=64, gamma=0.9, learning_rate=1e-3, anneal=True)
 """As in `demo`."""
 
@@ -80,7 +80,7 @@ PPO = PPOOptions(n_steps=64, gamma=0.9, learning_rate=1e-3, anneal=True)
 class AblateConfig:
     """Train every compressor with every loss that it can learn from, on one task with several seeds.
 
-    Unless other options say so, on ctrl/Recall-v0 with length=32 and num_cues=4.
+    Unless other options say so, on ctrl/Recall-v0 with length=24 and num_cues=4.
     """
 
     variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")] = ()

@@ -35,6 +35,8 @@ from ctrl.experiments.models import TOLERANCE, build_model, closest, match_width
 N_STEPS, N_EPOCHS = 128, 4
 TARGET = "compressive"
 """Whose parameters the others are matched to."""
+LAYERS, MEMORY = 2, "32,32x4"
+"""Of attention: 32 steps as they are and 32 slots of 4, by the paper's compressor and loss."""
 REFERENCES = ("recurrent_ppo", "matched_ppo")
 """What ratios are taken to."""
 
@@ -196,8 +198,8 @@ def matched_config(core: str, env: VecEnv, target: int) -> TrainConfig:
 
 
 def memory_config(core: str) -> TrainConfig:
-    """Return the config of `MemoryPPO` with a core as it is by default."""
-    config = TrainConfig(core=core, seed=SEED, memory=MemoryOptions())
+    """Return the config of `MemoryPPO` with a core of the paper's kind of memory, and otherwise as it is by default."""
+    config = TrainConfig(core=core, seed=SEED, memory=MemoryOptions(memory=MEMORY, compressor="conv", layers=LAYERS))
     ppo = replace(config.ppo, n_steps=N_STEPS, n_epochs=N_EPOCHS)
     return replace(config, ppo=ppo, run=replace(config.run, device="cpu"))
 

@@ -51,7 +51,7 @@ def test_what_the_task_says_of_its_ceiling() -> None:
 
 def test_compressed_slots_carry_the_answer() -> None:
     """Raw slots reach 3 steps back and the cue is 8 back, so the answer comes through compressed ones."""
-    memory = [Tier(3), Tier(4, rate=2)]
+    memory = [Tier(3), Tier(4, 2, "conv")]
     assert success_of("compressive", {**SMALL, "memory": memory}, updates=40) >= 0.9
 
 

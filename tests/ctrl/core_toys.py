@@ -20,7 +20,7 @@ class Small(CompressiveCore):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            INPUTS, **{"width": 8, "heads": 2, "layers": 1, "memory": [Tier(4), Tier(3, rate=3)], **options}
+            INPUTS, **{"width": 8, "heads": 2, "layers": 1, "memory": [Tier(4), Tier(3, 3, "conv")], **options}
         )
 
 

@@ -19,7 +19,10 @@ from ctrl.recurrent import GRUState
 
 SOUND: dict[str, tuple[str, dict[str, Any]]] = {
     "compressive, as it is": ("compressive", {}),
-    "compressive, small": ("compressive", {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, rate=3)]}),
+    "compressive, small": (
+        "compressive",
+        {"width": 8, "heads": 2, "layers": 2, "memory": [Tier(4), Tier(3, 3, "conv")]},
+    ),
     "compressive, three tiers, layers differ": (
         "compressive",
         {
@@ -29,8 +32,8 @@ SOUND: dict[str, tuple[str, dict[str, Any]]] = {
             "memory": [[Tier(3), Tier(2, 2, "max"), Tier(2, 2, "conv")], [Tier(5)], [Tier(2), Tier(4, 1, "mean")]],
         },
     ),
-    "adaptive": ("adaptive", {"width": 8, "heads": 2, "layers": 1, "memory": [Tier(6), Tier(4, rate=2)]}),
-    "transformer_xl": ("transformer_xl", {"width": 8, "heads": 4, "slots": 6}),
+    "adaptive": ("adaptive", {"width": 8, "heads": 2, "layers": 1, "memory": [Tier(6), Tier(4, 2, "conv")]}),
+    "transformer_xl": ("transformer_xl", {"width": 8, "heads": 4, "layers": 2, "slots": 6}),
     "gtrxl": ("gtrxl", {"width": 8, "heads": 2, "layers": 1, "slots": 6}),
     "lstm": ("lstm", {}),
     "mingru": ("mingru", {"width": 7, "layers": 2}),
@@ -108,7 +111,7 @@ def test_weights_may_be_checked_as_they_are_and_in_double_precision() -> None:
 
 
 def test_what_a_check_cannot_reach_is_told() -> None:
-    core = Small(memory=[Tier(4), Tier(4, rate=4), Tier(900, rate=4)])
+    core = Small(memory=[Tier(4), Tier(4, 4, "conv"), Tier(900, 4, "conv")])
     findings = {finding.law: finding for finding in check_core(core, length=16, history=30)}
     steps = findings["law 1 (one meaning): unroll equals acting"]
     assert steps.status == "kept" and "lived for 30 steps" in steps.detail and "14,428" in steps.detail

@@ -201,7 +201,8 @@ def test_unroll_equals_the_slow_reference(core: CompressiveCore, data: st.DataOb
 
 def make_core(**options: object) -> CompressiveCore:
     torch.manual_seed(0)
-    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2)], **options)  # type: ignore[arg-type]
+    options = {"layers": 2, "memory": [Tier(4), Tier(3, 2, "conv")]} | options
+    core = CompressiveCore(3, width=8, heads=2, **options)  # type: ignore[arg-type]
     scramble(core)
     return core
 
@@ -219,7 +220,7 @@ def test_reconstruction_loss_by_hand(position: str, residual: str) -> None:
     """
     torch.manual_seed(3)
     core = CompressiveCore(
-        2, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, rate=2)], position=position, residual=residual
+        2, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, 2, "conv")], position=position, residual=residual
     )
     scramble(core)
     inputs = torch.randn(1, 6, 2)
@@ -319,7 +320,7 @@ def test_compressed_slots_are_read() -> None:
         ({"width": 0}, "width must be a whole number of at least 1, got 0"),
         ({"reconstruction": "l2"}, "unknown reconstruction 'l2'.*attention_reconstruction"),
         ({"memory": [Tier(4), Tier(4, rate=2, compressor="zip")]}, "unknown compressor 'zip'.*conv.*max.*mean"),
-        ({"memory": [Tier(2), Tier(4, rate=4)]}, "rate = 4"),
+        ({"memory": [Tier(2), Tier(4, 4, "conv")]}, "rate = 4"),
         ({"widht": 3}, "does not take widht; its options are .*width"),
     ],
 )
@@ -337,7 +338,7 @@ def test_a_registered_compressor_can_be_used_by_name() -> None:
         ctrl.register_compressor("first", First)
     with pytest.raises(ValueError, match="already"):
         ctrl.register_compressor("first", First)
-    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2, compressor="first")])
+    core = CompressiveCore(3, layers=2, width=8, heads=2, memory=[Tier(4), Tier(3, 2, "first")])
     state = core.initial_state(1)
     inputs = torch.randn(1, 7, 3)
     state = core.unroll(inputs, state, no_reset(1, 7)).state
@@ -356,13 +357,13 @@ def test_a_registered_compressor_starts_as_it_likes() -> None:
 
     if "silent" not in ctrl.compressor_names():
         ctrl.register_compressor("silent", Silent)
-    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(3, rate=2, compressor="silent")])
+    core = CompressiveCore(3, layers=2, width=8, heads=2, memory=[Tier(4), Tier(3, 2, "silent")])
     assert all(not parameter.any() for name, parameter in core.compressors.named_parameters() if "weight" in name)
 
 
 def test_a_reach_of_millions_costs_no_more_memory() -> None:
     """Sixteen slots a tier reach back 17 million steps; nothing that is built may grow with the reach."""
-    core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, rate=16)] * 5])
+    core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, 16, "conv")] * 5])
     assert sum(tensor.numel() for tensor in [*core.parameters(), *core.buffers()]) < 10_000
     state = core.initial_state(2)._replace(clock=torch.tensor([5, 123_456_789]))
     inputs = torch.randn(2, 20, 3)
@@ -375,7 +376,7 @@ def test_a_reach_of_millions_costs_no_more_memory() -> None:
 def test_empty_slots_are_hidden_from_a_step_however_far_it_can_see() -> None:
     """A reach of 2 ** 44 steps."""
     torch.manual_seed(0)
-    core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, rate=16)] * 10])
+    core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, 16, "conv")] * 10])
     scramble(core)
     inputs = torch.randn(2, 5, 3)
     expected = core.unroll(inputs, core.initial_state(2), no_reset(2, 5)).outputs

@@ -154,7 +154,7 @@ def test_each_loss_trains_each_learned_compressor(name: str, loss: str) -> None:
 
 
 def test_auto_encoding_by_hand() -> None:
-    core = build(memory=[Tier(3), Tier(3, rate=2)], reconstruction="auto_encoding")
+    core = build(memory=[Tier(3), Tier(3, 2, "conv")], reconstruction="auto_encoding")
     inputs, reset = window(length=7)
     reset[1, 3] = True  # env 0 evicts steps (0, 1), (2, 3), (4, 5); env 1 only, later, steps (3, 4)
     loss = core.unroll(inputs, core.initial_state(2), reset).reconstruction_loss
@@ -168,7 +168,7 @@ def test_auto_encoding_by_hand() -> None:
 def test_what_is_read_within_blocks_is_compared_block_by_block() -> None:
     """`explain` by hand for one head: each step of the window asks about each block alone."""
     torch.manual_seed(3)
-    core = CompressiveCore(3, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, rate=2)])
+    core = CompressiveCore(3, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, 2, "conv")])
     inputs, reset = window(length=6, batch=1)
     (tiers,) = core.explain(inputs, core.initial_state(1), reset).layers
     attention, slots = core.layers[0].attention, core.embed(inputs[0])
@@ -186,7 +186,7 @@ def test_what_is_read_within_blocks_is_compared_block_by_block() -> None:
 
 def test_the_reconstruction_error_is_a_share_of_what_is_read() -> None:
     inputs, reset = window()
-    for memory, low, high in (([Tier(4), Tier(6, 1)], 0.0, 1e-10), ([Tier(4), Tier(6, 3)], 0.01, 2.0)):
+    for memory, low, high in (([Tier(4), Tier(6, 1, "conv")], 0.0, 1e-10), ([Tier(4), Tier(6, 3, "conv")], 0.01, 2.0)):
         core = CompressiveCore(3, width=8, heads=2, layers=1, memory=memory, reconstruction="none")
         unrolled = core.unroll(inputs, core.initial_state(2), reset, diagnose=True)
         assert low <= unrolled.diagnostics["reconstruction_error/layer0/tier1"].item() <= high
@@ -213,7 +213,7 @@ def test_the_task_trains_compressors_through_what_is_formed_and_attended_in_the_
 
 def test_the_gradient_of_the_task_stops_at_the_block() -> None:
     """What was compressed carries none, so that inputs are reached through the short-term slots alone."""
-    core = build(memory=[Tier(4), Tier(3, rate=2)], compression_gradient="task")
+    core = build(memory=[Tier(4), Tier(3, 2, "conv")], compression_gradient="task")
     inputs, reset = window(length=12, batch=1)
     inputs.requires_grad_()
     outputs = core.unroll(inputs, core.initial_state(1), reset).outputs

@@ -10,13 +10,13 @@ from ctrl import Tier
 from ctrl.compressive import CompressiveCore
 from ctrl.timeline import count_slots
 
-MEMORY = [[Tier(6), Tier(3, 3), Tier(4, 2)], [Tier(5), Tier(7, 2, "most_used")]]
+MEMORY = [[Tier(6), Tier(3, 3, "conv"), Tier(4, 2, "conv")], [Tier(5), Tier(7, 2, "most_used")]]
 BATCH, LENGTH = 3, 75
 
 
 def explained() -> tuple[CompressiveCore, Tensor, object, Tensor]:
     torch.manual_seed(0)
-    core = CompressiveCore(4, width=6, heads=3, memory=MEMORY)
+    core = CompressiveCore(4, layers=2, width=6, heads=3, memory=MEMORY)
     with torch.no_grad():
         for parameter in core.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -68,7 +68,7 @@ def test_errors_are_there_for_just_the_blocks_that_were_compressed() -> None:
 
 
 def test_a_slot_that_is_formed_from_equal_slots_loses_nothing() -> None:
-    core = ctrl.make_core("compressive", 4, layers=1, width=6, heads=3, memory=[Tier(3), Tier(5, 3)])
+    core = ctrl.make_core("compressive", 4, layers=1, width=6, heads=3, memory=[Tier(3), Tier(5, 3, "conv")])
     inputs, reset = torch.ones(2, 12, 4), torch.zeros(2, 12, dtype=torch.bool)
     (tiers,) = core.explain(inputs, core.initial_state(2), reset).layers  # type: ignore[operator]
     error = tiers[1].error[:, 1:]  # none is formed in steps 0 to 2

@@ -18,7 +18,7 @@ from ctrl import MemoryCore, Tier
 
 BATCH, LENGTH, INPUTS = 3, 23, 5
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "compressive": ("compressive", {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, rate=3)]}),
+    "compressive": ("compressive", {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, 3, "conv")]}),
     "compressive, three tiers, layers differ": (
         "compressive",
         {
@@ -43,14 +43,14 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "compressive, auto-encoding": (
         "compressive",
-        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, rate=3)], "reconstruction": "auto_encoding"},
+        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, 3, "conv")], "reconstruction": "auto_encoding"},
     ),
     "compressive, trained by the task": (
         "compressive",
         {
             "width": 8,
             "heads": 2,
-            "memory": [Tier(4), Tier(3, rate=3), Tier(2, 2, "attention")],
+            "memory": [Tier(4), Tier(3, 3, "conv"), Tier(2, 2, "attention")],
             "compression_gradient": "task",
         },
     ),
@@ -76,7 +76,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "by age, post-norm": (
         "compressive",
-        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, rate=3)], "residual": "post_norm"},
+        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, 3, "conv")], "residual": "post_norm"},
     ),
     "sinusoidal, post-norm, most used": (
         "compressive",
@@ -102,6 +102,8 @@ Core = MemoryCore[Any]
 def build(name: str) -> Core:
     torch.manual_seed(0)
     kind, options = OPTIONS[name]
+    if name in WITH_SLOTS:
+        options = {"layers": 2} | options
     core = ctrl.make_core(kind, INPUTS, **options)
     with torch.no_grad():
         for parameter in core.parameters():  # away from zeros and identities that would hide a mistake

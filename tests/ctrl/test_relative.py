@@ -100,7 +100,7 @@ def test_sinusoids_by_hand() -> None:
 
 
 def test_scores_by_position_tell_the_order_of_equal_slots() -> None:
-    core = CompressiveCore(2, layers=1, width=8, heads=2, memory=[Tier(4), Tier(2, rate=2)], position="sinusoidal")
+    core = CompressiveCore(2, layers=1, width=8, heads=2, memory=[Tier(4), Tier(2, 2, "conv")], position="sinusoidal")
     same, reset = torch.ones(1, 9, 2), torch.zeros(1, 9, dtype=torch.bool)
     state = core.initial_state(1)
     _, _, [layer_pass] = core._run_window(same, state, core.plan(state, reset))
