@@ -15,6 +15,8 @@ from ctrl.experiments.summary import count_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LEARNING_PAGE = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
+COMPRESSORS_PAGE = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
 TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
 
 
@@ -88,6 +90,43 @@ def run_row(run: dict[str, Any]) -> str:
 
 def training_length(steps: int) -> str:
     return f"{steps / 1e6:.2f}M" if steps >= 1e6 else f"{steps // 1000}k"
+
+
+def test_table_of_steady_learning_is_what_the_runs_brought() -> None:
+    written = json.loads((ROOT / "docs" / "recall.json").read_text(encoding="utf-8"))
+    stated = re.findall(r"^\| \d.*$", LEARNING_PAGE, flags=re.MULTILINE)
+    assert stated == [recall_row(each["command"], run) for each in written for run in each["runs"]]
+    commands = blocks("", LEARNING_PAGE)[0].splitlines()[: len(written)]
+    assert [each["command"].split(" --jobs")[0] for each in written] == [line.split(" --out")[0] for line in commands]
+
+
+def recall_row(command: str, run: dict[str, Any]) -> str:
+    """Write a run of docs/recall.json as a line of the table."""
+    length = re.search(r"length=(\d+)", command)
+    assert length
+    good = [at for at, (_, success) in enumerate(run["checkpoints"]) if success >= 0.95]
+    since = [success for _, success in run["checkpoints"][good[0] :]] if good else []
+    minutes, seconds = divmod(run["wall_seconds"], 60)
+    cells = (
+        f"{int(length[1]):,}",
+        str(run["seed"]),
+        count_text(run["checkpoints"][good[0]][0]) if good else "–",
+        f"{min([*since, run['success']]):.2f}",
+        f"{run['success']:.2f}",
+        f"{run['longer']:.2f}",
+        f"{count_text(run['steps'])}, {minutes} min {seconds:02d} s",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_table_of_compressors_is_what_the_runs_brought() -> None:
+    from ctrl.experiments.ablation import read
+    from ctrl.experiments.ablation_results import AblationRun, aggregate, markdown_table
+
+    data = read(ROOT / "docs" / "compressors.json")
+    table = markdown_table(aggregate([AblationRun(**run) for run in data["runs"]]))
+    assert table in COMPRESSORS_PAGE
+    assert not data["failures"] and f"{data['steps']:,} steps" in COMPRESSORS_PAGE
 
 
 def measured_speeds() -> dict[str, str]:
