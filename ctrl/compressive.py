@@ -70,7 +70,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param width: D, features of a slot and of the output
     :param heads: H, attention heads; divides `width`
     :param memory: a list of tiers for all layers, or one list per layer; the default looks back
-        16 + 8 * 8 + 8 * 64 + 8 * 512 = 4688 steps per layer
+        8 + 8 * 8 + 8 * 64 + 8 * 512 = 4680 steps per layer
     :param feedforward: features of the layers' hidden feed-forward units; `2 * width` if None
     :param reconstruction: what the compressors learn from: "attention_reconstruction" (the paper's loss, the default),
         "auto_encoding" (a decoder rebuilds the evicted slots) or "none"
@@ -91,7 +91,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         layers: int = 1,
         width: int = 64,
         heads: int = 4,
-        memory: MemorySpec = (Tier(16), Tier(8, rate=8), Tier(8, rate=8), Tier(8, rate=8)),
+        memory: MemorySpec = (Tier(8), Tier(8, rate=8), Tier(8, rate=8), Tier(8, rate=8)),
         feedforward: int | None = None,
         reconstruction: str | None = None,
         compression_gradient: str = "reconstruction",

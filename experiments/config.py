@@ -96,7 +96,7 @@ class TaskOptions:
 
 _MEMORY_HELP = (
     "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
-    "32 + 32·4 = 160 steps of reach. More tiers may follow: the default reaches 16 + 8·8 + 8·64 + 8·512 = 4,688 steps. "
+    "32 + 32·4 = 160 steps of reach. More tiers may follow: the default reaches 8 + 8·8 + 8·64 + 8·512 = 4,680 steps. "
     "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw."
 )
 
@@ -111,7 +111,7 @@ class MemoryOptions:
     """Layers of the core."""
     heads: int = 4
     """Attention heads of a layer; must divide the width."""
-    memory: Annotated[str, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP)] = "16,8x8,8x8,8x8"
+    memory: Annotated[str, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP)] = "8,8x8,8x8,8x8"
     compressor: str = "most_used"
     """How slots are merged: most_used keeps one of them, as select does; conv, dilated_conv, gru and attention are
     learned; mean, max."""
