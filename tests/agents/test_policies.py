@@ -65,7 +65,7 @@ def test_predict_is_acting(core: str, previous_reward: bool) -> None:
         with torch.no_grad():
             value = model.policy.values_after(obs, latent_state, torch.as_tensor(starts))
         acted = model.policy.actor(latent_state).act(obs, torch.as_tensor(starts), deterministic=True)
-        np.testing.assert_allclose(value, buffer.values[step], atol=1e-5)
+        np.testing.assert_allclose(value, buffer.values[step], rtol=3e-5, atol=1e-5)
         action, state = model.predict(buffer.observations[step], state, starts, deterministic=True, reward=rewards)
         assert action.tolist() == acted.actions.tolist()
         sampled = model.policy.encode_action(torch.as_tensor(buffer.actions[step, :, 0])).numpy()

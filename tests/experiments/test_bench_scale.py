@@ -81,7 +81,7 @@ def test_ratios_are_to_the_default() -> None:
 
 
 def test_a_rollout_keeps_a_state_a_window() -> None:
-    core = ctrl.make_core("compressive", 64)
+    core = ctrl.make_core("compressive", 64, layers=2, memory=[ctrl.Tier(32), ctrl.Tier(32, 4, "conv")])
     rollout = measure_rollout("compressive", 32)
     # The state beside the core's is the previous action: one of two, as one-hot float32.
     each = 8 * (core.state_bytes + 2 * 4)
