@@ -49,7 +49,8 @@ class MemoryPPO(OnPolicyAlgorithm):
         model.learn(100_000)
 
     Rollouts are cut into windows; a window is unrolled from one stored state, and minibatches are whole windows. The
-    compressors learn from the core's reconstruction loss, on an optimizer of their own.
+    compressors learn, where they have anything to learn, from the core's reconstruction loss, on an optimizer of their
+    own.
 
     The state that a window is unrolled from was made by the weights that acted, and parts of it by older ones. How far
     one update moves the weights away from it is logged as `memory/staleness`: ||now - then|| / ||then||. `then` is the

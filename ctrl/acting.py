@@ -198,10 +198,10 @@ class LayerRings:
         formed = []
         for merge in moves.merges:
             blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, hidden.shape[1])
-            usage = None
-            if self._ranked:
+            compressor, usage = compressors[merge.tier - 1], None
+            if compressor.uses_attention():
                 usage = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            formed.append(compressors[merge.tier - 1](blocks, usage))
+            formed.append(compressor(blocks, usage))
         return torch.cat([*formed, hidden])
 
     def _write(self, slots: Tensor, moves: Moves) -> Tensor:

@@ -72,8 +72,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param memory: a list of tiers for all layers, or one list per layer; the default looks back
         8 + 8 * 8 + 8 * 64 + 8 * 512 = 4680 steps per layer
     :param feedforward: features of the layers' hidden feed-forward units; `2 * width` if None
-    :param reconstruction: what the compressors learn from: "attention_reconstruction" (the paper's loss, the default),
-        "auto_encoding" (a decoder rebuilds the evicted slots) or "none"
+    :param reconstruction: what the compressors learn from: "attention_reconstruction" (the paper's loss, the default
+        where they have anything to learn), "auto_encoding" (a decoder rebuilds the evicted slots) or "none"
     :param compression_gradient: "reconstruction", or "task" to let the task loss train the compressors instead, through
         the slots that are formed and attended inside a window (the paper's gradient through time); that is without a
         reconstruction loss
@@ -107,9 +107,6 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         self.heads = heads
         self.tiers: list[Tiers] = tiers_by_layer(memory, layers)
         self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
-        if reconstruction is None:
-            reconstruction = "none" if self.trained_by_task else "attention_reconstruction"
-        self.reconstruction: ReconstructionLoss | None = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
         _, attention = choose("position", position, POSITIONS)
         layer = choose("residual", residual, RESIDUALS)
         self.position = position
@@ -122,7 +119,11 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             nn.ModuleList(self._make_compressor(tiers, position) for position in range(1, len(tiers)))
             for tiers in self.tiers
         )
-        _check_learning(reconstruction, compression_gradient, list(self._all_compressors()))
+        parameters = list(self.compressors.parameters())
+        if reconstruction is None:
+            reconstruction = "attention_reconstruction" if parameters and not self.trained_by_task else "none"
+        self.reconstruction: ReconstructionLoss | None = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
+        _check_learning(reconstruction, compression_gradient, self.tiers, parameters)
         self.decoders = nn.ModuleList(
             nn.ModuleList(compressor.decoder() for compressor in cast("list[Compressor]", compressors))
             for compressors in (self.compressors if reconstruction == "auto_encoding" else ())
@@ -183,11 +184,6 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """Return what forms the slots of a layer's tier, 1 being the first that is compressed."""
         return cast(Compressor, cast(nn.ModuleList, self.compressors[number])[position - 1])
 
-    def _all_compressors(self) -> Iterator[Compressor]:
-        for number, tiers in enumerate(self.tiers):
-            for position in range(1, len(tiers)):
-                yield self._compressor(number, position)
-
     def ranks(self, number: int) -> list[bool]:
         """Say for each tier of a layer whether it must know how much attention its slots receive."""
         compressors = [self._compressor(number, position) for position in range(1, len(self.tiers[number]))]
@@ -231,7 +227,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         if diagnose:
             with torch.no_grad():
                 for place, compressed in self._compressions(passes):
-                    diagnostics[f"reconstruction_error/{place}"] = reconstruction_error(*compressed)
+                    if bool(compressed[1].asked.any()):  # else it would seem lossless
+                        diagnostics[f"reconstruction_error/{place}"] = reconstruction_error(*compressed)
                 diagnostics.update(self._attention_statistics(passes))
         return Unrolled(outputs, state, total, diagnostics)
 
@@ -354,20 +351,23 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return statistics
 
 
-def _check_learning(reconstruction: str, compression_gradient: str, compressors: list[Compressor]) -> None:
-    """Raise a ValueError where the compressors can't learn what they are asked to."""
-    if compression_gradient == "task" and reconstruction != "none":
+def _check_learning(
+    reconstruction: str, compression_gradient: str, layers: list[Tiers], parameters: list[nn.Parameter]
+) -> None:
+    """Raise a ValueError where the compressors of all layers' tiers can't learn what they are asked to."""
+    by_task = compression_gradient == "task"
+    if by_task and reconstruction != "none":
         raise ValueError(
             f"compression_gradient='task' lets the task loss alone train the compressors, but reconstruction is "
             f"{reconstruction!r}; use reconstruction='none' with it, or compression_gradient='reconstruction'"
         )
-    learns = any(True for compressor in compressors for _ in compressor.parameters())
-    asked = "compression_gradient='task'" if compression_gradient == "task" else f"reconstruction={reconstruction!r}"
-    if (compression_gradient == "task" or reconstruction == "auto_encoding") and not learns:
-        names = ", ".join(sorted({type(compressor).__name__ for compressor in compressors})) or "none at all"
+    if (by_task or reconstruction == "auto_encoding") and not parameters:
+        asked = "compression_gradient='task'" if by_task else "reconstruction='auto_encoding'"
+        instead = "compression_gradient='reconstruction'" if by_task else "reconstruction='attention_reconstruction'"
+        names = ", ".join(sorted({repr(tier.compressor) for tiers in layers for tier in tiers[1:]})) or "none at all"
         raise ValueError(
-            f"{asked} needs compressors with something to train, but memory has {names}; use 'conv', or "
-            "reconstruction='none'"
+            f"{asked} needs compressors with something to train, but memory has {names}; use compressor 'conv', or "
+            f"{instead}"
         )
 
 

@@ -1,8 +1,8 @@
 """Compressors: how consecutive slots become one (Rae et al. 2020, arXiv 1911.05507, section 3.1).
 
 A compressor sees one block of m slots at a time and nothing else, so what it makes of it does not depend on the window
-in which it happens. The learned ones start as the mean. Write your own as a subclass of `Compressor`, give it a name
-with `register_compressor`, and use the name in a `Tier`.
+in which it happens. The learned ones start as the mean, but for `select`. Write your own as a subclass of `Compressor`,
+give it a name with `register_compressor`, and use the name in a `Tier`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Compressor(nn.Module, ABC):
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """Compress.
 
-        :param blocks: [N, m, D] slots, oldest first, without a graph
+        :param blocks: [N, m, D] slots, oldest first, without a graph unless the task loss trains the compressors
         :param usage: [N, m] the attention that each slot has received on average over the steps for which its tier held
             it, if `uses_attention()`, else None
         :return: [N, D]
@@ -241,8 +241,10 @@ def register_compressor(name: str, factory: CompressorFactory) -> None:
 
     :param name: a new name
     :param factory: a subclass of `Compressor`, or what builds one from (width, rate)
-    :raises ValueError: if the name is taken
+    :raises ValueError: if the name is taken or no text, or the factory cannot be called
     """
+    if not isinstance(name, str) or not callable(factory):
+        raise ValueError(f"name must be a text and factory a class or function, got {name!r} and {factory!r}")
     if name in _COMPRESSORS:
         raise ValueError(f"compressor {name!r} is already registered")
     _COMPRESSORS[name] = factory

@@ -38,7 +38,8 @@ class Unrolled(NamedTuple):
     reconstruction_loss: Tensor
     """Scalar; its gradient reaches `compression_parameters()` only. 0 where the core has none."""
     diagnostics: dict[str, Tensor]
-    """Detached scalars by name, such as `reconstruction_loss/layer0/tier1`. Attention statistics join on request."""
+    """Detached scalars by name, such as `reconstruction_loss/layer0/tier1`. On request attention
+    statistics join, and `reconstruction_error/…` where something was compressed."""
 
 
 class Acting(ABC, Generic[StateT]):
@@ -150,7 +151,8 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         :param state: the state before the window's first step
         :param reset: [B, T] bool, true where `inputs[:, t]` is the first of an episode
         :param plan: what `plan(state, reset)` returned for just these, for windows that are unrolled more than once
-        :param diagnose: also report attention statistics in `Unrolled.diagnostics`, where the core has attention
+        :param diagnose: also report attention statistics and reconstruction errors in `Unrolled.diagnostics`, where the
+            core has them
         :raises ValueError: where a shape, dtype, device, the kind of state or the plan does not fit
         """
         self.check_inputs(inputs, reset, tuple(inputs.shape[:2]))
@@ -306,6 +308,6 @@ def require_positive(**sizes: int) -> None:
 
 def choose(kind: str, name: str, choices: dict[str, Any]) -> Any:
     """Look `name` up among `choices`; a ValueError lists the valid ones."""
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise ValueError(f"unknown {kind} {name!r}; valid are {', '.join(map(repr, sorted(choices)))}")
     return choices[name]

@@ -30,6 +30,9 @@ class Tier:
 Tiers = tuple[Tier, ...]
 MemorySpec = Sequence[Tier] | Sequence[Sequence[Tier]]
 
+FURTHEST = 2**60
+"""No layer reaches so many steps: they are counted in int64, with room to add and to double."""
+
 
 def spans(tiers: Sequence[Tier]) -> list[int]:
     """Return the steps that one slot of each tier stands for: rho_0 = 1, rho_i = m_i * rho_(i-1)."""
@@ -47,23 +50,30 @@ def reach(tiers: Sequence[Tier]) -> int:
 def tiers_by_layer(memory: MemorySpec, layers: int) -> list[Tiers]:
     """Read `memory`: one list of tiers for all layers, or one such list for each layer.
 
-    :raises ValueError: where a list is empty, its length is not `layers`, or the rates do not fit the tiers
+    :raises ValueError: where a list is empty, its length is not `layers`, the rates do not fit the tiers, or a layer
+        would reach `FURTHEST` steps
     """
-    if not isinstance(memory, Sequence):
+    if not _is_list(memory):
         raise ValueError(f"memory must be a list of Tier or one list of Tier per layer, got {memory!r}")
     if len(memory) == 0:
         raise ValueError("memory must hold at least one Tier, got an empty list")
     if all(isinstance(tier, Tier) for tier in memory):
         result = [tuple(memory)] * layers
-    elif any(isinstance(tiers, Tier) or not isinstance(tiers, Sequence) for tiers in memory):
+    elif not all(_is_list(tiers) for tiers in memory):
         raise ValueError(f"memory must be a list of Tier or one list of Tier per layer, got {memory!r}")
     else:
         result = [tuple(tiers) for tiers in memory]  # type: ignore[arg-type]
     if len(result) != layers:
-        raise ValueError(f"memory has tiers for {len(result)} layers, but layers is {layers}")
+        raise ValueError(
+            f"memory has tiers for {len(result)} layers, but layers is {layers}; use layers = {len(result)}"
+        )
     for layer, tiers in enumerate(result):
         _check_tiers(layer, tiers)
     return result  # type: ignore[return-value]
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, str)
 
 
 def _check_tiers(layer: int, tiers: tuple[object, ...]) -> None:
@@ -80,6 +90,11 @@ def _check_tiers(layer: int, tiers: tuple[object, ...]) -> None:
                 f"but tier {position - 1} has only slots = {previous.slots}; it needs at least as many"
             )
         previous = tier
+    if reach((first, *rest)) >= FURTHEST:
+        raise ValueError(
+            f"memory of layer {layer} must reach fewer than 2**60 steps, since steps are counted in int64, got "
+            f"{reach((first, *rest)):.1e}; use fewer tiers or lower rates"
+        )
 
 
 def memory_for_horizon(steps: int, *, slots: int = 128, compressor: str = "most_used") -> list[Tier]:

@@ -74,7 +74,8 @@ def paper_config(
     compressed slots and the rates 1, 2, 4 and 8. The layer is that of its section 3: Transformer-XL's attention with
     sinusoids of the distance in slots and two biases, sums that are normed. The compressor and its loss are those that
     did best in its ablation on text. It leaves open for RL: layers, width, heads, feed-forward size, compressor, loss,
-    window and what a reset does; what is set for them here are this package's defaults.
+    window and what a reset does. Here there are two layers; the others are this package's defaults, and compressor and
+    loss those of that ablation.
 
     What still departs from it: slots are compressed by each env's own clock, `rate` at a time, and not once per window;
     a slot that is compressed inside a window can be attended to inside it; the current step is a slot of the memory;

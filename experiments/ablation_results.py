@@ -154,15 +154,16 @@ def aggregate(runs: Iterable[AblationRun]) -> list[VariantResult]:
 def _aggregate_variant(variant: str, runs: Sequence[AblationRun], reference: float | None) -> VariantResult:
     reached = [math.inf if run.steps_to_level is None else run.steps_to_level for run in runs]
     cost = _step_cost(runs)
+    errors: dict[str, list[float]] = {}
+    for place, error in (pair for run in runs for pair in run.reconstruction_error.items()):
+        errors.setdefault(place, []).append(error)  # a run in which nothing was compressed there has none
     return VariantResult(
         variant=variant,
         seeds=[run.seed for run in runs],
         success=[run.success for run in runs if run.success is not None],
         reached=sum(map(math.isfinite, reached)),
         steps_to_level=median(reached),
-        reconstruction_error={
-            place: fmean(run.reconstruction_error[place] for run in runs) for place in runs[0].reconstruction_error
-        },
+        reconstruction_error={place: fmean(found) for place, found in errors.items()},
         cost=None if reference is None or cost is None else cost / reference,
     )
 

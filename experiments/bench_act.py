@@ -23,7 +23,7 @@ from torch import nn
 
 import ctrl
 from ctrl.experiments.bench_config import BenchAct
-from ctrl.experiments.bench_train import make_cartpole, matched_config, memory_config
+from ctrl.experiments.bench_train import TARGET, make_cartpole, matched_config, memory_config
 from ctrl.experiments.bench_turns import (
     SEED,
     count,
@@ -40,7 +40,7 @@ from ctrl.experiments.bench_turns import (
     warm_state,
 )
 from ctrl.experiments.errors import UserError
-from ctrl.experiments.models import TOLERANCE, build_model, closest, parameter_count
+from ctrl.experiments.models import TOLERANCE, build_model, closest, core_kwargs, parameter_count
 
 INPUT_SIZE = 64
 REFERENCE = "torch.nn.LSTM"
@@ -79,7 +79,7 @@ def matched_units(target: int) -> int:
 def models() -> dict[str, nn.Module]:
     """Build those that are compared, by name."""
     torch.manual_seed(SEED)
-    compressive = ctrl.make_core("compressive", INPUT_SIZE)
+    compressive = ctrl.make_core("compressive", INPUT_SIZE, **core_kwargs(TARGET, memory_config(TARGET).memory))
     units = matched_units(count(compressive))
     return {
         "compressive": compressive,
@@ -123,7 +123,7 @@ def predictors(core: str) -> dict[str, Callable[[], Step]]:
     """Return what makes the steps of `predict` and of its core alone, for one env and the same state."""
     env = make_cartpole(1)
     try:
-        target = parameter_count(build_model(memory_config("compressive"), env))
+        target = parameter_count(build_model(memory_config(TARGET), env))
         policy = build_model(matched_config(core, env, target), env).policy
     finally:
         env.close()

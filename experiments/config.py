@@ -115,7 +115,7 @@ class MemoryOptions:
     compressor: str = "most_used"
     """How slots are merged: most_used keeps one of them, as select does; conv, dilated_conv, gru and attention are
     learned; mean, max."""
-    reconstruction: Annotated[str | None, open_option("attention_reconstruction, or none with task", "LOSS")] = None
+    reconstruction: Annotated[str | None, open_option("attention_reconstruction, where it trains", "LOSS")] = None
     """What compressors learn from: attention_reconstruction, auto_encoding or none."""
     compression_gradient: str = "reconstruction"
     """task lets the task loss train the compressors instead."""

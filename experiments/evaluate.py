@@ -103,7 +103,7 @@ def reconstruction_errors(model: MemoryPPO, config: TrainConfig) -> dict[str, fl
     an episode. Agents that learn from different losses can be compared by it.
 
     :return: by layer and tier, as `layer0/tier1`, the mean of `ctrl.reconstruction.reconstruction_error`: 0 if nothing
-        is lost, 1 if nothing is kept; nothing for a core that does not compress
+        is lost, 1 if nothing is kept; nothing for a core that does not compress, or where nothing was compressed
     """
     if config.core not in COMPRESSIVE_CORES:
         return {}

@@ -115,6 +115,16 @@ def test_rates_follow_the_errors_layer_by_layer() -> None:
     assert core.adapt({}) == {"rate/layer0": 2.0, "rate/layer2": 4.0}
 
 
+def test_rates_stay_where_nothing_is_compressed() -> None:
+    core = build()
+    inputs, reset = torch.randn(BATCH, LENGTH, 4), torch.ones(BATCH, LENGTH, dtype=torch.bool)
+    unrolled = core.unroll(inputs, core.initial_state(BATCH), reset, diagnose=True)
+    rates = core.rates.tolist()
+    for _ in range(30):
+        core.adapt({name: float(value) for name, value in unrolled.diagnostics.items()})
+    assert core.rates.tolist() == rates
+
+
 def test_one_bad_update_moves_nothing() -> None:
     core = build()
     assert core.adapt({"reconstruction_error/layer0/tier1": 1.0})["rate/layer0"] == 4.0

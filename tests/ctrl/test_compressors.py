@@ -119,6 +119,31 @@ def test_what_is_registered_must_be_a_compressor() -> None:
     del ctrl.compressors._COMPRESSORS["not one"]
 
 
+@pytest.mark.parametrize(("name", "factory"), [(7, ctrl.compressors.MeanCompressor), ("a number", 7)])
+def test_what_is_registered_must_have_a_name_and_be_callable(name: Any, factory: Any) -> None:
+    with pytest.raises(ValueError, match=f"name must be a text and factory a class or function, got {name!r} and"):
+        ctrl.register_compressor(name, factory)
+    assert name not in ctrl.compressors._COMPRESSORS
+
+
+class MeanWithoutUsage(ctrl.compressors.MeanCompressor):
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        return super().forward(blocks) if usage is None else torch.full_like(blocks[:, 0], 9.0)
+
+
+def test_only_compressors_that_ask_for_attention_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one has a tier of its own, behind one whose slots are ranked."""
+    monkeypatch.setitem(ctrl.compressors._COMPRESSORS, "without", MeanWithoutUsage)
+    core = build(memory=[Tier(3), Tier(4, 2, "most_used"), Tier(2, 3, "without")])
+    inputs, reset = window()
+    state = core.initial_state(2)
+    unrolled = core.unroll(inputs, state, reset)
+    acting = core.acting(state)
+    for t in range(inputs.shape[1]):
+        acted = acting.step(inputs[:, t], reset[:, t])
+        torch.testing.assert_close(acted, unrolled.outputs[:, t], rtol=1e-4, atol=1e-5)
+
+
 # What trains them
 
 
@@ -193,6 +218,25 @@ def test_the_reconstruction_error_is_a_share_of_what_is_read() -> None:
         assert "reconstruction_loss/layer0/tier1" not in unrolled.diagnostics
 
 
+def test_no_reconstruction_error_where_nothing_is_compressed() -> None:
+    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(4), Tier(6, 3, "conv"), Tier(2, 2, "conv")])
+    inputs, _ = window(length=30)
+    reset = torch.arange(30).expand(2, 30) % 8 == 0  # tier 1 forms slots in episodes of 8 steps, tier 2 none
+    diagnostics = core.unroll(inputs, core.initial_state(2), reset, diagnose=True).diagnostics
+    assert [name for name in diagnostics if "error" in name] == ["reconstruction_error/layer0/tier1"]
+    assert diagnostics["reconstruction_loss/layer0/tier2"] == 0.0
+
+
+def test_no_loss_is_computed_that_nothing_learns_from_unless_asked_for() -> None:
+    inputs, reset = window(length=30)
+    memory = [Tier(4), Tier(6, 3, "most_used")]
+    for asked, found in ((None, []), ("attention_reconstruction", ["reconstruction_loss/layer0/tier1"])):
+        core = CompressiveCore(3, width=8, heads=2, memory=memory, reconstruction=asked)
+        unrolled = core.unroll(inputs, core.initial_state(2), reset, diagnose=True)
+        assert [name for name in unrolled.diagnostics if "_loss" in name] == found
+        assert "reconstruction_error/layer0/tier1" in unrolled.diagnostics
+
+
 def test_the_task_trains_compressors_through_what_is_formed_and_attended_in_the_window() -> None:
     core = build(compression_gradient="task")
     assert core.compression_parameters() == []
@@ -238,13 +282,16 @@ def test_questions_are_bounded() -> None:
         ),
         (
             {"compression_gradient": "task", "memory": [Tier(4), Tier(4, 2, "mean")]},
-            "compression_gradient='task' needs compressors with something to train.*MeanCompressor; use 'conv'",
+            "compression_gradient='task' needs compressors with something to train.*'mean'; use compressor 'conv', or "
+            "compression_gradient='reconstruction'",
         ),
         ({"compression_gradient": "task", "memory": [Tier(4)]}, "something to train, but memory has none at all"),
         (
             {"reconstruction": "auto_encoding", "memory": [Tier(4), Tier(4, 2, "most_used")]},
-            "reconstruction='auto_encoding' needs compressors with something to train.*MostUsedCompressor",
+            "reconstruction='auto_encoding' needs compressors with something to train.*'most_used'; use compressor "
+            "'conv', or reconstruction='attention_reconstruction'",
         ),
+        ({"reconstruction": ["none"]}, r"unknown reconstruction \['none'\]; valid are 'attention_reconstruction'"),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(options: dict[str, Any], words: str) -> None:

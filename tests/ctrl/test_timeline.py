@@ -139,6 +139,8 @@ def test_reach_and_spans() -> None:
         ([["raw"], [Tier(8)]], "layer 0"),
         (Tier(8), "must be a list of Tier"),
         ([8, 8], "must be a list of Tier"),
+        ("16,8x8", "must be a list of Tier.*got '16,8x8'"),
+        ([Tier(64), *[Tier(64, 64)] * 10], r"memory of layer 0 must reach fewer than 2\*\*60 steps.*got 7.5e\+19; use"),
     ],
 )
 def test_tiers_that_do_not_fit_are_refused(memory: list, words: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from ctrl import Tier
 from ctrl.experiments import bench_act as bench
 from ctrl.experiments.bench_act import REFERENCE, WARM_UP, Prediction, measured, models, predictors, run_turn, stepper
 from ctrl.experiments.bench_config import BenchAct
@@ -17,6 +18,11 @@ def test_models_have_equal_parameters() -> None:
     counts = {name: count(model) for name, model in models().items()}
     assert set(counts) == {"compressive", "lstm", REFERENCE}
     assert all(number == pytest.approx(counts["compressive"], rel=0.1) for number in counts.values())
+
+
+def test_the_compressive_model_is_what_the_page_says() -> None:
+    core: Any = models()["compressive"]
+    assert core.tiers == [(Tier(32, compressor="conv"), Tier(32, 4, "conv"))] * 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
