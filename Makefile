@@ -39,7 +39,6 @@ format: $(VENV)/.installed-dev  ## format, and fix what ruff can fix
 
 types: $(VENV)/.installed-dev  ## mypy --strict over the four folders and tools/
 	$(BIN)/python tools/check_types.py
-	$(BIN)/mypy tools
 
 wheel: $(VENV)/.installed-dev  ## build dist/*.whl, install it elsewhere, import every module
 	$(BIN)/python tools/check_wheel.py dist

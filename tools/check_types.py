@@ -1,4 +1,4 @@
-"""Run `mypy --strict` on all four folders under the names by which they are imported.
+"""Run `mypy --strict` on all four folders under the names by which they are imported, and on the tools that use them.
 
 mypy does not follow the finder of an editable install, so `mypy -p ctrl` in the root would silently skip `envs/`,
 `agents/` and `experiments/`. This lays a farm of links, `.typing/ctrl/…`, that looks as the wheel does, checks
@@ -19,19 +19,20 @@ FOLDERS = ("envs", "agents", "experiments")
 
 
 def lay_farm() -> None:
-    """Rebuild `.typing/ctrl`: a link to each entry of `ctrl/` and to each of the other folders."""
+    """Rebuild `.typing`: `ctrl/` with a link to each of its entries and to each of the other folders, and `tools`."""
     shutil.rmtree(FARM, ignore_errors=True)
     package = FARM / "ctrl"
     package.mkdir(parents=True)
     entries = [entry for entry in (ROOT / "ctrl").iterdir() if entry.name != "__pycache__"]
     for entry in (*entries, *(ROOT / folder for folder in FOLDERS)):
         (package / entry.name).symlink_to(Path("../..") / entry.relative_to(ROOT), entry.is_dir())
+    (FARM / "tools").symlink_to(Path("../tools"), target_is_directory=True)
 
 
-def run_mypy() -> tuple[int, str]:
-    """Check package `ctrl` from inside the farm, so that no other folder of that name is found first."""
+def run_mypy(*what: str) -> tuple[int, str]:
+    """Check `what` from inside the farm, so that no other folder named `ctrl` is found first."""
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
-    command = [sys.executable, "-m", "mypy", *options, "-p", "ctrl"]
+    command = [sys.executable, "-m", "mypy", *options, *what]
     result = subprocess.run(command, cwd=FARM, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return result.returncode, result.stdout
 
@@ -43,14 +44,16 @@ def as_source_path(line: str) -> str:
 
 def main() -> int:
     lay_farm()
-    code, output = run_mypy()
+    code, output = run_mypy("-p", "ctrl")
     print("\n".join(map(as_source_path, output.splitlines())))
     expected = sum(1 for folder in ("ctrl", *FOLDERS) for _ in (ROOT / folder).rglob("*.py"))
     checked = re.search(r"(?:in|checked) (\d+) source files?", output)
     if checked is None or int(checked[1]) != expected:
         print(f"mypy checked {checked[1] if checked else 'no'} files of {expected}: is an __init__.py missing?")
         return 1
-    return code
+    tools_code, tools_output = run_mypy("tools")
+    print(tools_output, end="")
+    return code or tools_code
 
 
 if __name__ == "__main__":
