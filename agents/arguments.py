@@ -50,11 +50,13 @@ def check_numbers(
     positive: dict[str, Any],
     not_negative: dict[str, Any],
     at_most_1: dict[str, Any],
+    at_least_0: dict[str, Any] | None = None,
 ) -> None:
     """Raise a ValueError that names the first number out of range; None stands for a default, a function for itself."""
-    for name, value in at_least_1.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    for least, whole in ((1, at_least_1), (0, at_least_0 or {})):
+        for name, value in whole.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     for name, value in {**positive, **not_negative}.items():
         if value is None or callable(value):
             continue

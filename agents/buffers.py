@@ -156,6 +156,10 @@ class WindowBuffer(RolloutBuffer):
             self.values[self.pos - 1, env] = 0.0
         self.rewards[self.pos - 1, env] = self.values[self.pos - 1, env]  # so that its own advantage is 0
 
+    def bootstrap(self, envs: list[int], values: np.ndarray) -> None:
+        """Let the returns of the last step, in which a limit cut the episodes of `envs`, go on with `values`."""
+        self.rewards[self.pos - 1, envs] += values
+
     def all_windows(self, policy: MemoryPolicy) -> WindowBatch:
         """Return the whole rollout as one batch, window by window, env by env.
 
@@ -175,8 +179,12 @@ class WindowBuffer(RolloutBuffer):
 
     def _unknown_steps(self) -> _Steps:
         """Return `burn_in` steps in place of those that nobody knows: observations that are possible, no resets."""
-        first = _Steps(*(_each(lambda array: array[:1].repeat(self.burn_in, axis=0), part) for part in self._steps()))
-        return first._replace(episode_starts=np.zeros_like(first.episode_starts))
+
+        def first(array: np.ndarray) -> np.ndarray:
+            return array[:1].repeat(self.burn_in, axis=0)
+
+        steps = _Steps(*(each_part(first, part) for part in self._steps()))
+        return steps._replace(episode_starts=np.zeros_like(steps.episode_starts))
 
     def _windows(self, policy: MemoryPolicy, steps: _Steps, length: int, snapshots: Sequence[PolicyState]) -> Windows:
         """Cut `length` steps from each window's start on, where `steps` begin with the first window's."""
@@ -190,7 +198,7 @@ class WindowBuffer(RolloutBuffer):
         encoded = policy.encode_action(actions.flatten(0, 1)).unflatten(0, reset.shape)
         rewards = policy.encode_reward(self._sequences(steps.rewards, length).flatten()).unflatten(0, reset.shape)
         return Windows(
-            observations=_each(lambda array: self._sequences(array, length), steps.observations),
+            observations=each_part(lambda array: self._sequences(array, length), steps.observations),
             actions=actions,
             previous_action=_shifted(encoded, action, reset),
             previous_reward=_shifted(rewards, reward, reset),
@@ -214,7 +222,7 @@ class WindowBuffer(RolloutBuffer):
         return torch.as_tensor(windows, device=self.device)
 
 
-def _each(function: Callable[..., Any], *observations: Any) -> Any:
+def each_part(function: Callable[..., Any], *observations: Any) -> Any:
     """Apply `function` to observations, part by part if they are dicts."""
     if isinstance(observations[0], dict):
         return {key: function(*(part[key] for part in observations)) for key in observations[0]}
@@ -223,12 +231,12 @@ def _each(function: Callable[..., Any], *observations: Any) -> Any:
 
 def _last(steps: _Steps, count: int) -> _Steps:
     """Return a copy of the last `count` steps."""
-    return _Steps(*(_each(lambda array: array[len(array) - count :].copy(), part) for part in steps))
+    return _Steps(*(each_part(lambda array: array[len(array) - count :].copy(), part) for part in steps))
 
 
 def _join(before: _Steps, after: _Steps) -> _Steps:
     parts = zip(before, after, strict=True)
-    return _Steps(*(_each(lambda *arrays: np.concatenate(arrays), *both) for both in parts))
+    return _Steps(*(each_part(lambda *arrays: np.concatenate(arrays), *both) for both in parts))
 
 
 def _shifted(values: Tensor, first: Tensor, reset: Tensor) -> Tensor:

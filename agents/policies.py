@@ -35,6 +35,8 @@ Observation = np.ndarray | dict[str, np.ndarray]
 VALUE_GAIN = 0.01
 """Of the value's output layer at first: values start near 0, as rare rewards do. With stable-baselines3's gain of 1,
 the differences of random values are nearly all of the first advantages."""
+FUSED_ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}
+"""stable-baselines3's Adam, in one kernel."""
 
 
 class PolicyState(NamedTuple):
@@ -111,7 +113,7 @@ class MemoryPolicy(ActorCriticPolicy):
     """
 
     memory_optimizer: torch.optim.Optimizer | None
-    """Trains the core's compressors; None where the core has none that learn."""
+    """Adam, trains the core's compressors; None where the core has none that learn."""
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class MemoryPolicy(ActorCriticPolicy):
             kwargs.get("optimizer_kwargs") is None
             and kwargs.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam
         ):
-            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}  # stable-baselines3's, in one kernel
+            kwargs["optimizer_kwargs"] = dict(FUSED_ADAM)
         super().__init__(
             observation_space, action_space, lr_schedule, net_arch=net_arch, activation_fn=activation_fn, **kwargs
         )
@@ -173,13 +175,8 @@ class MemoryPolicy(ActorCriticPolicy):
         compression = self.core.compression_parameters()
         of_compression = {id(parameter) for parameter in compression}
         main = [parameter for parameter in self.parameters() if id(parameter) not in of_compression]
-        make = self.optimizer_class
-        self.optimizer = make(main, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
-        self.memory_optimizer = (
-            make(compression, lr=self._memory_lr, **self.optimizer_kwargs)  # type: ignore[call-arg]
-            if compression
-            else None
-        )
+        self.optimizer = self.optimizer_class(main, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.memory_optimizer = torch.optim.Adam(compression, lr=self._memory_lr, **FUSED_ADAM) if compression else None
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Return what `policy.save` keeps for `policy.load`."""
@@ -399,7 +396,7 @@ class Actor:
     """
 
     def __init__(self, policy: MemoryPolicy, state: PolicyState) -> None:
-        self._policy = policy
+        self.policy = policy
         self._core = policy.core.acting(state.core)
         self._action, self._reward = state.previous_action, state.previous_reward
 
@@ -415,7 +412,7 @@ class Actor:
         return Acted(*(part.clone() for part in acted))  # tensors like any others
 
     def _act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool) -> Acted:
-        policy, started = self._policy, reset[:, None]
+        policy, started = self.policy, reset[:, None]
         self._action = self._action.masked_fill(started, 0)
         self._reward = self._reward.masked_fill(started, 0)
         latent = self._core.step(policy.embed(obs, self._action, self._reward), reset)
@@ -425,7 +422,7 @@ class Actor:
 
     def tell_rewards(self, rewards: np.ndarray) -> None:
         """Give the rewards [B] that the last actions brought, which the next step may see."""
-        self._reward = self._policy.encode_reward(rewards)
+        self._reward = self.policy.encode_reward(rewards)
 
     def state(self, envs: np.ndarray | None = None) -> PolicyState:
         """Return the state after the last step, of all envs or of those with the numbers `envs`."""

@@ -22,9 +22,9 @@ FOLDERS = {"ctrl": "ctrl", "envs": "ctrl.envs", "agents": "ctrl.agents", "experi
 THIRD_PARTY = {
     "ctrl": {"torch", "numpy", "safetensors"},
     "envs": {"gymnasium", "numpy"},
-    "agents": {"torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard"},
+    "agents": {"torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "cloudpickle"},
     "experiments": {
-        *("torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "safetensors"),
+        *("torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "safetensors", "cloudpickle"),
         *("tyro", "rich", "tqdm", "matplotlib"),
     },
 }

@@ -28,9 +28,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import ctrl
 from ctrl.agents import MemoryPPO
+from ctrl.agents.algorithm import Statistics
 from ctrl.agents.arguments import batch_windows
 from ctrl.agents.buffers import WindowBatch
-from ctrl.agents.ppo import _Statistics
 
 STEPS = 24 * 3
 TIMES = ("time/fps", "time/time_elapsed")
@@ -128,7 +128,7 @@ def losses(change: Callable[[WindowBatch], WindowBatch], **options: Any) -> dict
     with torch.no_grad():
         now = model.policy.evaluate_windows(batch.windows)
     batch = batch._replace(old_log_prob=now.log_prob, old_values=now.values, returns=now.values)
-    statistics = _Statistics()
+    statistics = Statistics()
     model._loss_and_gradients(change(batch), model._clip_schedule(1), statistics, first=True)
     return statistics.means()
 

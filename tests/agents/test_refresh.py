@@ -35,10 +35,10 @@ from torch import Tensor
 
 import ctrl
 from ctrl.agents import MemoryPPO
+from ctrl.agents.algorithm import drift
 from ctrl.agents.arguments import burn_in_steps
 from ctrl.agents.buffers import WindowBatch
 from ctrl.agents.policies import PolicyState
-from ctrl.agents.ppo import _drift
 
 N_STEPS, WINDOW, ENVS = 24, 8, 3
 STEPS = N_STEPS * ENVS
@@ -397,11 +397,11 @@ def test_drift_is_relative_to_what_was_written() -> None:
     before = (clock, torch.tensor([[1.0, 9.0, 5.0]]), torch.tensor([[7.0]]))
     then = (clock + 9, torch.tensor([[3.0, 9.0, 0.0]]), torch.tensor([[4.0]]))
     now = (clock + 50, torch.tensor([[3.0, 9.0, 0.5]]), torch.tensor([[4.0]]))
-    assert _drift(before, then, now) == pytest.approx(0.5 / 5)  # 5 is the length of (3, 0, 4): the 9 was left alone
-    assert _drift(before, then, then) == 0
-    assert _drift(before, before, before) == 0
-    assert _drift((clock,), (clock,), (clock,)) is None
-    assert _drift((torch.zeros(2, 0),), (torch.zeros(2, 0),), (torch.zeros(2, 0),)) is None
+    assert drift(before, then, now) == pytest.approx(0.5 / 5)  # 5 is the length of (3, 0, 4): the 9 was left alone
+    assert drift(before, then, then) == 0
+    assert drift(before, before, before) == 0
+    assert drift((clock,), (clock,), (clock,)) is None
+    assert drift((torch.zeros(2, 0),), (torch.zeros(2, 0),), (torch.zeros(2, 0),)) is None
 
 
 @pytest.mark.parametrize("refresh", ["none", 13])
@@ -420,7 +420,7 @@ def test_staleness_is_what_new_weights_would_have_written(core: str, refresh: An
     assert model._actor is not None
     last = recorder.moments[-WINDOW:]
     before, then, now = last[0].before.core, model._actor.state().core, walked(model, last)
-    expected = _drift(*(tuple(leaf[:3] for leaf in state) for state in (before, then, now)))
+    expected = drift(*(tuple(leaf[:3] for leaf in state) for state in (before, then, now)))
     assert expected is not None and expected > 3e-4, "far more than rounding"
     assert staleness(model) == pytest.approx(expected, rel=1e-3)
 

@@ -1,0 +1,213 @@
+"""A process that acts, started by `ctrl.agents.actors.Actors`.
+
+It owns a copy of the vector env and of the policy. Window by window it reads the newest weights, acts, and copies what
+happened into a slot of shared memory. A slot is announced when it is whole, so half a window is never seen. It acts
+only while it has a free slot, which the learner gives back: neither side can run away from the other.
+
+It ends when the learner closes its side of the connection, or dies.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from ctrl.agents.collecting import ended_unreported, keep_step, take_step
+from ctrl.agents.finite import NonFiniteError
+from ctrl.agents.normalisation import added_moments, running_moments
+from ctrl.agents.policies import MemoryPolicy, PolicyState
+from ctrl.agents.published import Published
+from ctrl.agents.shared_memory import Layout, SharedArrays
+from ctrl.agents.trajectories import TrajectoryBuffer
+
+PATIENCE_AT_THE_END = 5.0
+"""Seconds that an env may take to finish its step and close after the learner is gone."""
+_PLAIN = (bool, int, float, str, np.number, np.bool_)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every actor of a crew has to know; pickled once."""
+
+    make_env: Any
+    """A function that returns the `VecEnv`."""
+    policy: MemoryPolicy
+    window: int
+    gamma: float
+    slots: int
+    layout: Layout
+    """Of the memory that the actor shares with the learner, see `memory_layout`."""
+
+
+class WindowDone(NamedTuple):
+    """Told to the learner: a slot holds a whole window."""
+
+    slot: int
+    version: int
+    """Of the weights that acted."""
+    infos: list[tuple[int, int, dict[str, Any]]]
+    """(step, env, info) of each episode that ended, numbers and text only."""
+
+
+class Failed(NamedTuple):
+    """Told to the learner before the actor ends."""
+
+    reason: str
+    """The traceback."""
+    not_finite: str
+    """What the env gave that is not a finite number, or nothing."""
+
+
+def memory_layout(buffer: TrajectoryBuffer, state: PolicyState, moments: Layout, slots: int) -> Layout:
+    """Return the layout of the memory that one actor shares with the learner.
+
+    :param buffer: of one window, like those that are to be stored
+    :param state: of all envs, likewise
+    :param moments: of what an actor adds to the running normalisation
+    :param slots: how many windows there is room for
+    """
+    layout: Layout = {"steps": ((), "int64"), "waiting": ((), "int64")}
+    of_window = {name: (array.shape, array.dtype.str) for name, array in buffer.arrays().items()}
+    of_state = {f"state/{n}": (leaf.shape, leaf.numpy().dtype.str) for n, leaf in enumerate(state_leaves(state))}
+    of_moments = {f"moments/{name}": entry for name, entry in moments.items()}
+    for slot in range(slots):
+        for name, entry in {**of_window, **of_state, **of_moments}.items():
+            layout[f"{slot}/{name}"] = entry
+    return layout
+
+
+def state_leaves(state: PolicyState) -> list[torch.Tensor]:
+    """Return all tensors of a policy's state, on the CPU."""
+    return [leaf.cpu() for leaf in (*state.core, *state[1:])]
+
+
+def plain_infos(infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield env and info where episodes end, with what can be told cheaply: numbers, text and `episode`."""
+    for env, info in enumerate(infos):
+        if ends[env] or "episode" in info:
+            kept = {key: value for key, value in info.items() if isinstance(value, _PLAIN) or key == "episode"}
+            yield env, kept
+
+
+class ActorProcess:
+    """One actor, from its job to the end of its connection."""
+
+    def __init__(self, job: Job, seed: int, memory: SharedArrays, published_fd: int, connection: Connection) -> None:
+        torch.set_num_threads(1)
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - for envs that draw from the global generator
+        self.job, self.memory, self.connection = job, memory, connection
+        self.env: VecEnv = job.make_env()
+        self.normalize = unwrap_vec_normalize(self.env)
+        self.policy = job.policy
+        self.policy.set_training_mode(False)
+        self.published = Published(self.policy, self.normalize, published_fd)
+        self.published.read()
+        self.env.seed(seed)
+        self.buffer = TrajectoryBuffer(
+            job.window,
+            self.policy.observation_space,
+            self.policy.action_space,
+            "cpu",
+            n_envs=self.env.num_envs,
+            window=job.window,
+        )
+        self.actor = self.policy.actor(self.policy.initial_state(self.env.num_envs))
+        self.obs: Any = self.env.reset()
+        self.starts = np.ones(self.env.num_envs, dtype=bool)
+
+    def run(self) -> None:
+        """Act until the learner closes the connection."""
+        while True:
+            self.memory.arrays["waiting"][...] = 1
+            try:
+                slot: int = self.connection.recv()
+            except EOFError:
+                return
+            self.memory.arrays["waiting"][...] = 0
+            version = self.published.read()
+            self.connection.send(WindowDone(slot, version, self._window(slot)))
+
+    def _window(self, slot: int) -> list[tuple[int, int, dict[str, Any]]]:
+        """Act for a window, put it into `slot`, and return the infos of what ended."""
+        before = {} if self.normalize is None else running_moments(self.normalize)
+        self.buffer.reset()
+        told, infos = [], []
+        for step in range(self.job.window):
+            infos = self._step()
+            told += [(step, env, info) for env, info in plain_infos(infos, self.starts)]
+        self.buffer.add_following(self.obs, self.starts, ended_unreported(infos))
+        added = {} if self.normalize is None else added_moments(before, running_moments(self.normalize))
+        self._store(slot, added)
+        return told
+
+    def _step(self) -> list[dict[str, Any]]:
+        now = int(self.memory.arrays["steps"])
+        taken = take_step(self.actor, self.env, self.buffer, self.obs, torch.as_tensor(self.starts), now)
+        self.actor.tell_rewards(taken.rewards)
+        keep_step(taken, self.starts, self.actor, self.buffer, self.job.gamma, now)
+        self.obs, self.starts = taken.following, np.asarray(taken.ends, dtype=bool)
+        self.memory.arrays["steps"][...] = now + 1
+        return taken.infos
+
+    def _store(self, slot: int, added: dict[str, np.ndarray]) -> None:
+        arrays = self.memory.arrays
+        for name, array in self.buffer.arrays().items():
+            arrays[f"{slot}/{name}"][...] = array
+        for number, leaf in enumerate(state_leaves(self.buffer.snapshots[0])):
+            arrays[f"{slot}/state/{number}"][...] = leaf.numpy()
+        for name, moments in added.items():
+            arrays[f"{slot}/moments/{name}"][...] = moments
+
+
+def _end_with_the_learner(lifeline: int) -> None:
+    """Wait until nobody holds the other end of the pipe; then the process has a moment left to end by itself."""
+    os.read(lifeline, 1)
+    threading.Event().wait(PATIENCE_AT_THE_END)
+    os._exit(1)
+
+
+def _job(fd: int) -> Job:
+    """Read the job, with the learner's module path, so that what its script can import can be unpickled here."""
+    path, job = pickle.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    sys.path[:] = path
+    unpacked: Job = pickle.loads(job)
+    return unpacked
+
+
+def _report(connection: Connection, error: BaseException) -> None:
+    not_finite = str(error) if isinstance(error, NonFiniteError) else ""
+    with suppress(OSError):  # nobody listens any more
+        connection.send(Failed("".join(traceback.format_exception(error)), not_finite))
+
+
+def main(connection_fd: int, lifeline: int, job_fd: int, published_fd: int, memory_fd: int, seed: int) -> int:
+    """Act until told to stop; 1 after an error, which the learner is told."""
+    threading.Thread(target=_end_with_the_learner, args=[lifeline], daemon=True).start()
+    connection = Connection(connection_fd)
+    process: ActorProcess | None = None
+    try:
+        job = _job(job_fd)
+        process = ActorProcess(job, seed, SharedArrays(job.layout, memory_fd), published_fd, connection)
+        process.run()
+    except (BrokenPipeError, ConnectionResetError):
+        return 0  # the learner left while a window was announced
+    except BaseException as error:
+        _report(connection, error)
+        return 1
+    finally:
+        if process is not None:
+            process.env.close()
+    return 0

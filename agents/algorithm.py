@@ -1,0 +1,287 @@
+"""What algorithms for policies with a memory core share, in the manner of stable-baselines3."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ctrl.agents.buffers import WindowBuffer, select
+from ctrl.agents.collecting import keep_step, take_step
+from ctrl.agents.finite import check_gradients
+from ctrl.agents.policies import (
+    Actor,
+    CnnMemoryPolicy,
+    MemoryPolicy,
+    MlpMemoryPolicy,
+    MultiInputMemoryPolicy,
+    Windows,
+)
+from ctrl.agents.spaces import check_spaces
+from ctrl.agents.vector_env import GymnasiumVecEnv
+
+Self = TypeVar("Self", bound="MemoryAlgorithm")
+
+
+class MemoryAlgorithm(OnPolicyAlgorithm):
+    """Acts into windows, steps two optimizers, and knows what a policy with a memory logs, saves and predicts.
+
+    An algorithm calls `_make_memory_policy` in its `_setup_model`, fills in `_finish_rollout` and `train`.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpMemoryPolicy": MlpMemoryPolicy,
+        "CnnMemoryPolicy": CnnMemoryPolicy,
+        "MultiInputMemoryPolicy": MultiInputMemoryPolicy,
+    }
+    logged_hparams: ClassVar[tuple[str, ...]] = ()
+    """Arguments that TensorBoard lists with the run."""
+    memory_learning_rate: float | Schedule
+    memory_max_grad_norm: float
+    policy: MemoryPolicy
+    rollout_buffer: WindowBuffer
+    _actor: Actor | None = None
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, gym.vector.VectorEnv):
+            env = GymnasiumVecEnv(env)
+        check_spaces(env.observation_space, env.action_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise _unknown_policy(policy_name)
+        return self.policy_aliases[policy_name]
+
+    def _make_memory_policy(self) -> None:
+        """Build the policy, which then belongs to nobody who acts."""
+        self._memory_lr_schedule = FloatSchedule(self.memory_learning_rate)
+        policy_class: Any = self.policy_class
+        if not (isinstance(policy_class, type) and issubclass(policy_class, MemoryPolicy)):
+            raise _unknown_policy(getattr(policy_class, "__name__", repr(policy_class)))
+        policy = self._make_policy(policy_class)
+        self.policy = policy.to(self.device)
+        self._actor = None
+
+    def _make_policy(self, policy_class: type[MemoryPolicy]) -> MemoryPolicy:
+        kwargs = self.policy_kwargs
+        if not isinstance(kwargs, dict) or "memory_lr" in kwargs:
+            raise ValueError(
+                f"policy_kwargs must be a dict, without memory_lr (use memory_learning_rate); got {kwargs!r}"
+            )
+        if not isinstance(kwargs.get("core_kwargs") or {}, dict):
+            raise ValueError(f"core_kwargs must be a dict, got {kwargs['core_kwargs']!r}")
+        memory_lr = self._memory_lr_schedule(1)
+        try:
+            return policy_class(
+                self.observation_space, self.action_space, self.lr_schedule, memory_lr=memory_lr, **kwargs
+            )
+        except TypeError as error:
+            raise ValueError(f"policy_kwargs do not fit {policy_class.__name__}: {error}") from error
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Act for `n_rollout_steps` steps in each env and fill the buffer; False if a callback stopped it."""
+        self.policy.set_training_mode(False)
+        self.rollout_buffer.reset()
+        callback.on_rollout_start()
+        infos: list[dict[str, Any]] = []
+        for _ in range(n_rollout_steps):
+            step_infos = self._collect_step(env, callback)
+            if step_infos is None:
+                return False
+            infos = step_infos
+        self._finish_rollout(infos)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> list[dict[str, Any]] | None:
+        """Act once in every env and store what came of it; return the step's infos, None if a callback says stop."""
+        actor = self._actor_in(env.num_envs)
+        obs: Any = self._last_obs
+        starts = np.asarray(self._last_episode_starts)
+        taken = take_step(actor, env, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
+        actions, new_obs, rewards, dones, infos = taken.actions, *taken[-4:]
+        self.num_timesteps += env.num_envs
+        callback.update_locals(locals())
+        keep_going = callback.on_step()
+        actor.tell_rewards(rewards)
+        # Also if a callback stops here: learning may be resumed, and the env has gone on.
+        self._last_obs, self._last_episode_starts = new_obs, dones
+        if not keep_going:
+            return None
+        self._update_info_buffer(infos, dones)
+        keep_step(taken, starts, actor, self.rollout_buffer, self.gamma, self.num_timesteps)
+        return infos
+
+    def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
+        """Add to a full buffer what follows its last step, of which `infos` are."""
+        raise NotImplementedError
+
+    def _actor_in(self, n_envs: int) -> Actor:
+        """Return who acts on after the last step; at first every env starts afresh, as at an episode's start."""
+        if self._actor is None:
+            self._actor = self.policy.actor(self.policy.initial_state(n_envs))
+            self._last_episode_starts = np.ones(n_envs, dtype=bool)
+        return self._actor
+
+    def _adapt(self, statistics: Statistics) -> None:
+        """Let the core change what it chooses by itself; the next rollout begins with it."""
+        diagnostics = {name.removeprefix("memory/"): value for name, value in statistics.means().items()}
+        for name, value in self.policy.core.adapt(diagnostics).items():
+            self.logger.record(f"memory/{name}", value)
+
+    def _log_staleness(self, windows: Windows) -> None:
+        """Log how far what acting wrote in the rollout's last window is from what the new weights write there."""
+        n_envs = self.n_envs
+        envs = np.arange(-(-n_envs // 8))
+        rows = torch.as_tensor(len(windows.reset) - n_envs + envs, device=self.device)  # those of the last window
+        last: Windows = select(windows, rows)
+        now, then = self.policy.remember(last), self._actor_in(n_envs).state(envs).core
+        staleness = drift(last.core_state, then, now)
+        if staleness is not None:
+            self.logger.record("memory/staleness", staleness)
+
+    def _optimize(self, statistics: Statistics) -> None:
+        """Clip and step the two optimizers apart, so that neither's gradients scale the other's."""
+        groups = [("train/grad_norm", self.policy.optimizer, self.max_grad_norm)]
+        if self.policy.memory_optimizer is not None:
+            groups.append(("memory/grad_norm", self.policy.memory_optimizer, self.memory_max_grad_norm))
+        for name, optimizer, limit in groups:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            check_gradients(norm, self.policy, self.num_timesteps)  # before clipping, which would spread a NaN
+            clip_grads_with_norm_(parameters, limit, norm)
+            statistics.add(name, norm)
+        for _, optimizer, _ in groups:
+            optimizer.step()
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate(self.policy.optimizer)
+        if self.policy.memory_optimizer is not None:
+            rate = self._memory_lr_schedule(self._current_progress_remaining)
+            update_learning_rate(self.policy.memory_optimizer, rate)
+            self.logger.record("memory/learning_rate", rate)
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for at least `total_timesteps` steps, summed over the envs; arguments as in stable-baselines3.
+
+        :param tb_log_name: of the run in TensorBoard; the algorithm's name if None
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name or type(self).__name__,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        total, callback = super()._setup_learn(*args, **kwargs)
+        self._log_hparams()
+        return total, callback
+
+    def _log_hparams(self) -> None:
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.logged_hparams}
+        values["learning_rate"] = self.lr_schedule(1)
+        values["memory_learning_rate"] = self._memory_lr_schedule(1)
+        values["core"] = self.policy_kwargs.get("core", "compressive")
+        core_kwargs = self.policy_kwargs.get("core_kwargs") or {}
+        values.update({f"core/{key}": str(value) for key, value in core_kwargs.items()})
+        values["parameters"] = sum(parameter.numel() for parameter in self.policy.parameters())
+        hparams = {key: _hparam(value) for key, value in values.items()}
+        metrics = {"rollout/ep_rew_mean": 0.0, "rollout/success_rate": 0.0, "train/value_loss": 0.0}
+        self.logger.record("hparams", HParam(hparams, metrics), exclude=("stdout", "log", "json", "csv"))
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        reward: np.ndarray | float | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose actions; see `MemoryPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, reward)
+
+    def _last_obs_tensor(self) -> Any:
+        return obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+
+    def _last_reset(self) -> Tensor:
+        return torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_actor"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = ["policy", "policy.optimizer"]
+        if self.policy.memory_optimizer is not None:
+            names.append("policy.memory_optimizer")
+        return names, []
+
+
+class Statistics:
+    """Means over the minibatches of an update."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.values.setdefault(name, []).append(value.detach())
+
+    def means(self) -> dict[str, float]:
+        return {name: torch.stack(values).mean().item() for name, values in self.values.items()}
+
+
+def drift(before: tuple[Tensor, ...], then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float | None:
+    """Return ||now - then|| / ||then|| over the numbers that differ between `before` and `then`.
+
+    :param before: leaves of a state; those of whole numbers, such as clocks, do not count
+    :param then: of the state after some steps
+    :param now: of the state after the same steps with other weights
+    :return: 0 where nothing differs, None where states hold no number at all
+    """
+    numbers = [[leaf.flatten() for leaf in state if leaf.is_floating_point()] for state in (before, then, now)]
+    if not any(leaf.numel() for leaf in numbers[0]):
+        return None
+    first, old, new = (torch.cat(leaves) for leaves in numbers)
+    written = old != first
+    size = old[written].norm().clamp_min(torch.finfo(old.dtype).tiny)
+    return float((new - old)[written].norm() / size)
+
+
+def _hparam(value: Any) -> float | str:
+    """Return what TensorBoard can show."""
+    if value is None:
+        return "default"
+    return value if isinstance(value, int | float) else str(value)
+
+
+def _unknown_policy(name: str) -> ValueError:
+    return ValueError(
+        f"policy must be one of {', '.join(MemoryAlgorithm.policy_aliases)} or a MemoryPolicy class, got {name}"
+    )

@@ -1,0 +1,92 @@
+"""One step of acting: from what the envs show to what the buffer keeps. Algorithms and actor processes share it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.finite import check_finite
+from ctrl.agents.policies import Acted, Actor, Observation
+
+
+class Taken(NamedTuple):
+    """A step that all B envs have taken."""
+
+    seen: Observation
+    """[B, ...] what the actions were chosen from."""
+    acted: Acted
+    actions: np.ndarray
+    """[B, ...] as the envs got them."""
+    following: Any
+    """[B, ...] what the envs show next."""
+    rewards: np.ndarray
+    """[B]"""
+    ends: np.ndarray
+    """[B] true where `following` is the first of an episode."""
+    infos: list[dict[str, Any]]
+
+
+def take_step(actor: Actor, env: VecEnv, buffer: WindowBuffer, seen: Observation, reset: Tensor, now: int) -> Taken:
+    """Act once in every env. The buffer gets the state before the step where a window starts with it, no more.
+
+    :param seen: [B, ...] what the envs show
+    :param reset: [B] bool, true where that is the first of an episode
+    :param now: number of the training step, for errors
+    :raises NonFiniteError: where `seen` is not finite
+    """
+    check_finite(seen, "observation", now)
+    if buffer.needs_snapshot():
+        buffer.add_snapshot(actor.state())
+    acted = actor.act(obs_as_tensor(seen, actor.policy.device), reset)
+    actions = actor.policy.env_actions(acted.actions)
+    return Taken(seen, acted, actions, *env.step(actions))
+
+
+def keep_step(taken: Taken, starts: np.ndarray, actor: Actor, buffer: WindowBuffer, gamma: float, now: int) -> None:
+    """Store a step; `actor` is as it was after it, and `starts` [B] true where its observation began an episode.
+
+    What a time limit cut is bootstrapped: its return goes on with the value of its terminal observation, seen from the
+    state after the last step. In a reset step that is what the agent has just acted on, and the step, whose action the
+    env ignored, is left out of the losses.
+
+    :raises NonFiniteError: where a reward or a terminal observation is not finite
+    """
+    check_finite(taken.rewards, "reward", now)
+    buffer.add_step(taken.seen, taken.acted, taken.rewards, starts)
+    ended: list[int] = np.flatnonzero(taken.ends).tolist()
+    cut = [env for env in ended if taken.infos[env].get("TimeLimit.truncated", False)]
+    late = [env for env in ended if taken.infos[env].get("reset_step", False)]
+    for env in late:
+        buffer.ignore_step(env, terminated=env not in cut)
+    in_time = [env for env in cut if env not in late]
+    if in_time:
+        buffer.bootstrap(in_time, gamma * _terminal_values(in_time, taken.infos, actor, now))
+
+
+def ended_unreported(infos: list[dict[str, Any]]) -> np.ndarray:
+    """Return [B] where a terminated episode looks as if it went on: `GymnasiumVecEnv` may report an end a step late."""
+    return np.array([info.get("NextStep.terminated", False) for info in infos], dtype=bool)
+
+
+def _terminal_values(envs: list[int], infos: list[dict[str, Any]], actor: Actor, now: int) -> np.ndarray:
+    policy = actor.policy
+    observations = [policy.obs_to_tensor(infos[env]["terminal_observation"])[0] for env in envs]
+    for env, observation in zip(envs, observations, strict=True):
+        check_finite(observation, f"terminal_observation of env {env}", now)
+    state = actor.state(np.asarray(envs))
+    going_on = torch.zeros(len(envs), dtype=torch.bool, device=policy.device)
+    with torch.no_grad():
+        values: Tensor = policy.values_after(_concatenate(observations), state, going_on)
+    return values.cpu().numpy()
+
+
+def _concatenate(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: torch.cat([part[key] for part in observations]) for key in observations[0]}
+    return torch.cat(observations)

@@ -1,0 +1,465 @@
+"""IMPALA (Espeholt et al. 2018, arXiv 1802.01561) for policies with a memory core; stable-baselines3's manners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, TypeVar, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+import ctrl
+from ctrl.agents.actors import Actors, Window, closing
+from ctrl.agents.algorithm import MemoryAlgorithm, Statistics
+from ctrl.agents.arguments import check_device, check_env_id, check_numbers
+from ctrl.agents.buffers import select
+from ctrl.agents.collecting import ended_unreported
+from ctrl.agents.finite import check_finite
+from ctrl.agents.policies import Evaluated, MemoryPolicy, PolicyState
+from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
+from ctrl.agents.vtrace import VTrace, vtrace
+
+Self = TypeVar("Self", bound="MemoryImpala")
+
+REWARD_CLIPPING: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda rewards: rewards,
+    "abs_one": lambda rewards: rewards.clamp(-1, 1),
+    "soft_asymmetric": lambda rewards: 5 * torch.where(rewards < 0, 0.3, 1.0) * torch.tanh(rewards / 5),
+}
+"""By name, as in the original's code: on rewards before anything is discounted."""
+
+
+def paper_impala(rate: int = 4) -> dict[str, Any]:
+    """Return arguments of `MemoryImpala` that Rae et al. 2020 (arXiv 1911.05507, section 5.7) state for RL.
+
+        MemoryImpala("MlpMemoryPolicy", env, **paper_impala(rate=4))
+
+    Learning rate 1.5e-5, entropy cost 2e-3, and the model of `ctrl.paper_config`. All else is not stated there.
+
+    :param rate: of the compressed memory; the paper has 1, 2, 4 and 8
+    """
+    policy_kwargs = {"core": "compressive", "core_kwargs": ctrl.paper_config(rate)}
+    return {"learning_rate": 1.5e-5, "ent_coef": 2e-3, "policy_kwargs": policy_kwargs}
+
+
+class MemoryImpala(MemoryAlgorithm):
+    """IMPALA whose policy remembers: actors in processes of their own, one learner, V-trace.
+
+        model = MemoryImpala("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "compressive"})
+        model.learn(100_000)
+
+    Each actor owns a copy of the (vector) env and acts for a window of `n_steps` with the newest weights it can get;
+    windows reach the learner through shared memory, each with the state before it. An update takes
+    `windows_per_update` of them, as they come. By how many updates the weights that acted were older is logged as
+    `train/policy_lag`; V-trace corrects for it. An actor has room for `window_slots` whole windows: one that is ahead
+    waits, and so does the learner where there are none, so neither runs away.
+
+    `num_actors=0` acts in this process, an update's windows one after the other: then a seed gives the same result
+    again, and `train/first_ratio_deviation` is 0 up to rounding.
+
+    Actors that die, raise, or take longer than `actor_timeout` for a step are restarted with another seed, with what
+    they had of a window thrown away; `time/actor_restarts` counts them. A death or an error is noticed within half a
+    second while the learner waits, and otherwise when the update is done. After more than `max_restarts`, training
+    stops with the last actor's own traceback, an `ActorError`. NaN from an env is a `NonFiniteError` at once.
+
+    Callbacks see each step of each window when it reaches the learner, with `rewards`, `dones` and `infos`. Where
+    actors are processes, `infos` are empty but for the ends of episodes, and have numbers and text only.
+
+    :param policy: "MlpMemoryPolicy", "CnnMemoryPolicy", "MultiInputMemoryPolicy", or a class
+    :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, a gymnasium `VectorEnv`, or a function that returns
+        one of these. Every actor gets a copy of it, so with k envs there are k times `num_actors`. The function is for
+        envs that can't be pickled, such as those that have processes of their own
+    :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0)
+    :param memory_learning_rate: of the compressors; likewise
+    :param num_actors: processes that act; 0 for none
+    :param n_steps: T, steps of a window
+    :param windows_per_update: windows of one actor's envs that an update learns from
+    :param batch_size: steps that one backward pass takes, a multiple of `n_steps`; gradients of an update's passes are
+        added up, so it makes a difference to memory and time only. None for all of an update's steps
+    :param gamma: discount factor
+    :param vtrace_lambda: trade-off between bias and variance of the targets
+    :param rho_bar: clip of the importance weights of the temporal differences and of the policy's gradient
+    :param c_bar: clip of the importance weights that carry back what later steps bring
+    :param reward_clipping: "abs_one" (to -1 … 1) or "soft_asymmetric" (5 tanh(r / 5), 0.3 times that below 0), as in
+        the original; None for rewards as they are
+    :param ent_coef: weight of the entropy in the loss
+    :param vf_coef: weight of the value loss in the loss
+    :param max_grad_norm: gradient clip of everything but the compressors
+    :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
+    :param use_rms_prop: RMSProp for everything but the compressors, as in the original, instead of Adam
+    :param rms_prop_eps: its epsilon, inside the root
+    :param window_slots: whole windows of an actor that may wait for the learner
+    :param actor_timeout: seconds that a step of an actor's envs may take, or its start
+    :param max_restarts: of actors, all together, in one call of `learn`
+    :param stats_window_size: episodes that the reported means are over
+    :param tensorboard_log: folder for TensorBoard, or None
+    :param policy_kwargs: see `MemoryPolicy`, above all `core` and `core_kwargs`
+    :param verbose: 0 silent, 1 info, 2 debug
+    :param seed: of everything random
+    :param device: where the policy learns; actors use the CPU
+    :raises ValueError: where an argument or a space does not fit, or an env can't be sent to another process
+    """
+
+    logged_hparams: ClassVar[tuple[str, ...]] = (
+        *("num_actors", "n_steps", "windows_per_update", "batch_size", "gamma", "vtrace_lambda", "rho_bar", "c_bar"),
+        *("reward_clipping", "ent_coef", "vf_coef", "max_grad_norm", "memory_max_grad_norm", "use_rms_prop"),
+        *("seed", "n_envs"),
+    )
+    rollout_buffer: TrajectoryBuffer
+    _actors: Actors | None = None
+
+    def __init__(
+        self,
+        policy: str | type[MemoryPolicy],
+        env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | str | Callable[[], Any] | None,
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        memory_learning_rate: float | Schedule = 1e-3,
+        num_actors: int = 2,
+        n_steps: int = 64,
+        windows_per_update: int = 4,
+        batch_size: int | None = None,
+        gamma: float = 0.99,
+        vtrace_lambda: float = 1.0,
+        rho_bar: float = 1.0,
+        c_bar: float = 1.0,
+        reward_clipping: str | None = None,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        memory_max_grad_norm: float = 0.1,
+        use_rms_prop: bool = False,
+        rms_prop_eps: float = 1e-5,
+        window_slots: int = 2,
+        actor_timeout: float = 60.0,
+        max_restarts: int = 5,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        check_numbers(
+            at_least_1={
+                "n_steps": n_steps,
+                "windows_per_update": windows_per_update,
+                "batch_size": batch_size,
+                "window_slots": window_slots,
+            },
+            positive={
+                "learning_rate": learning_rate,
+                "memory_learning_rate": memory_learning_rate,
+                "rho_bar": rho_bar,
+                "c_bar": c_bar,
+                "max_grad_norm": max_grad_norm,
+                "memory_max_grad_norm": memory_max_grad_norm,
+                "rms_prop_eps": rms_prop_eps,
+                "actor_timeout": actor_timeout,
+            },
+            not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma, "vtrace_lambda": vtrace_lambda},
+            at_most_1={"gamma": gamma, "vtrace_lambda": vtrace_lambda},
+            at_least_0={"num_actors": num_actors, "max_restarts": max_restarts},
+        )
+        if reward_clipping not in REWARD_CLIPPING:
+            raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {reward_clipping!r}")
+        check_device(device)
+        if isinstance(env, str):
+            check_env_id(env)
+        maker: Any = env if _is_maker(env) else None
+        self._env_maker = maker
+        if use_rms_prop:
+            policy_kwargs = {
+                "optimizer_class": RMSpropTFLike,
+                "optimizer_kwargs": {"alpha": 0.99, "eps": rms_prop_eps, "weight_decay": 0},
+                **(policy_kwargs or {}),
+            }
+        super().__init__(
+            policy,
+            env if maker is None else maker(),  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=vtrace_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.memory_learning_rate = memory_learning_rate
+        self.num_actors = num_actors
+        self.windows_per_update = windows_per_update
+        self.batch_size = batch_size
+        self.vtrace_lambda = vtrace_lambda
+        self.rho_bar = rho_bar
+        self.c_bar = c_bar
+        self.reward_clipping = reward_clipping
+        self.memory_max_grad_norm = memory_max_grad_norm
+        self.use_rms_prop = use_rms_prop
+        self.window_slots = window_slots
+        self.actor_timeout = actor_timeout
+        self.max_restarts = max_restarts
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        if self.batch_size is not None and self.batch_size % self.n_steps:
+            raise ValueError(
+                f"batch_size counts steps of whole windows, so it must be a multiple of n_steps = {self.n_steps}, "
+                f"got batch_size = {self.batch_size}"
+            )
+        self.rollout_buffer = self._buffer(self.windows_per_update)
+        self._make_memory_policy()
+
+    def _buffer(self, windows: int) -> TrajectoryBuffer:
+        return TrajectoryBuffer(
+            windows * self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            n_envs=self.n_envs,
+            window=self.n_steps,
+        )
+
+    # Acting
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with an update's windows, of actors or of this process; False if a callback stopped it."""
+        if self._actors is None:
+            return super().collect_rollouts(env, callback, rollout_buffer, rollout_buffer.buffer_size)
+        self.rollout_buffer.reset()
+        callback.on_rollout_start()
+        lags = []
+        for number in range(self.windows_per_update):
+            window = self._actors.receive()
+            self.rollout_buffer.load(window.arrays, window.state, number)
+            self._actors.release(window)
+            lags.append(self._actors.version - window.version)
+            if not self._tell_steps(number, window, callback):
+                return False
+        self._lags = np.array(lags)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _tell_steps(self, number: int, window: Window, callback: BaseCallback) -> bool:
+        """Let the callback see the steps of a window, one after the other; False if it says stop."""
+        buffer = self.rollout_buffer
+        ends = buffer.ends(number)
+        by_step: dict[int, dict[int, dict[str, Any]]] = {}
+        for step, env, info in window.infos:
+            by_step.setdefault(step, {})[env] = info
+        for step in range(self.n_steps):
+            told = by_step.get(step, {})
+            infos = [told.get(env, {}) for env in range(self.n_envs)]
+            rewards, dones = buffer.rewards[number * self.n_steps + step], ends[step]
+            self.num_timesteps += self.n_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            if told:
+                self._update_info_buffer(infos, dones)
+        return True
+
+    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> list[dict[str, Any]] | None:
+        infos = super()._collect_step(env, callback)
+        if infos is not None and self.rollout_buffer.pos % self.n_steps == 0:
+            check_finite(self._last_obs, "observation", self.num_timesteps)
+            starts = np.asarray(self._last_episode_starts)
+            self.rollout_buffer.add_following(self._last_obs, starts, ended_unreported(infos))  # type: ignore[arg-type]
+        return infos
+
+    def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
+        self._lags = np.zeros(self.windows_per_update, dtype=np.int64)
+
+    # Learning
+
+    def train(self) -> None:
+        """Make one update from the windows in the buffer, and publish its weights."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        everything = self.rollout_buffer.all_windows(self.policy)
+        counted = int(everything.loss_mask.sum())
+        if not counted:
+            return  # the env ignored every action, so there is nothing to learn from
+        statistics = Statistics()
+        self.policy.zero_grad()
+        for rows in self._passes(len(everything.rewards)):
+            batch: TrajectoryBatch = select(everything, rows)
+            self._add_gradients(batch, int(batch.loss_mask.sum()) / counted, statistics)
+        self._optimize(statistics)
+        self._n_updates += 1
+        self._log_training(statistics)
+        if self._actors is None:
+            self._log_staleness(everything.windows)
+        self._adapt(statistics)
+        if self._actors is not None:
+            self._actors.publish()
+
+    def _passes(self, windows: int) -> tuple[Tensor, ...]:
+        """Return the windows of each backward pass, in order."""
+        size = windows if self.batch_size is None else self.batch_size // self.n_steps
+        passes: tuple[Tensor, ...] = torch.arange(windows, device=self.device).split(size)
+        return passes
+
+    def _add_gradients(self, batch: TrajectoryBatch, share: float, statistics: Statistics) -> None:
+        """Add the gradients of some windows, which have this `share` of the steps that count."""
+        if not share:
+            return
+        evaluated = self.policy.evaluate_windows(batch.windows, diagnose=not statistics.values)
+        targets = self._targets(batch, evaluated)
+        mask = batch.loss_mask
+        policy_loss = -(evaluated.log_prob * targets.pg_advantages)[mask].mean()
+        value_loss = (evaluated.values - targets.vs)[mask].square().mean()
+        entropy = -evaluated.log_prob if evaluated.entropy is None else evaluated.entropy
+        entropy_loss = -entropy[mask].mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        reconstruction_loss = evaluated.unrolled.reconstruction_loss
+        check_finite(loss, "loss", self.num_timesteps)
+        check_finite(reconstruction_loss, "reconstruction_loss", self.num_timesteps)
+        # The two losses share no parameter, so one backward pass serves both.
+        (share * (loss + reconstruction_loss)).backward()
+        statistics.add("train/policy_gradient_loss", policy_loss)
+        statistics.add("train/value_loss", value_loss)
+        statistics.add("train/entropy_loss", entropy_loss)
+        statistics.add("train/loss", loss)
+        explained = explained_variance(evaluated.values[mask].detach().cpu().numpy(), targets.vs[mask].cpu().numpy())
+        statistics.add("train/explained_variance", torch.tensor(explained))
+        self._note_ratios(batch, targets, statistics)
+        for name, value in evaluated.unrolled.diagnostics.items():
+            statistics.add(f"memory/{name}", value)
+
+    @torch.no_grad()
+    def _targets(self, batch: TrajectoryBatch, evaluated: Evaluated) -> VTrace:
+        """Return targets and advantages, with the policy as it is now.
+
+        A step whose action the env ignored saw the last observation of an episode. It stands for what that is worth,
+        0 if the episode was terminated, and passes nothing on.
+        """
+        state = PolicyState(evaluated.unrolled.state, *self._previous_inputs(batch))
+        bootstrap_value = self.policy.values_after(batch.following, state, batch.following_starts)
+        values = evaluated.values.masked_fill(batch.over, 0.0)
+        rewards = REWARD_CLIPPING[self.reward_clipping](batch.rewards) + batch.bootstraps
+        log_ratio = torch.where(batch.loss_mask, evaluated.log_prob - batch.old_log_prob, 0.0)
+        return vtrace(
+            behaviour_log_prob=torch.zeros_like(log_ratio),
+            target_log_prob=log_ratio,
+            rewards=torch.where(batch.loss_mask, rewards, values),
+            discounts=self.gamma * (~batch.ends).float(),
+            values=values,
+            bootstrap_value=bootstrap_value.masked_fill(batch.following_over, 0.0),
+            rho_bar=self.rho_bar,
+            c_bar=self.c_bar,
+            pg_rho_bar=self.rho_bar,
+            lambda_=self.vtrace_lambda,
+        )
+
+    def _previous_inputs(self, batch: TrajectoryBatch) -> tuple[Tensor, Tensor]:
+        """Return the last action and reward of each window, as the next step sees them."""
+        return self.policy.encode_action(batch.windows.actions[:, -1]), self.policy.encode_reward(batch.rewards[:, -1])
+
+    def _note_ratios(self, batch: TrajectoryBatch, targets: VTrace, statistics: Statistics) -> None:
+        rhos = targets.rhos[batch.loss_mask]
+        statistics.add("train/rho_mean", rhos.mean())
+        statistics.add("train/rho_clip_fraction", (rhos > self.rho_bar).float().mean())
+        if not self._lags.any():
+            statistics.add("train/first_ratio_deviation", (rhos - 1).abs().max())
+
+    def _log_training(self, statistics: Statistics) -> None:
+        for name, value in statistics.means().items():
+            self.logger.record(name, value)
+        self.logger.record("train/policy_lag", float(self._lags.mean()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+        self.logger.record("memory/state_bytes", self.policy.core.state_bytes)
+        if self._actors is not None:
+            self.logger.record("time/actor_restarts", self._actors.restarts)
+
+    # Both
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for at least `total_timesteps` steps, summed over all envs of all actors.
+
+        Actors live as long as this call; their unfinished episodes end with it.
+
+        :raises ActorError: where actors failed too often
+        """
+        arguments = (total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if not self.num_actors:
+            return super().learn(*arguments)
+        try:
+            with closing(self._start_actors()) as self._actors:
+                return super().learn(*arguments)
+        finally:
+            self._actors = None
+
+    def _start_actors(self) -> Actors:
+        return Actors(
+            self.num_actors,
+            self.policy,
+            self._env_for_actors(),
+            self._vec_normalize_env,
+            self._buffer(windows=1),
+            gamma=self.gamma,
+            slots=self.window_slots,
+            seed=self.seed,
+            timeout=self.actor_timeout,
+            max_restarts=self.max_restarts,
+        )
+
+    def _env_for_actors(self) -> Callable[[], VecEnv]:
+        maker: Any = self._env_maker
+        return partial(_as_it_is, cast(VecEnv, self.env)) if maker is None else partial(_made, maker)
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in another env, in any form that the class takes."""
+        self._env_maker = env if _is_maker(env) else None
+        super().set_env(env() if _is_maker(env) else env, force_reset)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_actors", "_env_maker"]
+
+
+def _as_it_is(env: VecEnv) -> VecEnv:
+    return env
+
+
+def _made(maker: Callable[[], Any]) -> VecEnv:
+    return MemoryAlgorithm._wrap_env(maker())
+
+
+def _is_maker(env: Any) -> bool:
+    """Whether `env` is a function that returns an env."""
+    return callable(env) and not isinstance(env, gym.Env | gym.vector.VectorEnv | VecEnv)

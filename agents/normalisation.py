@@ -1,0 +1,66 @@
+"""One `VecNormalize` for many actors: each adds what it has seen, the learner adds it up.
+
+Means and variances of parts are put together as in Chan, Golub & LeVeque 1983, *Algorithms for computing the sample
+variance*, and taken apart again by the same identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+
+Moments = dict[str, np.ndarray]
+"""Running mean, variance and count by name, in float64."""
+
+
+def running_moments(normalize: VecNormalize) -> Moments:
+    """Return a copy of the running mean, variance and count of observations and returns."""
+    told: Moments = {}
+    for name, running in _running(normalize).items():
+        told[f"{name}/mean"] = np.array(running.mean, dtype=np.float64)
+        told[f"{name}/var"] = np.array(running.var, dtype=np.float64)
+        told[f"{name}/count"] = np.array(running.count, dtype=np.float64)
+    return told
+
+
+def set_running_moments(normalize: VecNormalize, moments: Moments) -> None:
+    """Go on from these."""
+    for name, running in _running(normalize).items():
+        running.mean, running.var = moments[f"{name}/mean"].copy(), moments[f"{name}/var"].copy()
+        running.count = float(moments[f"{name}/count"])
+
+
+def added_moments(before: Moments, after: Moments) -> Moments:
+    """Return the mean, variance and count of what came in between; all 0 where nothing did."""
+    added: Moments = {}
+    for name in {key.rpartition("/")[0] for key in before}:
+        mean0, var0, count0 = (before[f"{name}/{kind}"] for kind in ("mean", "var", "count"))
+        mean1, var1, count1 = (after[f"{name}/{kind}"] for kind in ("mean", "var", "count"))
+        count = count1 - count0
+        share = max(float(count), 1.0)
+        mean = (mean1 * count1 - mean0 * count0) / share
+        spread = var1 * count1 - var0 * count0 - (mean - mean0) ** 2 * count0 * count / count1
+        added.update({f"{name}/mean": mean, f"{name}/var": np.maximum(spread, 0.0) / share, f"{name}/count": count})
+    return added
+
+
+def add_moments(normalize: VecNormalize, added: Moments) -> None:
+    """Count what an actor has seen."""
+    for name, running in _running(normalize).items():
+        count = float(added[f"{name}/count"])
+        if count > 0:
+            running.update_from_moments(added[f"{name}/mean"], added[f"{name}/var"], count)
+
+
+def _running(normalize: VecNormalize) -> dict[str, RunningMeanStd]:
+    """Return what `normalize` keeps: of observations where it normalises them, key by key, and of returns."""
+    kept: dict[str, Any] = {"returns": normalize.ret_rms}
+    observations = getattr(normalize, "obs_rms", None)
+    if isinstance(observations, dict):
+        kept.update({f"observations/{key}": running for key, running in observations.items()})
+    elif observations is not None:
+        kept["observations"] = observations
+    return kept

@@ -1,0 +1,137 @@
+"""Windows for V-trace: what happened, what followed each window, and nothing that only the policy of now can say."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrl.agents.buffers import WindowBuffer, each_part
+from ctrl.agents.policies import MemoryPolicy, Observation, PolicyState, Windows
+
+Arrays = dict[str, np.ndarray]
+
+
+class TrajectoryBatch(NamedTuple):
+    """N windows of T steps, and what followed them."""
+
+    windows: Windows
+    old_values: Tensor
+    """[N, T] when acting"""
+    old_log_prob: Tensor
+    """[N, T] when acting: log mu(a_t | x_t)"""
+    rewards: Tensor
+    """[N, T]"""
+    bootstraps: Tensor
+    """[N, T] what the rest of an episode that a limit cut at this step is worth, discounted; 0 elsewhere."""
+    over: Tensor
+    """[N, T] bool, true where the episode was over before the step: what is seen there is worth 0."""
+    loss_mask: Tensor
+    """[N, T] bool, false where a step counts for no loss because the env ignored its action."""
+    following: Any
+    """[N, ...] the observation after the window."""
+    following_starts: Tensor
+    """[N] bool, true where that is the first of an episode."""
+    following_over: Tensor
+    """[N] bool, as `over`"""
+
+    @property
+    def ends(self) -> Tensor:
+        """[N, T] bool, true where the next step is the first of another episode."""
+        return torch.cat([self.windows.reset[:, 1:], self.following_starts[:, None]], dim=1)
+
+
+class TrajectoryBuffer(WindowBuffer):
+    """A rollout of windows, each of which also has the observation that followed it.
+
+    As `arrays` it is plain numpy arrays by name, in which a process can hand windows to another: `load` reads them.
+    Arguments are those of `WindowBuffer`, without a burn-in.
+    """
+
+    def _empty(self) -> None:
+        super()._empty()
+        shape = (self.buffer_size, self.n_envs)
+        count = (self.buffer_size // self.window, self.n_envs)
+        self.bootstraps = np.zeros(shape, dtype=np.float32)
+        self.over = np.zeros(shape, dtype=bool)
+        self.following: Any = self._empty_observations(count)
+        self.following_starts, self.following_over = (np.zeros(count, dtype=bool) for _ in range(2))
+
+    def bootstrap(self, envs: list[int], values: np.ndarray) -> None:
+        """Let the returns of the last step, in which a limit cut the episodes of `envs`, go on with `values`."""
+        self.bootstraps[self.pos - 1, envs] = values
+
+    def ignore_step(self, env: int, *, terminated: bool) -> None:
+        """Leave the last step of one env out of every loss.
+
+        Its observation was the last of an episode. The step before bootstraps from its value, 0 if `terminated`.
+        """
+        self.loss_mask[self.pos - 1, env] = False
+        self.over[self.pos - 1, env] = terminated
+
+    def add_following(self, obs: Observation, episode_starts: np.ndarray, over: np.ndarray) -> None:
+        """Store what follows the window that the last step has filled.
+
+        :param obs: [B, ...]
+        :param episode_starts: [B] true where `obs` is the first of an episode
+        :param over: [B] true where the episode was terminated and `obs` is its last
+        """
+        number = self.pos // self.window - 1
+        for whole, part in zip(_parts(self.following), _parts(obs), strict=True):
+            whole[number] = part.reshape(whole.shape[1:])
+        self.following_starts[number] = episode_starts
+        self.following_over[number] = over
+
+    def arrays(self) -> Arrays:
+        """Return all that is stored, by name: of each step [steps, B, ...], and of each window [windows, B, ...]."""
+        stored = {name: getattr(self, name) for name in (*_OF_STEPS, *_OF_WINDOWS)}
+        return {**stored, **_named("observations", self.observations), **_named("following", self.following)}
+
+    def ends(self, number: int) -> np.ndarray:
+        """Return [T, B] bool for window `number`: true where the next step is the first of another episode."""
+        starts = self.episode_starts[number * self.window : (number + 1) * self.window]
+        return np.concatenate([starts[1:].astype(bool), self.following_starts[number : number + 1]])
+
+    def load(self, arrays: Arrays, state: PolicyState, number: int) -> None:
+        """Copy the only window of another buffer to the place of window `number`, with the state before it."""
+        steps = slice(number * self.window, (number + 1) * self.window)
+        for name, whole in self.arrays().items():
+            whole[slice(number, number + 1) if name.startswith("following") else steps] = arrays[name]
+        self.snapshots[steps.start] = state
+        self.pos = steps.stop
+        self.full = self.pos == self.buffer_size
+
+    def all_windows(self, policy: MemoryPolicy) -> TrajectoryBatch:  # type: ignore[override]
+        """Return the whole rollout as one batch, window by window, env by env.
+
+        :param policy: encodes the previous actions and rewards, and plans what its core can know beforehand
+        """
+        windows = self._windows(policy, self._steps(), self.window, [self.snapshots[start] for start in self._starts])
+        steps = (self.values, self.log_probs, self.rewards, self.bootstraps, self.over, self.loss_mask)
+        return TrajectoryBatch(
+            windows,
+            *(self._sequences(array, self.window) for array in steps),  # type: ignore[call-arg]
+            each_part(self._flat, self.following),
+            self._flat(self.following_starts),
+            self._flat(self.following_over),
+        )
+
+    def _flat(self, array: np.ndarray) -> Tensor:
+        """[windows, B, ...] -> [windows * B, ...]"""
+        return torch.as_tensor(array.reshape(-1, *array.shape[2:]).copy(), device=self.device)
+
+
+_OF_STEPS = ("actions", "rewards", "episode_starts", "values", "log_probs", "loss_mask", "bootstraps", "over")
+_OF_WINDOWS = ("following_starts", "following_over")
+
+
+def _parts(observations: Any) -> list[np.ndarray]:
+    return [observations[key] for key in sorted(observations)] if isinstance(observations, dict) else [observations]
+
+
+def _named(name: str, observations: Any) -> Arrays:
+    if isinstance(observations, dict):
+        return {f"{name}/{key}": part for key, part in observations.items()}
+    return {name: observations}
