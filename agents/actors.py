@@ -189,7 +189,8 @@ class Actors:
 
     def _start(self, index: int, starts: int) -> _Actor:
         seed = int(np.random.SeedSequence(self._entropy, spawn_key=(index, starts)).generate_state(1)[0])
-        return _Actor(index, starts, seed % 2**31, self._job, self._job_fd, self._published.fd)
+        # Large seeds are left for those who evaluate.
+        return _Actor(index, starts, seed % 2**29, self._job, self._job_fd, self._published.fd)
 
     def _window(self, actor: _Actor, told: WindowDone) -> Window:
         prefix = f"{told.slot}/"

@@ -52,7 +52,15 @@ def _train_config(config: CompareConfig, core: str) -> TrainConfig:
     learning_rate = config.rates.get(core, config.ppo.learning_rate)
     run = replace(config.run, threads=config.run.threads or 1)
     ppo = replace(config.ppo, learning_rate=learning_rate)
-    return TrainConfig(core=core, task=config.task, run=run, memory=config.memory, ppo=ppo)
+    return TrainConfig(
+        core=core,
+        algorithm=config.algorithm,
+        task=config.task,
+        run=run,
+        memory=config.memory,
+        ppo=ppo,
+        impala=config.impala,
+    )
 
 
 def _matched(config: TrainConfig, env: Any, target: int, console: Console) -> TrainConfig:

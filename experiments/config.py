@@ -136,7 +136,7 @@ class MemoryOptions:
 
 @dataclass(frozen=True)
 class PPOOptions:
-    """PPO, with the names and meanings of stable-baselines3."""
+    """PPO, with the names and meanings of stable-baselines3; IMPALA shares those that it has."""
 
     learning_rate: float = 3e-4
     """Adam's step size for all but the compressors."""
@@ -199,13 +199,62 @@ class PPOOptions:
         told = f"--refresh is none, recompute or from 1 step to --n-steps = {self.n_steps}, got {self.refresh!r}"
         require(self.refresh.isdecimal() and 1 <= int(self.refresh) <= self.n_steps, told)
 
+    @property
+    def of_ppo_alone(self) -> list[str]:
+        """The options that were changed and that no other algorithm has."""
+        return [name for name in PPO_ALONE if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `MemoryPPO`; what was left open is left to it."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        del given["anneal"]  # a choice of how the learning rate is given, see `models.ppo_arguments`
+        del given["anneal"]  # a choice of how the learning rate is given, see `models.arguments`
         if self.refresh.isdecimal():
             given["refresh"] = int(self.refresh)
         return given
+
+
+PPO_ALONE = ("window", "refresh", "n_epochs", "gae_lambda", "clip_range")
+ALGORITHMS = ("ppo", "impala")
+
+
+@dataclass(frozen=True)
+class ImpalaOptions:
+    """What `--algorithm impala` has beside the options that it shares with PPO; --n-steps are the steps of a window."""
+
+    num_actors: Annotated[int | None, open_option("2")] = None
+    """Processes that act, each in --num-envs copies of the task; 0 acts in the learner's."""
+    windows_per_update: Annotated[int | None, open_option("1")] = None
+    """Windows of one actor's copies that an update learns from."""
+    vtrace_lambda: Annotated[float | None, open_option("1.0", "FLOAT")] = None
+    """Weight of long returns against the value estimate, from 0 to 1."""
+    rho_bar: Annotated[float | None, open_option("1.0", "FLOAT")] = None
+    """Clip of the importance weights."""
+    c_bar: Annotated[float | None, open_option("1.0", "FLOAT")] = None
+    """Clip of the importance weights that carry back what later steps bring."""
+    reward_clipping: Annotated[str | None, open_option("none", "abs_one|soft_asymmetric")] = None
+    """How rewards are clipped before learning."""
+    use_rms_prop: bool = False
+    """RMSProp instead of Adam, for all but the compressors."""
+    actor_timeout: Annotated[float | None, open_option("60", "SECONDS")] = None
+    """How long a step of an actor's copies may take before the actor counts as hung."""
+    max_restarts: Annotated[int | None, open_option("5")] = None
+    """How often actors that died, hung or raised are restarted, all together."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Keyword arguments of `MemoryImpala`; what was left open is left to it."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+
+    def check(self, algorithm: str, ppo: PPOOptions) -> None:
+        """Raise a `UserError` for options that the algorithm does not have."""
+        require(algorithm in ALGORITHMS, f"--algorithm is one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+        alien = list(self.given) if algorithm == "ppo" else ppo.of_ppo_alone
+        other = "impala" if algorithm == "ppo" else "ppo"
+        require(not alien, f"--algorithm {algorithm} has no {_flags(alien)}; --algorithm {other} does")
+
+
+def _flags(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 @dataclass(frozen=True)
@@ -247,6 +296,8 @@ class TrainConfig:
     """Memory of the agent: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru or feedforward (none)."""
     seed: int = 0
     """Seed of weights, actions and task."""
+    algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
+    """What learns."""
     out: Out = None
     """Folder for the results."""
     overwrite: bool = False
@@ -255,9 +306,11 @@ class TrainConfig:
     run: RunOptions = field(default_factory=RunOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     ppo: PPOOptions = field(default_factory=PPOOptions)
+    impala: ImpalaOptions = field(default_factory=ImpalaOptions)
 
     def __post_init__(self) -> None:
         require_core(self.core)
+        self.impala.check(self.algorithm, self.ppo)
         require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
         if self.core in ATTENTION_CORES and self.memory.width is not None:
             require(
@@ -282,6 +335,8 @@ class TrainConfig:
             run=RunOptions(**data["run"]),
             memory=MemoryOptions(**data["memory"]),
             ppo=PPOOptions(**data["ppo"]),
+            algorithm=data.get("algorithm", "ppo"),  # older runs have no other
+            impala=ImpalaOptions(**data.get("impala", {})),
         )
 
 
@@ -299,6 +354,8 @@ class CompareConfig:
     """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""
     match_parameters: bool = False
     """Choose the width of the other cores so that their parameters are within 10 % of the first core's."""
+    algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
+    """What learns."""
     out: Out = None
     """Folder for the results."""
     overwrite: bool = False
@@ -307,8 +364,10 @@ class CompareConfig:
     run: RunOptions = field(default_factory=RunOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     ppo: PPOOptions = field(default_factory=PPOOptions)
+    impala: ImpalaOptions = field(default_factory=ImpalaOptions)
 
     def __post_init__(self) -> None:
+        self.impala.check(self.algorithm, self.ppo)
         require(bool(self.cores), "--cores must name at least one core")
         require(len(set(self.cores)) == len(self.cores), f"--cores names one twice: {' '.join(self.cores)}")
         require(self.seeds >= 1, f"--seeds must be at least 1, got {self.seeds}")

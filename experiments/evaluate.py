@@ -14,12 +14,13 @@ from rich.table import Table
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from ctrl.agents import MemoryPPO
+from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.policies import MemoryPolicy, Windows
 from ctrl.experiments.config import COMPRESSIVE_CORES, EvaluateConfig, TaskOptions, TrainConfig, merge_pairs
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, read_json
+from ctrl.experiments.models import load_model
 from ctrl.experiments.summary import Evaluation, GroupEvaluation, titled
 from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, make_task
 
@@ -85,7 +86,7 @@ def _by_name(task: TaskOptions, grouped: dict[int, list[float]]) -> dict[str, Gr
     }
 
 
-def evaluate_run(model: MemoryPPO, config: TrainConfig) -> Evaluation:
+def evaluate_run(model: MemoryAlgorithm, config: TrainConfig) -> Evaluation:
     """Evaluate the agent of a training run on its own task."""
     task = replace(config.task, num_envs=min(MOST_ENVS, config.run.eval_episodes))
     seed = evaluation_seed(config.seed)
@@ -96,7 +97,7 @@ def evaluate_run(model: MemoryPPO, config: TrainConfig) -> Evaluation:
         env.close()
 
 
-def reconstruction_errors(model: MemoryPPO, config: TrainConfig) -> dict[str, float]:
+def reconstruction_errors(model: MemoryAlgorithm, config: TrainConfig) -> dict[str, float]:
     """Measure what a training run's agent loses where it compresses, on seeds that training never sees.
 
     In windows as in training, with copies of the task that are not in step, so that questions come from all parts of
@@ -154,7 +155,7 @@ def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluatio
     seed = evaluation_seed(config.seed)
     env = make_task(task, seed=seed, training=False)
     try:
-        model = _load(path, env, config.device)
+        model = load_model(path, env, config.device)
         deterministic = not config.stochastic
         brought = evaluate(model, env, task, episodes=config.episodes, seed=seed, deterministic=deterministic)
     finally:
@@ -190,13 +191,6 @@ def find_task(config: EvaluateConfig, model: Path) -> TaskOptions:
             task = TrainConfig.from_json(read_json(folder / MARKER)["options"]).task
             return replace(task, num_envs=num_envs, env_kwargs=merge_pairs(task.env_kwargs, config.env_kwargs))
     raise UserError(f"{model} lies in no run's folder, so its task is unknown; name it with --env")
-
-
-def _load(path: Path, env: VecEnv, device: str) -> MemoryPPO:
-    try:
-        return MemoryPPO.load(path, env=env, device=device)
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be loaded for this task: {error}") from error
 
 
 def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> RenderableType:

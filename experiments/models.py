@@ -1,22 +1,25 @@
-"""From options to a `MemoryPPO`, and to cores of equal size."""
+"""From options to an agent, and to cores of equal size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl import Tier
-from ctrl.agents import MemoryPPO
+from ctrl.agents import MemoryImpala, MemoryPPO
+from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.experiments.config import (
     ATTENTION_CORES,
     COMPRESSIVE_CORES,
+    PPO_ALONE,
     RAW_CORES,
     RECURRENT_CORES,
     MemoryOptions,
-    PPOOptions,
     TrainConfig,
 )
 from ctrl.experiments.errors import UserError
@@ -43,27 +46,50 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def ppo_arguments(options: PPOOptions) -> dict[str, Any]:
-    """Return the keyword arguments of `MemoryPPO`, with the learning rate as a schedule where it anneals."""
-    arguments = options.arguments()
-    if options.anneal:
-        arguments["learning_rate"] = LinearSchedule(options.learning_rate, 0.0, 1.0)
-    return arguments
+CLASSES: dict[str, type[MemoryAlgorithm]] = {"ppo": MemoryPPO, "impala": MemoryImpala}
+"""By the name on the command line."""
 
 
-def build_model(config: TrainConfig, env: VecEnv) -> MemoryPPO:
+def arguments(config: TrainConfig) -> dict[str, Any]:
+    """Return the keyword arguments of the algorithm, with the learning rate as a schedule where it anneals."""
+    options = config.ppo.arguments()
+    if config.ppo.anneal:
+        options["learning_rate"] = LinearSchedule(config.ppo.learning_rate, 0.0, 1.0)
+    if config.algorithm == "ppo":
+        return options
+    shared = {name: value for name, value in options.items() if name not in PPO_ALONE}
+    return {**shared, **config.impala.given}
+
+
+def build_model(config: TrainConfig, env: VecEnv) -> MemoryAlgorithm:
     """Build the agent that `config` asks for; a `UserError` says what does not fit."""
+    build: Any = CLASSES[config.algorithm]
     try:
-        return MemoryPPO(
+        model: MemoryAlgorithm = build(
             policy_name(env.observation_space),
             env,
             policy_kwargs={"core": config.core, "core_kwargs": core_kwargs(config.core, config.memory)},
             seed=config.seed,
             device=config.run.device,
-            **ppo_arguments(config.ppo),
+            **arguments(config),
         )
     except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
         raise UserError(f"the agent cannot be built: {error}") from error
+    return model
+
+
+def load_model(path: Path, env: VecEnv, device: str) -> MemoryAlgorithm:
+    """Load an agent of either algorithm, to play and not to learn.
+
+    :raises UserError: where the file is no agent's, or its spaces are not the env's
+    """
+    try:
+        data, _, _ = load_from_zip_file(path, device="cpu")
+        if "num_actors" in (data or {}):
+            return MemoryImpala.load(path, env=env, device=device, custom_objects={"num_actors": 0})
+        return MemoryPPO.load(path, env=env, device=device)
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be loaded for this task: {error}") from error
 
 
 def parameter_count(model: Any) -> int:

@@ -21,7 +21,8 @@ from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from ctrl.agents import MemoryPPO, NonFiniteError
+from ctrl.agents import ActorError, NonFiniteError
+from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.experiments import provenance
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.evaluate import evaluate_run, reconstruction_errors
@@ -75,7 +76,7 @@ class Taken(NamedTuple):
 
 
 @contextmanager
-def prepared(config: TrainConfig) -> Iterator[MemoryPPO]:
+def prepared(config: TrainConfig) -> Iterator[MemoryAlgorithm]:
     """Build task and agent, before anything is written; the task is closed in the end.
 
     :raises UserError: where the task or the agent cannot be built
@@ -92,7 +93,7 @@ def prepared(config: TrainConfig) -> Iterator[MemoryPPO]:
 
 
 def train(
-    model: MemoryPPO, config: TrainConfig, place: Place, reporter: Reporter, *, parent: int | None = None
+    model: MemoryAlgorithm, config: TrainConfig, place: Place, reporter: Reporter, *, parent: int | None = None
 ) -> Outcome:
     """Train, save and evaluate one agent.
 
@@ -116,7 +117,9 @@ def train(
     return Outcome(summary, exit_code=0)
 
 
-def _learn(model: MemoryPPO, config: TrainConfig, place: Place, reporter: Reporter, stop: StopRequests) -> Outcome:
+def _learn(
+    model: MemoryAlgorithm, config: TrainConfig, place: Place, reporter: Reporter, stop: StopRequests
+) -> Outcome:
     recorder = Recorder(config, place.folder, reporter, stop)
     model.set_logger(configure(str(place.tensorboard), ["tensorboard"]))
     status, exit_code, message = FINISHED, 0, ""
@@ -127,7 +130,7 @@ def _learn(model: MemoryPPO, config: TrainConfig, place: Place, reporter: Report
             if stop.requested:
                 status, exit_code = INTERRUPTED, stop.exit_code
                 message = f"stopped at step {model.num_timesteps:,}; the model is saved in {place.folder / MODEL}"
-        except NonFiniteError as error:
+        except (NonFiniteError, ActorError) as error:
             status, exit_code = FAILED, 1
             kept = recorder.keep_last_good()
             message = f"{error}; training stopped. The last good checkpoint is kept: {kept}"
@@ -139,7 +142,7 @@ def _learn(model: MemoryPPO, config: TrainConfig, place: Place, reporter: Report
 
 
 def _summarise(
-    model: MemoryPPO,
+    model: MemoryAlgorithm,
     config: TrainConfig,
     place: Place,
     recorder: Recorder,

@@ -46,3 +46,15 @@ class NaNAfter(gym.Env[np.ndarray, int]):
 
 
 gym.register("fragile/NaN-v0", NaNAfter)
+
+
+class RaisesAfter(NaNAfter):
+    """As `NaNAfter`, but raises."""
+
+    def observe(self) -> np.ndarray:
+        if self.broken and self.steps >= self.after:
+            raise RuntimeError(f"broken after {self.after} steps")
+        return np.full(3, 0.5, dtype=np.float32)
+
+
+gym.register("fragile/Raises-v0", RaisesAfter)

@@ -11,6 +11,7 @@ from ctrl.experiments.config import (
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
+    ImpalaOptions,
     MemoryOptions,
     PPOOptions,
     RunOptions,
@@ -94,6 +95,17 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (TrainConfig, {"seed": -1}, "--seed must not be negative, got -1"),
         (TrainConfig, {"core": "lstmm"}, "unknown core 'lstmm'; did you mean 'lstm'"),
         (TrainConfig, {"memory": MemoryOptions(width=30, heads=4)}, "--heads must divide --width, got 4 and 30"),
+        (TrainConfig, {"algorithm": "a2c"}, "--algorithm is one of ppo, impala, got 'a2c'"),
+        (
+            TrainConfig,
+            {"impala": ImpalaOptions(num_actors=0, rho_bar=2.0)},
+            "--algorithm ppo has no --num-actors, --rho-bar; --algorithm impala does",
+        ),
+        (
+            CompareConfig,
+            {"algorithm": "impala", "ppo": PPOOptions(n_epochs=3)},
+            "--algorithm impala has no --n-epochs; --algorithm ppo does",
+        ),
         (CompareConfig, {"seeds": 0}, "--seeds must be at least 1, got 0"),
         (CompareConfig, {"cores": ()}, "at least one core"),
         (CompareConfig, {"cores": ("lstm", "lstm")}, "twice"),
@@ -135,11 +147,13 @@ def test_a_train_config_survives_json() -> None:
         ppo=PPOOptions(window=64, learning_rate=1e-3, refresh="16"),
     )
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    other = TrainConfig(algorithm="impala", impala=ImpalaOptions(num_actors=0, reward_clipping="abs_one"))
+    assert TrainConfig.from_json(json.loads(json.dumps(other.to_json()))) == other
 
 
 def test_a_config_from_before_an_option_came_has_its_default() -> None:
     data = TrainConfig().to_json()
-    del data["ppo"]["refresh"]
+    del data["ppo"]["refresh"], data["algorithm"], data["impala"]
     assert TrainConfig.from_json(data) == TrainConfig()
 
 

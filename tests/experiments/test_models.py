@@ -2,14 +2,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from stable_baselines3.common.vec_env import VecEnv
 
 import ctrl
-from ctrl.experiments.config import MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
+from ctrl.agents import MemoryImpala, MemoryPPO
+from ctrl.experiments.config import ImpalaOptions, MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
 from ctrl.experiments.errors import UserError
-from ctrl.experiments.models import build_model, closest, core_kwargs, match_width, parameter_count
+from ctrl.experiments.models import (
+    arguments,
+    build_model,
+    closest,
+    core_kwargs,
+    load_model,
+    match_width,
+    parameter_count,
+)
 from ctrl.experiments.tasks import make_task
 
 SMALL = TrainConfig(
@@ -82,3 +92,24 @@ def test_an_annealed_learning_rate_falls_to_zero(env: VecEnv) -> None:
     annealed = build_model(replace(SMALL, ppo=replace(SMALL.ppo, learning_rate=2e-3, anneal=True)), env)
     assert [constant.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [3e-4] * 3
     assert [annealed.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([2e-3, 1e-3, 0.0])
+
+
+def test_the_other_algorithm_gets_what_it_shares_and_its_own(env: VecEnv, tmp_path: Path) -> None:
+    ppo = PPOOptions(n_steps=8, gamma=0.8, ent_coef=0.02)
+    impala = ImpalaOptions(num_actors=0, windows_per_update=3, c_bar=0.5)
+    config = replace(SMALL, algorithm="impala", ppo=ppo, impala=impala)
+    assert arguments(config).keys().isdisjoint({"clip_range", "n_epochs", "gae_lambda", "refresh", "rho_bar"})
+    model = build_model(config, env)
+    assert isinstance(model, MemoryImpala)
+    assert (model.n_steps, model.gamma, model.ent_coef) == (8, 0.8, 0.02)
+    assert (model.num_actors, model.windows_per_update, model.c_bar, model.rho_bar) == (0, 3, 0.5, 1.0)
+    assert model.policy.core.output_size == 16
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "impala"])
+def test_a_file_is_loaded_as_what_it_is(algorithm: str, env: VecEnv, tmp_path: Path) -> None:
+    impala = ImpalaOptions(num_actors=3) if algorithm == "impala" else ImpalaOptions()
+    build_model(replace(SMALL, algorithm=algorithm, impala=impala), env).save(tmp_path / "agent.zip")
+    loaded = load_model(tmp_path / "agent.zip", env, "cpu")
+    assert type(loaded) is {"ppo": MemoryPPO, "impala": MemoryImpala}[algorithm]
+    assert getattr(loaded, "num_actors", 0) == 0, "it is loaded to play"

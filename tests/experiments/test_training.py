@@ -62,6 +62,36 @@ def test_refresh_reaches_the_agent_and_stays_with_it(tmp_path: Path, tiny: tuple
     assert (model.refresh, model.rollout_buffer.burn_in) == (5, 5)
 
 
+IMPALA = ("--algorithm", "impala", "--num-envs", "4", "--n-steps", "16", "--eval-episodes", "8", "--threads", "1")
+
+
+def test_impala_with_actors_leaves_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    small = ["--width", "8", "--heads", "2", "--memory", "4,4x2", "--device", "cpu", "--num-actors", "1"]
+    assert main(["train", *TASK, *IMPALA, *small, "--steps", "200", "--out", str(folder)]) == 0
+    summary = summary_of(folder)
+    assert (summary.status, summary.hyperparameters["algorithm"]) == ("finished", "impala")
+    assert summary.steps >= 200 and summary.steps % (4 * 16) == 0
+    assert summary.evaluation is not None and summary.evaluation.length_mean == 6.0
+    assert sum(point.episodes for point in read_curve(folder / "curve.csv")) >= 200 // 6 - 4
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--episodes", "8"]) == 0
+    assert f"{summary.evaluation.success:.2f}" in capsys.readouterr().out
+
+
+def test_an_env_that_fails_in_actors_ends_the_run_with_its_own_words(
+    tmp_path: Path, fragile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    task = ["--env", f"{fragile}:fragile/Raises-v0", "--env-kwargs", "after=100"]
+    actors = ["--num-actors", "1", "--max-restarts", "1", "--steps", "2000"]
+    assert main(["train", *IMPALA, *task, *actors, "--out", str(folder)]) == 1
+    summary = summary_of(folder)
+    assert summary.status == "failed"
+    assert "RuntimeError: broken after 100 steps" in summary.message
+    assert "max_restarts = 1" in summary.message and "last good checkpoint" in summary.message
+
+
 def test_the_curve_has_a_point_for_each_update(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     folder = tmp_path / "run"
     main(["train", *TASK, *tiny, "--core", "lstm", "--steps", "256", "--out", str(folder)])
