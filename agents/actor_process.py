@@ -9,9 +9,10 @@ It ends when the learner closes its side of the connection, or dies.
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
-import sys
+import signal
 import threading
 import traceback
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ctrl.agents.collecting import ended_unreported, keep_step, take_step
-from ctrl.agents.finite import NonFiniteError
-from ctrl.agents.normalisation import added_moments, running_moments
+from ctrl.agents.finite import NonFiniteError, check_finite
+from ctrl.agents.normalisation import Moments, added_moments, running_moments
 from ctrl.agents.policies import MemoryPolicy, PolicyState
 from ctrl.agents.published import Published
 from ctrl.agents.shared_memory import Layout, SharedArrays
@@ -34,7 +35,7 @@ from ctrl.agents.trajectories import TrajectoryBuffer
 
 PATIENCE_AT_THE_END = 5.0
 """Seconds that an env may take to finish its step and close after the learner is gone."""
-_PLAIN = (bool, int, float, str, np.number, np.bool_)
+_PLAIN = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def memory_layout(buffer: TrajectoryBuffer, state: PolicyState, moments: Layout,
     :param moments: of what an actor adds to the running normalisation
     :param slots: how many windows there is room for
     """
-    layout: Layout = {"steps": ((), "int64"), "waiting": ((), "int64")}
+    layout: Layout = dict.fromkeys(("started", "steps", "waiting"), ((), "int64"))
     of_window = {name: (array.shape, array.dtype.str) for name, array in buffer.arrays().items()}
     of_state = {f"state/{n}": (leaf.shape, leaf.numpy().dtype.str) for n, leaf in enumerate(state_leaves(state))}
     of_moments = {f"moments/{name}": entry for name, entry in moments.items()}
@@ -94,11 +95,18 @@ def state_leaves(state: PolicyState) -> list[torch.Tensor]:
 
 
 def plain_infos(infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield env and info where episodes end, with what can be told cheaply: numbers, text and `episode`."""
+    """Yield env and info where episodes end, with what can be told cheaply: numbers, text and `episode` with such."""
     for env, info in enumerate(infos):
         if ends[env] or "episode" in info:
-            kept = {key: value for key, value in info.items() if isinstance(value, _PLAIN) or key == "episode"}
-            yield env, kept
+            episode = {"episode": _plain(info["episode"])} if "episode" in info else {}
+            yield env, {**_plain(info), **episode}
+
+
+def _plain(info: dict[str, Any]) -> dict[str, Any]:
+    """Keep what is of exactly these types: any other, such as an enum of the main script, may not arrive."""
+    return {
+        key: value for key, value in info.items() if type(value) in _PLAIN or isinstance(value, np.number | np.bool_)
+    }
 
 
 class ActorProcess:
@@ -114,7 +122,7 @@ class ActorProcess:
         self.policy = job.policy
         self.policy.set_training_mode(False)
         self.published = Published(self.policy, self.normalize, published_fd)
-        self.published.read()
+        self.version = self.published.read()
         self.env.seed(seed)
         self.buffer = TrajectoryBuffer(
             job.window,
@@ -125,32 +133,46 @@ class ActorProcess:
             window=job.window,
         )
         self.actor = self.policy.actor(self.policy.initial_state(self.env.num_envs))
+        self.before = self._moments()
         self.obs: Any = self.env.reset()
         self.starts = np.ones(self.env.num_envs, dtype=bool)
+        memory.arrays["started"][...] = 1
 
     def run(self) -> None:
         """Act until the learner closes the connection."""
-        while True:
-            self.memory.arrays["waiting"][...] = 1
+        while (slot := self._free_slot()) is not None:
+            if self.memory.arrays["steps"]:  # else what the first observations add would be read over
+                self.version = self.published.read()
+                self.before = self._moments()
+            window = WindowDone(slot, self.version, self._window(slot))
             try:
-                slot: int = self.connection.recv()
-            except EOFError:
+                self.connection.send(window)
+            except OSError:
                 return
-            self.memory.arrays["waiting"][...] = 0
-            version = self.published.read()
-            self.connection.send(WindowDone(slot, version, self._window(slot)))
+
+    def _free_slot(self) -> int | None:
+        """Wait for a slot of the learner's; None once it has left."""
+        self.memory.arrays["waiting"][...] = 1
+        try:
+            slot: int = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.memory.arrays["waiting"][...] = 0
+        return slot
+
+    def _moments(self) -> Moments:
+        return {} if self.normalize is None else running_moments(self.normalize)
 
     def _window(self, slot: int) -> list[tuple[int, int, dict[str, Any]]]:
         """Act for a window, put it into `slot`, and return the infos of what ended."""
-        before = {} if self.normalize is None else running_moments(self.normalize)
         self.buffer.reset()
         told, infos = [], []
         for step in range(self.job.window):
             infos = self._step()
             told += [(step, env, info) for env, info in plain_infos(infos, self.starts)]
+        check_finite(self.obs, "observation", int(self.memory.arrays["steps"]))
         self.buffer.add_following(self.obs, self.starts, ended_unreported(infos))
-        added = {} if self.normalize is None else added_moments(before, running_moments(self.normalize))
-        self._store(slot, added)
+        self._store(slot, added_moments(self.before, self._moments()))
         return told
 
     def _step(self) -> list[dict[str, Any]]:
@@ -162,7 +184,7 @@ class ActorProcess:
         self.memory.arrays["steps"][...] = now + 1
         return taken.infos
 
-    def _store(self, slot: int, added: dict[str, np.ndarray]) -> None:
+    def _store(self, slot: int, added: Moments) -> None:
         arrays = self.memory.arrays
         for name, array in self.buffer.arrays().items():
             arrays[f"{slot}/{name}"][...] = array
@@ -173,18 +195,19 @@ class ActorProcess:
 
 
 def _end_with_the_learner(lifeline: int) -> None:
-    """Wait until nobody holds the other end of the pipe; then the process has a moment left to end by itself."""
+    """Wait until nobody holds the other end of the pipe; then the process has a moment left to end by itself.
+
+    After that it goes, with all that its env has started: an actor leads a process group of its own.
+    """
     os.read(lifeline, 1)
     threading.Event().wait(PATIENCE_AT_THE_END)
-    os._exit(1)
+    os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def _job(fd: int) -> Job:
-    """Read the job, with the learner's module path, so that what its script can import can be unpickled here."""
-    path, job = pickle.loads(os.pread(fd, os.fstat(fd).st_size, 0))
-    sys.path[:] = path
-    unpacked: Job = pickle.loads(job)
-    return unpacked
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as whole:
+        job: Job = pickle.loads(whole)
+    return job
 
 
 def _report(connection: Connection, error: BaseException) -> None:
@@ -202,8 +225,6 @@ def main(connection_fd: int, lifeline: int, job_fd: int, published_fd: int, memo
         job = _job(job_fd)
         process = ActorProcess(job, seed, SharedArrays(job.layout, memory_fd), published_fd, connection)
         process.run()
-    except (BrokenPipeError, ConnectionResetError):
-        return 0  # the learner left while a window was announced
     except BaseException as error:
         _report(connection, error)
         return 1

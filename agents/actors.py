@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -32,7 +32,12 @@ from ctrl.agents.trajectories import Arrays, TrajectoryBuffer
 
 POLL_SECONDS = 0.5
 """How often the learner looks after its actors while it waits for them. One that died is noticed within that time."""
-ENTRY = "import sys; from ctrl.agents.actor_process import main; sys.exit(main(*map(int, sys.argv[1:])))"
+START_SECONDS = 60.0
+"""How much longer the start of an actor may take than a step: it imports all that the learner has imported."""
+ENTRY = """import sys
+sys.path[:] = sys.argv.pop().split('\\n')  # the learner's: what its script can import can be unpickled
+from ctrl.agents.actor_process import main
+sys.exit(main(*map(int, sys.argv[1:])))"""
 
 
 class ActorError(RuntimeError):
@@ -68,7 +73,8 @@ class Actors:
     :param gamma: discount, for what a time limit cuts
     :param slots: whole windows that an actor may have waiting
     :param seed: of everything random; each start of each actor draws another one from it
-    :param timeout: seconds that a step of all of an actor's envs may take, or its start; then it counts as hung
+    :param timeout: seconds that a step of all of an actor's envs may take, and `START_SECONDS` more its start; then it
+        counts as hung
     :param max_restarts: how often actors are restarted, all together, before training stops
     :raises ValueError: where env or policy cannot be sent to another process
     """
@@ -96,14 +102,14 @@ class Actors:
         self._entropy = np.random.SeedSequence(seed).entropy
         self._ready: deque[Window] = deque()
         self._actors: list[_Actor] = []
-        self._published = Published(policy, normalize)
-        self._published.write(self.version)
         state = policy.initial_state(buffer.n_envs)
         moments = {} if normalize is None else layout_of(running_moments(normalize))
         layout = memory_layout(buffer, state, moments, slots)
         self._job = Job(make_env, _copy_to_act(policy), buffer.window, gamma, slots, layout)
-        self._job_fd = anonymous_file(_packed_job(self._job))
+        self._job_fd = anonymous_file(_sendable(self._job))
+        self._published = Published(policy, normalize)
         try:
+            self._published.write(self.version)
             for index in range(num_actors):
                 self._actors.append(self._start(index, starts=0))
         except BaseException:
@@ -136,15 +142,15 @@ class Actors:
 
     def close(self) -> None:
         """End all actors: they may finish their step and close their envs, for a few seconds."""
-        for actor in self._actors:
-            actor.let_go()
         deadline = time.monotonic() + PATIENCE_AT_THE_END
-        for actor in self._actors:
-            actor.end(deadline)
-        self._actors.clear()
-        self._ready.clear()
-        self._published.close()
-        os.close(self._job_fd)
+        with ExitStack() as stack:  # all of it, last first, also if the user loses patience on the way
+            stack.callback(os.close, self._job_fd)
+            stack.callback(self._published.close)
+            for actor in self._actors:
+                stack.callback(actor.end, deadline)
+            for actor in self._actors:
+                stack.callback(actor.let_go)
+            self._actors, self._ready = [], deque()
 
     def _listen(self, seconds: float) -> None:
         """Take what actors have to say, for which there is a time to wait, and restart those that are gone or stuck."""
@@ -160,6 +166,7 @@ class Actors:
         except (EOFError, OSError):
             self._replace(actor, actor.how_it_ended())
             return
+        actor.note_progress()
         if isinstance(told, WindowDone):
             self._ready.append(self._window(actor, told))
         elif isinstance(told, Failed):
@@ -170,8 +177,8 @@ class Actors:
     def _look_after(self, actor: _Actor) -> None:
         if actor.process.poll() is not None and not actor.connection.poll():
             self._replace(actor, actor.how_it_ended())
-        elif actor.seconds_without_a_step() > self.timeout:
-            self._replace(actor, f"an actor has not finished a step of its envs for {self.timeout:g} s")
+        elif actor.is_stuck(self.timeout):
+            self._replace(actor, f"an actor has not finished a step of its envs, or its start, for {self.timeout:g} s")
 
     def _replace(self, actor: _Actor, reason: str) -> None:
         """End an actor at once and start another one in its place. Its whole windows stay, half of one is lost."""
@@ -185,6 +192,7 @@ class Actors:
                 f"actors failed {self.restarts} times, more often than max_restarts = {self.max_restarts}; "
                 f"the last time:\n{reason}"
             )
+        warnings.warn(f"actor {actor.index} is restarted with another seed: {reason}", RuntimeWarning, stacklevel=2)
         self._actors.insert(place, self._start(actor.index, actor.starts + 1))
 
     def _start(self, index: int, starts: int) -> _Actor:
@@ -214,12 +222,13 @@ class _Actor:
         self.index, self.starts = index, starts
         self.memory = SharedArrays(job.layout)
         self.connection, its_end = Pipe()
-        its_lifeline, self._lifeline = os.pipe()
-        fds = [its_end.fileno(), its_lifeline, job_fd, published_fd, self.memory.fd]
+        its_lifeline, self._lifeline = Pipe(duplex=False)
+        fds = [its_end.fileno(), its_lifeline.fileno(), job_fd, published_fd, self.memory.fd]
+        path = "\n".join(map(str, sys.path))
         try:
             # A session of its own: Ctrl-C reaches the learner alone, and whatever the env starts can be ended with it.
             self.process = subprocess.Popen(
-                [sys.executable, "-c", ENTRY, *map(str, fds), str(seed)],
+                [sys.executable, "-c", ENTRY, *map(str, fds), str(seed), path],
                 stdin=subprocess.DEVNULL,
                 pass_fds=fds,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
@@ -227,9 +236,10 @@ class _Actor:
             )
         finally:
             its_end.close()
-            os.close(its_lifeline)
+            its_lifeline.close()
             self.memory.close()
-        self._last_steps, self._last_moved = -1, time.monotonic()
+        self._progress = 0
+        self.note_progress()
         for slot in range(job.slots):
             self.free(slot)
 
@@ -237,42 +247,56 @@ class _Actor:
         """Tell the process that it may fill a slot; one that is gone will be noticed elsewhere."""
         with suppress(OSError):
             self.connection.send(slot)
+        self.note_progress()
 
-    def seconds_without_a_step(self) -> float:
-        """Return how long all its envs have been in one step, or its start has taken; 0 while it waits for a slot."""
-        steps, now = int(self.memory.arrays["steps"]), time.monotonic()
-        if steps != self._last_steps or int(self.memory.arrays["waiting"]):
-            self._last_steps, self._last_moved = steps, now
-        return now - self._last_moved
+    def note_progress(self) -> None:
+        """Let its time for the next step begin now."""
+        self._last_progress = time.monotonic()
+
+    def is_stuck(self, timeout: float) -> bool:
+        """Whether its envs have been in one step for longer than `timeout`; never while it waits for a slot."""
+        started, steps, waiting = (int(self.memory.arrays[name]) for name in ("started", "steps", "waiting"))
+        if started + steps != self._progress or waiting:
+            self._progress = started + steps
+            self.note_progress()
+        return time.monotonic() - self._last_progress > timeout + (0.0 if started else START_SECONDS)
 
     def how_it_ended(self) -> str:
         """Say how a process ended that did not say so itself."""
-        code = self.process.wait()
-        if code < 0:
-            return f"an actor was killed by {signal.Signals(-code).name}"
-        return f"an actor ended with exit code {code}"
+        try:
+            code = self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "an actor has closed its connection"
+        return f"an actor ended with exit code {code}" if code >= 0 else f"an actor was killed by {_signal(-code)}"
 
     def let_go(self) -> None:
         """Let the process end by itself."""
         self.connection.close()
-        with suppress(OSError):
-            os.close(self._lifeline)
-        self._lifeline = -1
+        self._lifeline.close()
 
     def end(self, deadline: float) -> None:
-        """Wait for the end until `deadline`, then kill."""
+        """Wait for the end until `deadline`; then kill what is left."""
         try:
-            self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
             self.kill()
 
     def kill(self) -> None:
         """End the process and all that it has started."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # macOS has the latter for a group of ended processes
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        if self._lifeline >= 0:
-            self.let_go()
+        self.let_go()
+        self.memory.forget()
+
+
+def _signal(number: int) -> str:
+    """Return a signal's name where it has one."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _copy_to_act(policy: MemoryPolicy) -> MemoryPolicy:
@@ -285,13 +309,24 @@ def _copy_to_act(policy: MemoryPolicy) -> MemoryPolicy:
     return acting
 
 
-def _packed_job(job: Job) -> bytes:
+def check_sendable(make_env: Any) -> None:
+    """Refuse what cannot become an actor's env.
+
+    :raises ValueError: naming the way out
+    """
+    if sys.platform == "win32":
+        raise ValueError("num_actors must be 0 on Windows, where actors have no way to share memory")
+    _sendable(make_env)
+
+
+def _sendable(what: Any) -> bytes:
+    """Return what actors are to get, as bytes."""
     try:
-        return pickle.dumps((sys.path, packed(job)))
+        return packed(what)
     except Exception as error:
         raise ValueError(
-            f"the env or the policy cannot be sent to actor processes ({type(error).__name__}: {error}); give a "
-            "function that returns the env, or num_actors=0, which acts in this process"
+            f"env, or policy, cannot be sent to actor processes ({type(error).__name__}: {error}); give a function "
+            "that returns the env, or num_actors=0, which acts in this process"
         ) from error
 
 

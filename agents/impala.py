@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 import ctrl
-from ctrl.agents.actors import Actors, Window, closing
+from ctrl.agents.actors import Actors, check_sendable, closing
 from ctrl.agents.algorithm import MemoryAlgorithm, Statistics
 from ctrl.agents.arguments import check_device, check_env_id, check_numbers
 from ctrl.agents.buffers import select
@@ -219,6 +219,7 @@ class MemoryImpala(MemoryAlgorithm):
         self.max_restarts = max_restarts
         if _init_setup_model:
             self._setup_model()
+            self._check_sendable()
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -252,25 +253,29 @@ class MemoryImpala(MemoryAlgorithm):
             return super().collect_rollouts(env, callback, rollout_buffer, rollout_buffer.buffer_size)
         self.rollout_buffer.reset()
         callback.on_rollout_start()
-        lags = []
+        self._lags = np.zeros(self.windows_per_update, dtype=np.int64)
         for number in range(self.windows_per_update):
-            window = self._actors.receive()
-            self.rollout_buffer.load(window.arrays, window.state, number)
-            self._actors.release(window)
-            lags.append(self._actors.version - window.version)
-            if not self._tell_steps(number, window, callback):
+            told = self._load_window(self._actors, number)
+            if not self._tell_steps(number, told, callback):
                 return False
-        self._lags = np.array(lags)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _tell_steps(self, number: int, window: Window, callback: BaseCallback) -> bool:
+    def _load_window(self, actors: Actors, number: int) -> list[tuple[int, int, dict[str, Any]]]:
+        """Take in the next window of any actor, and return the infos of what ended in it."""
+        window = actors.receive()
+        self.rollout_buffer.load(window.arrays, window.state, number)
+        actors.release(window)
+        self._lags[number] = actors.version - window.version
+        return window.infos
+
+    def _tell_steps(self, number: int, ended: list[tuple[int, int, dict[str, Any]]], callback: BaseCallback) -> bool:
         """Let the callback see the steps of a window, one after the other; False if it says stop."""
         buffer = self.rollout_buffer
         ends = buffer.ends(number)
         by_step: dict[int, dict[int, dict[str, Any]]] = {}
-        for step, env, info in window.infos:
+        for step, env, info in ended:
             by_step.setdefault(step, {})[env] = info
         for step in range(self.n_steps):
             told = by_step.get(step, {})
@@ -434,7 +439,7 @@ class MemoryImpala(MemoryAlgorithm):
             self._buffer(windows=1),
             gamma=self.gamma,
             slots=self.window_slots,
-            seed=self.seed,
+            seed=int(torch.randint(2**31, ())),  # another one each time, and the same ones for a seed of ours
             timeout=self.actor_timeout,
             max_restarts=self.max_restarts,
         )
@@ -447,6 +452,21 @@ class MemoryImpala(MemoryAlgorithm):
         """Go on in another env, in any form that the class takes."""
         self._env_maker = env if _is_maker(env) else None
         super().set_env(env() if _is_maker(env) else env, force_reset)
+        self._check_sendable()
+
+    @classmethod
+    def load(cls: type[Self], path: Any, env: Any = None, *args: Any, **kwargs: Any) -> Self:
+        """Load a model, as in stable-baselines3; `env` in any form that the class takes."""
+        maker = env if _is_maker(env) else None
+        model = super().load(path, env if maker is None else maker(), *args, **kwargs)
+        model._env_maker = maker
+        model._check_sendable()
+        return model
+
+    def _check_sendable(self) -> None:
+        """Refuse an env that can't be sent to actors before they are needed."""
+        if self.num_actors and self.env is not None:
+            check_sendable(self._env_for_actors())
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_actors", "_env_maker"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from ctrl.agents.normalisation import Moments, running_moments, set_running_moments
 from ctrl.agents.policies import MemoryPolicy
 from ctrl.agents.shared_memory import Layout, SharedArrays, layout_of
+
+if sys.platform != "win32":  # which has no actors, but all the rest
+    import fcntl
 
 
 class Published:
@@ -57,7 +60,9 @@ class Published:
             return int(self._array("versions")[place])
 
     def close(self) -> None:
-        """Close the memory's descriptor."""
+        """Close the memory's descriptor and let go of the memory."""
+        self._weights.clear()
+        self._shared.forget()
         self._shared.close()
 
     @contextmanager

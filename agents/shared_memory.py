@@ -29,7 +29,8 @@ def anonymous_file(content: bytes = b"") -> int:
     else:
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
-    os.write(fd, content) if content else None
+    with open(fd, "wb", closefd=False) as whole:
+        whole.write(content)
     return fd
 
 
@@ -58,6 +59,10 @@ class SharedArrays:
     def close(self) -> None:
         """Close the descriptor; the memory lasts as long as somebody uses an array."""
         os.close(self.fd)
+
+    def forget(self) -> None:
+        """Let go of the arrays; a traceback that is kept may still hold this object."""
+        self.arrays.clear()
 
 
 def _aligned(size: int) -> int:

@@ -101,8 +101,9 @@ class Twin:
         self.buffer.burn_in = min(self.buffer.burn_in, self.buffer.buffer_size)
         self.buffer.full = False  # what precedes the twin's first rollout is not known
         self.buffer.reset()
-        if hasattr(model, "_actor"):
-            self.model._actor = None  # type: ignore[attr-defined]
+        for acting in ("_actor", "_actors"):
+            if hasattr(model, acting):
+                setattr(self.model, acting, None)
         self.model.set_logger(Logger(None, []))
         self._callback = self.model._setup_learn(total_timesteps=1, reset_num_timesteps=True)[1]
         self.first = 0
