@@ -1,0 +1,133 @@
+"""What the tests of `MemoryImpala` share: a small agent, envs that say where they are, and what a process leaves."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from agent_toys import CORES, STAGGERED, AtRolloutEnd, ToldEpisodes
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+from ctrl.agents import MemoryImpala
+from ctrl.agents.policies import Evaluated
+from ctrl.agents.trajectories import TrajectoryBatch
+from ctrl.agents.vtrace import VTrace
+
+WINDOW, WINDOWS = 6, 4
+"""Steps of a window, windows of an update."""
+UPDATE = WINDOW * WINDOWS * len(STAGGERED)
+"""Steps of an update."""
+
+
+def make_impala(
+    env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryPolicy", **options: Any
+) -> MemoryImpala:
+    """Return a small agent, without actors unless told: an update has 4 windows of 6 steps, in 3 envs."""
+    small = {"core": core, "core_kwargs": CORES.get(core, {}), "encoder_arch": [8], "net_arch": [8]}
+    options["policy_kwargs"] = {**small, **options.get("policy_kwargs", {})}
+    defaults = {"num_actors": 0, "n_steps": WINDOW, "windows_per_update": WINDOWS, "seed": 0, "device": "cpu"}
+    return MemoryImpala(policy, env, **{**defaults, **options})
+
+
+class PlacedEpisodes(ToldEpisodes):
+    """`ToldEpisodes` that also sees in which process it is: (copy, episode, step, place)."""
+
+    observation_space = spaces.Box(-1000.0, 1000.0, (4,), np.float32)
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.copy, self.episode, self.step_count, os.getpid() % 997], dtype=np.float32)
+
+
+def placed_makers(lengths: Sequence[Sequence[int]] = STAGGERED, **options: Any) -> list[Callable[[], PlacedEpisodes]]:
+    """Return one maker of `PlacedEpisodes` per copy."""
+    return [
+        lambda copy=copy, told=told: PlacedEpisodes(told, copy=copy, **options) for copy, told in enumerate(lengths)
+    ]  # type: ignore[misc]
+
+
+class StopOnce(BaseCallback):
+    """Ends learning once a condition holds; it is asked at each step.
+
+    :raises AssertionError: where it does not within some seconds
+    """
+
+    def __init__(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        super().__init__()
+        self.condition = condition
+        self.seconds = seconds
+
+    def _on_training_start(self) -> None:
+        self.deadline = time.monotonic() + self.seconds
+
+    def _on_step(self) -> bool:
+        assert time.monotonic() < self.deadline, f"not within {self.seconds} s"
+        return not self.condition()
+
+
+def fill_once(model: MemoryImpala) -> TrajectoryBatch:
+    """Let a model without actors fill its buffer, without learning; return what is in it."""
+    callback = AtRolloutEnd(lambda model: None)
+    if model.ep_info_buffer is None:
+        model._setup_learn(0)
+    callback.init_callback(model)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    return model.rollout_buffer.all_windows(model.policy)
+
+
+def evaluated(model: MemoryImpala, batch: TrajectoryBatch) -> Evaluated:
+    """Return what learning makes of the windows, with the policy as it is."""
+    model.policy.set_training_mode(True)
+    with torch.no_grad():
+        return model.policy.evaluate_windows(batch.windows)
+
+
+def targets(model: MemoryImpala, batch: TrajectoryBatch) -> VTrace:
+    return model._targets(batch, evaluated(model, batch))
+
+
+def children() -> set[int]:
+    """Return the processes that this one has started, at any remove, and that have not ended."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue  # ended meanwhile
+            if state != "Z":
+                parents[int(entry.name)] = int(parent)
+    found, fresh = set(), {os.getpid()}
+    while fresh:
+        fresh = {pid for pid, parent in parents.items() if parent in fresh}
+        found |= fresh
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, zombies not counted."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> float:
+    """Return after how many seconds a condition came true.
+
+    :raises AssertionError: where it did not
+    """
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds, f"not within {seconds} s"
+        time.sleep(0.05)
+    return time.monotonic() - begun

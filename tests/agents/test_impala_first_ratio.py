@@ -1,0 +1,126 @@
+"""With the weights that acted, every importance weight is 1: learning sees what acting saw.
+
+Episodes are staggered, windows start and end in their middle, and several updates have changed the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from actor_toys import UPDATE, WINDOWS, StopOnce, evaluated, fill_once, make_impala
+from agent_toys import CORES, AtRolloutEnd, makers, same_weights, staggered_env, vectorized, weights_of
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from ctrl.agents import MemoryImpala
+from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
+
+UPDATES = 4
+FAST: dict[str, Any] = {"learning_rate": 1e-2, "memory_learning_rate": 1e-2}
+
+
+def difference(model: MemoryImpala, batch: TrajectoryBatch) -> Tensor:
+    """Return [N, T] how far learning's log-probabilities or values are from acting's."""
+    found = evaluated(model, batch)
+    off = torch.maximum((found.log_prob - batch.old_log_prob).abs(), (found.values - batch.old_values).abs())
+    return off.where(batch.loss_mask, 0)
+
+
+def assert_faithful(model: MemoryImpala) -> None:
+    before = weights_of(model)  # type: ignore[arg-type]
+    found, logged, middle = [], [], []
+
+    def look(model: MemoryImpala) -> None:
+        batch = model.rollout_buffer.all_windows(model.policy)
+        found.append(float(difference(model, batch).max()))
+        middle.append(not batch.windows.reset[:, 0].all())
+        if len(found) > 1:
+            logged.append(model.logger.name_to_value["train/first_ratio_deviation"])
+
+    model.learn(UPDATES * UPDATE, AtRolloutEnd(look), log_interval=100)  # type: ignore[arg-type]
+    logged.append(model.logger.name_to_value["train/first_ratio_deviation"])
+    assert len(found) == len(logged) == UPDATES
+    assert max(found) < 1e-5 and max(logged) < 1e-5
+    assert middle == [False, True, True, True] or all(middle), "some windows must start in mid-episode"
+    changed = [name for name, tensor in weights_of(model).items() if not torch.equal(tensor, before[name])]  # type: ignore[arg-type]
+    assert len(changed) > len(before) / 2, "the weights must change for this test to mean anything"
+
+
+@pytest.mark.parametrize("previous_reward", [False, True])
+@pytest.mark.parametrize("core", CORES)
+def test_at_zero_lag_the_ratio_is_one(core: str, previous_reward: bool) -> None:
+    inputs = {"previous_action": True, "previous_reward": previous_reward}
+    assert_faithful(make_impala(staggered_env(), core, policy_kwargs=inputs, **FAST))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+def test_on_vector_envs_too(mode: AutoresetMode) -> None:
+    model = make_impala(vectorized(makers(), mode), policy_kwargs={"previous_reward": True}, **FAST)
+    assert_faithful(model)
+    assert (~model.rollout_buffer.loss_mask).any() == (mode == AutoresetMode.NEXT_STEP)
+
+
+@pytest.mark.parametrize(
+    "action_space", [spaces.Box(-0.3, 0.4, (2, 2), np.float32), spaces.MultiDiscrete([2, 5])], ids=str
+)
+def test_for_other_kinds_of_action_too(action_space: spaces.Space[Any]) -> None:
+    assert_faithful(make_impala(staggered_env(action_space=action_space), **FAST))
+
+
+@pytest.mark.parametrize(("core", "num_actors"), [("compressive", 2), ("lstm", 1)])
+def test_with_the_weights_that_an_actor_had_the_ratio_is_one(core: str, num_actors: int) -> None:
+    """Each window is judged with the very weights that its version names, whatever the learner has by then.
+
+    An actor reads new weights in mid-episode, so the state before a window was made by older ones.
+    """
+    model = make_impala(staggered_env(), core, num_actors=num_actors, policy_kwargs={"previous_reward": True}, **FAST)
+    published: dict[int, dict[str, Tensor]] = {}
+    found: list[float] = []
+    with_weights_of_now: list[float] = []
+    versions: list[int] = []
+
+    def look(model: MemoryImpala) -> None:
+        assert model._actors is not None
+        published[model._actors.version] = weights_of(model)  # type: ignore[arg-type]
+        batch = model.rollout_buffer.all_windows(model.policy)
+        with_weights_of_now.append(float(difference(model, batch).max()))
+        then = copy.copy(model)
+        then.policy = copy.deepcopy(model.policy, {id(model.policy.action_dist): model.policy.action_dist})
+        for rows, lag in zip(torch.arange(len(batch.rewards)).chunk(WINDOWS), model._lags.tolist(), strict=True):
+            versions.append(model._actors.version - lag)
+            then.policy.load_state_dict(published[versions[-1]])
+            found.append(float(difference(then, batch)[rows].max()))
+
+    model.learn(1000 * UPDATE, [AtRolloutEnd(look), StopOnce(lambda: len(set(versions)) > 10)])  # type: ignore[arg-type]
+    assert max(found) < 1e-5
+    assert max(with_weights_of_now) > 1e-3, "weights must change for this test to mean anything"
+    assert not same_weights(published[0], published[max(published)])
+    assert len(set(versions)) > 10 and min(versions) == 0
+
+
+def snapshots_of_the_wrong_env(buffer: TrajectoryBuffer) -> None:
+    for number, snapshot in list(buffer.snapshots.items()):
+        core = type(snapshot.core)(*(leaf.roll(1, dims=0) for leaf in snapshot.core))
+        buffer.snapshots[number] = snapshot._replace(core=core)
+
+
+def late_resets(buffer: TrajectoryBuffer) -> None:
+    buffer.episode_starts = np.roll(buffer.episode_starts, 1, axis=0)
+
+
+def actions_of_the_wrong_step(buffer: TrajectoryBuffer) -> None:
+    buffer.actions = np.roll(buffer.actions, 1, axis=0)
+
+
+@pytest.mark.parametrize("spoil", [snapshots_of_the_wrong_env, late_resets, actions_of_the_wrong_step])
+def test_the_check_notices(spoil: Callable[[TrajectoryBuffer], None]) -> None:
+    model = make_impala(staggered_env(), **FAST).learn(2 * UPDATE)
+    assert float(difference(model, fill_once(model)).max()) < 1e-5
+    spoil(model.rollout_buffer)
+    assert float(difference(model, model.rollout_buffer.all_windows(model.policy)).max()) > 1e-3
