@@ -13,6 +13,7 @@ from ctrl.experiments.bench_config import (
     BenchAct,
     BenchConfig,
     BenchEnvs,
+    BenchImpala,
     BenchProfile,
     BenchScale,
     BenchTrain,
@@ -29,6 +30,7 @@ MODULES: dict[type, str] = {
     BenchUnroll: "bench_unroll",
     BenchScale: "bench_scale",
     BenchProfile: "bench_profile",
+    BenchImpala: "bench_impala",
 }
 
 WIDTH = 100

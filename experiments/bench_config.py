@@ -203,7 +203,39 @@ class BenchProfile(TorchBench):
             require_core(core)
 
 
-AnyBench = BenchTrain | BenchEnvs | BenchAct | BenchUnroll | BenchScale | BenchProfile
+IMPALA_AGENTS = ("impala_compressive", "impala_lstm", "ppo_compressive", "ppo_lstm", "rllib_lstm")
+"""What `ctrl bench impala` compares: algorithm and memory."""
+
+
+@dataclass(frozen=True)
+class BenchImpala(BenchOptions):
+    """Training speed of MemoryImpala beside MemoryPPO and RLlib's IMPALA with its LSTM, on all cores."""
+
+    actors: int = 2
+    """Processes that act, of MemoryImpala and of RLlib."""
+    num_envs: int = 8
+    """Copies of the task in each of them; MemoryPPO steps all of them together."""
+    agents: Names = IMPALA_AGENTS[:-1]
+    """Agents to measure: impala_compressive, impala_lstm, ppo_compressive, ppo_lstm, and with --rllib rllib_lstm."""
+    rllib: Annotated[Path | None, open_option("leave RLlib out", "PYTHON")] = None
+    """The Python of an environment of its own, where RLlib is installed: pip install "ray[rllib]" torch."""
+    seconds: float = 20.0
+    """Timed seconds of a turn, after some that are not timed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts("--actors", (self.actors,))
+        require_num_envs((self.num_envs,))
+        require(self.seconds > 0, f"--seconds must be above 0, got {self.seconds}")
+        require_distinct("--agents", self.agents)
+        for agent in self.agents:
+            if agent not in IMPALA_AGENTS:
+                raise unknown("agent", agent, IMPALA_AGENTS)
+        asked = "rllib_lstm" in self.agents
+        require(not asked or self.rllib is not None, "--agents rllib_lstm needs --rllib PYTHON")
+
+
+AnyBench = BenchImpala | BenchTrain | BenchEnvs | BenchAct | BenchUnroll | BenchScale | BenchProfile
 
 
 def _command(name: str) -> object:
@@ -212,7 +244,7 @@ def _command(name: str) -> object:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure training, envs, acting, unrolling, scaling or the phases of an update."""
+    """Measure training, envs, acting, unrolling, scaling, the phases of an update, or IMPALA."""
 
     what: (
         Annotated[BenchTrain, _command("train")]
@@ -221,4 +253,5 @@ class BenchConfig:
         | Annotated[BenchUnroll, _command("unroll")]
         | Annotated[BenchScale, _command("scale")]
         | Annotated[BenchProfile, _command("profile")]
+        | Annotated[BenchImpala, _command("impala")]
     )

@@ -1,0 +1,205 @@
+"""`ctrl bench impala`: training speed of `MemoryImpala` beside `MemoryPPO` and RLlib's IMPALA with its LSTM.
+
+All train on CartPole without its velocities, with as many envs in total and parameters within 10 % of the compressive
+agent's, for so many seconds; what the first seconds bring is not counted. IMPALA's are in actor processes, a learner
+beside them; PPO steps all of them in its own process and learns on all cores. An env step counts when a learner has it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console, RenderableType
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from ctrl.experiments.bench_config import BenchImpala
+from ctrl.experiments.bench_train import TARGET, make_cartpole, matched_config, memory_config
+from ctrl.experiments.bench_turns import framed, range_text, ratio, ratio_text, shower, summarise, take_turns
+from ctrl.experiments.config import ImpalaOptions, TrainConfig
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.models import build_model, parameter_count
+
+WINDOW = 64
+"""Steps of a window of IMPALA, ours and RLlib's; PPO's are 128, as by default."""
+WARM_UP = 5.0
+"""Seconds that are not timed, from the first steps that reach a learner on."""
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "rllib_impala.py"
+
+LABELS = {
+    "impala_compressive": "MemoryImpala compressive",
+    "impala_lstm": "MemoryImpala lstm",
+    "ppo_compressive": "MemoryPPO compressive",
+    "ppo_lstm": "MemoryPPO lstm",
+    "rllib_lstm": "RLlib IMPALA lstm",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one agent did in one turn."""
+
+    steps_per_second: float
+    parameters: int
+    policy_lag: float | None = None
+    """By how many updates the weights that acted were older, at the end; None for PPO and where it is not told."""
+
+
+class Timed(BaseCallback):
+    """Ends training so many seconds after the warm-up, and notes the env steps in between."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.first: float | None = None
+        self.begin: tuple[int, float] | None = None
+        self.speed = 0.0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        """Look at the clock between two updates only, so that whole updates are timed."""
+        now = time.perf_counter()
+        if self.first is None and self.num_timesteps:
+            self.first = now
+        if self.first is None or now < self.first + WARM_UP:
+            return
+        if self.begin is None:
+            self.begin = (self.num_timesteps, now)
+            return
+        steps, begin = self.begin
+        self.speed = (self.num_timesteps - steps) / (now - begin)
+        if now > begin + self.seconds:
+            raise _Done
+
+
+class _Done(Exception):
+    """The turn's time is up."""
+
+
+def configs(asked: BenchImpala) -> dict[str, TrainConfig]:
+    """Return the config of each of our agents that is asked for, matched in parameters."""
+    env = make_cartpole(asked.num_envs)
+    try:
+        target = parameter_count(build_model(memory_config(TARGET), env))
+        cores = {core: matched_config(core, env, target) for core in (TARGET, "lstm")}
+    finally:
+        env.close()
+    found = {}
+    for agent in asked.agents:
+        algorithm, _, core = agent.partition("_")
+        if algorithm == "ppo":
+            found[agent] = cores[core]
+        if algorithm == "impala":
+            ppo = replace(cores[core].ppo, n_steps=WINDOW, n_epochs=type(cores[core].ppo).n_epochs)
+            found[agent] = replace(
+                cores[core], algorithm="impala", ppo=ppo, impala=ImpalaOptions(num_actors=asked.actors)
+            )
+    return found
+
+
+def run_turn(config: TrainConfig, num_envs: int, seconds: float) -> Turn:
+    """Train a fresh agent of ours."""
+    env = make_cartpole(num_envs)
+    try:
+        model = build_model(config, env)
+        model.set_logger(Logger(folder=None, output_formats=[]))
+        watch = Timed(seconds)
+        with suppress(_Done):
+            model.learn(10**9, callback=watch, log_interval=None)  # type: ignore[arg-type]
+        return Turn(watch.speed, parameter_count(model), model.logger.name_to_value.get("train/policy_lag"))
+    finally:
+        env.close()
+
+
+def run_rllib(asked: BenchImpala, parameters: int) -> Turn:
+    """Let RLlib train in its own environment."""
+    options = {
+        "--parameters": parameters,
+        "--actors": asked.actors,
+        "--envs": asked.num_envs,
+        "--window": WINDOW,
+        "--seconds": asked.seconds,
+        "--warm-up": WARM_UP,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    result = subprocess.run([str(asked.rllib), str(TOOL), *words], capture_output=True, text=True)
+    lines = result.stdout.strip().splitlines()
+    if result.returncode or not lines:
+        raise UserError(f"--rllib {asked.rllib} failed:\n{result.stderr.strip()[-2000:]}")
+    told = json.loads(lines[-1])
+    return Turn(told["steps_per_second"], told["parameters"])
+
+
+def measure(asked: BenchImpala, console: Console) -> dict[str, list[Turn]]:
+    """Let the agents take turns."""
+    ours = configs(asked)
+    env = make_cartpole(asked.num_envs)
+    try:
+        parameters = parameter_count(build_model(memory_config(TARGET), env))
+    finally:
+        env.close()
+    workers: dict[str, Callable[[], Turn]] = {}
+    for agent in asked.agents:
+        if agent in ours:
+            total = asked.num_envs * (asked.actors if agent.startswith("ppo") else 1)
+            workers[agent] = partial(run_turn, ours[agent], total, asked.seconds)
+        else:
+            workers[agent] = partial(run_rllib, asked, parameters)
+    show = shower(console, asked.repeats, lambda turn: f"{turn.steps_per_second:8,.0f} steps/s")
+    return take_turns(workers, asked.repeats, show)
+
+
+def impala_table(turns: dict[str, list[Turn]], asked: BenchImpala) -> RenderableType:
+    """Build the table of the benchmark."""
+    reference = asked.agents[-1]
+    return framed(
+        f"training on CartPole without velocities, {asked.actors} × {asked.num_envs} envs",
+        ["agent", "params", "steps/s", "range", "lag", "ratio"],
+        [_cells(agent, turns, reference) for agent in turns],
+        [
+            f"median of {asked.repeats} interleaved turns of {asked.seconds:g} s; ratio of steps/s to the last row",
+            "lag: updates by which the weights that acted were older",
+        ],
+    )
+
+
+def _cells(agent: str, turns: dict[str, list[Turn]], reference: str) -> Sequence[str]:
+    mine = turns[agent]
+    speeds = [turn.steps_per_second for turn in mine]
+    lags = [turn.policy_lag for turn in mine if turn.policy_lag is not None]
+    return [
+        LABELS[agent],
+        f"{mine[0].parameters:,}",
+        f"{median(speeds):,.0f}",
+        range_text(speeds),
+        f"{median(lags):.1f}" if lags else "–",
+        ratio_text(ratio(speeds, [turn.steps_per_second for turn in turns[reference]])),
+    ]
+
+
+def run(config: BenchImpala, console: Console) -> dict[str, Any]:
+    """Measure, show the table, and return what the report holds of it."""
+    turns = measure(config, console)
+    console.print(impala_table(turns, config))
+    return {
+        "sizes": {"actors": config.actors, "num_envs": config.num_envs, "window": WINDOW, "seconds": config.seconds},
+        "agents": [
+            {
+                "agent": agent,
+                "turns": [asdict(turn) for turn in each],
+                "steps_per_second": summarise([turn.steps_per_second for turn in each]),
+            }
+            for agent, each in turns.items()
+        ],
+    }
