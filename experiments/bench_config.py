@@ -208,7 +208,7 @@ IMPALA_AGENTS = ("impala_compressive", "impala_lstm", "ppo_compressive", "ppo_ls
 
 
 @dataclass(frozen=True)
-class BenchImpala(BenchOptions):
+class BenchImpala(TorchBench):
     """Training speed of MemoryImpala beside MemoryPPO and RLlib's IMPALA with its LSTM, on all cores."""
 
     actors: int = 2

@@ -24,7 +24,16 @@ from stable_baselines3.common.logger import Logger
 
 from ctrl.experiments.bench_config import BenchImpala
 from ctrl.experiments.bench_train import TARGET, make_cartpole, matched_config, memory_config
-from ctrl.experiments.bench_turns import framed, range_text, ratio, ratio_text, shower, summarise, take_turns
+from ctrl.experiments.bench_turns import (
+    framed,
+    range_text,
+    ratio,
+    ratio_text,
+    shower,
+    summarise,
+    take_turns,
+    use_threads,
+)
 from ctrl.experiments.config import ImpalaOptions, TrainConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.models import build_model, parameter_count
@@ -160,7 +169,7 @@ def measure(asked: BenchImpala, console: Console) -> dict[str, list[Turn]]:
     return take_turns(workers, asked.repeats, show)
 
 
-def impala_table(turns: dict[str, list[Turn]], asked: BenchImpala) -> RenderableType:
+def impala_table(turns: dict[str, list[Turn]], asked: BenchImpala, threads: int) -> RenderableType:
     """Build the table of the benchmark."""
     reference = asked.agents[-1]
     return framed(
@@ -170,7 +179,9 @@ def impala_table(turns: dict[str, list[Turn]], asked: BenchImpala) -> Renderable
         [
             f"median of {asked.repeats} interleaved turns of {asked.seconds:g} s; ratio of steps/s to the last row",
             "lag: updates by which the weights that acted were older",
+            "torch threads: of MemoryPPO; MemoryImpala's learner has as many as its actors leave it cores",
         ],
+        threads,
     )
 
 
@@ -190,9 +201,11 @@ def _cells(agent: str, turns: dict[str, list[Turn]], reference: str) -> Sequence
 
 def run(config: BenchImpala, console: Console) -> dict[str, Any]:
     """Measure, show the table, and return what the report holds of it."""
+    threads = use_threads(config.threads)
     turns = measure(config, console)
-    console.print(impala_table(turns, config))
+    console.print(impala_table(turns, config, threads))
     return {
+        "torch_threads": threads,
         "sizes": {"actors": config.actors, "num_envs": config.num_envs, "window": WINDOW, "seconds": config.seconds},
         "agents": [
             {
