@@ -24,7 +24,17 @@ COLOURS = {
     "gtrxl": "#F0E442",
     "feedforward": "#7F7F7F",
 }
+# Of pictures in which all have the same core.
+SERIES_COLOURS = {
+    "MemoryPPO": "#0072B2",
+    "MemoryImpala": "#D55E00",
+    "rate 1": "#CC79A7",
+    "rate 2": "#E69F00",
+    "rate 4": "#0072B2",
+    "rate 8": "#009E73",
+}
 OTHER_COLOURS = ("#56B4E9", "#000000")
+X_LABELS = {"steps": "environment steps", "seconds": "seconds of training"}
 GRID_POINTS = 120
 SMOOTHING = 0.03
 """Width of the moving mean, as a share of the whole run."""
@@ -33,8 +43,8 @@ Floats = NDArray[np.float64]
 
 
 def colour_of(core: str) -> str:
-    """Return the colour of a core; unknown ones get a stable one of their own."""
-    return COLOURS.get(core) or OTHER_COLOURS[sum(map(ord, core)) % len(OTHER_COLOURS)]
+    """Return the colour of a core or another series; unknown ones get a stable one of their own."""
+    return COLOURS.get(core) or SERIES_COLOURS.get(core) or OTHER_COLOURS[sum(map(ord, core)) % len(OTHER_COLOURS)]
 
 
 def learning_curves(
@@ -43,21 +53,24 @@ def learning_curves(
     title: str,
     reference: tuple[str, float] | None = None,
     metric: str | None = None,
+    by: str = "steps",
 ) -> Figure:
     """Draw mean and range over seeds of every core.
 
-    :param curves: for each core, the curve of each seed
+    :param curves: for each core, or by any other name, the curve of each seed
     :param title: the line above the picture
     :param reference: name and value of a score to compare with, drawn as a dashed line
     :param metric: `success` or `return`; by default success where any curve has it
+    :param by: `steps`, or `seconds` since training began
     """
     metric = metric or ("success" if _has_success(curves) else "return")
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for core, seeds in curves.items():
-        _draw_core(axes, core, seeds, metric)
+        _draw_core(axes, core, seeds, metric, by)
     if reference is not None:
         _draw_reference(axes, *reference, metric)
+    axes.set_xlabel(X_LABELS[by])
     _decorate(axes, title, metric, max((len(seeds) for seeds in curves.values()), default=1))
     return figure
 
@@ -67,9 +80,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", facecolor="white")
 
 
-def resample(curve: Sequence[Point], metric: str, grid: Floats) -> Floats:
-    """Return a curve's smoothed values at the steps of `grid`; NaN outside of it."""
-    steps = np.array([point.steps for point in curve], dtype=np.float64)
+def resample(curve: Sequence[Point], metric: str, grid: Floats, by: str = "steps") -> Floats:
+    """Return a curve's smoothed values at the steps, or seconds, of `grid`; NaN outside of it."""
+    steps = _positions(curve, by)
     values = np.array([_value(point, metric) for point in curve], dtype=np.float64)
     weights = np.array([point.episodes for point in curve], dtype=np.float64)
     known = ~np.isnan(values) & (weights > 0)
@@ -89,16 +102,21 @@ def _value(point: Point, metric: str) -> float:
     return point.success if metric == "success" else point.return_
 
 
+def _positions(curve: Sequence[Point], by: str) -> Floats:
+    steps = np.array([point.steps for point in curve], dtype=np.float64)
+    return steps if by == "steps" else steps / np.array([point.steps_per_second for point in curve])
+
+
 def _has_success(curves: Mapping[str, Sequence[Sequence[Point]]]) -> bool:
     return any(not np.isnan(point.success) for seeds in curves.values() for curve in seeds for point in curve)
 
 
-def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str) -> None:
-    last = max((point.steps for curve in seeds for point in curve), default=0)
+def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> None:
+    last = max((_positions(curve, by)[-1] for curve in seeds if curve), default=0)
     if last == 0:
         return
     grid = np.linspace(0, last, GRID_POINTS)
-    rows = np.stack([resample(curve, metric, grid) for curve in seeds if curve])
+    rows = np.stack([resample(curve, metric, grid, by) for curve in seeds if curve])
     seen = ~np.isnan(rows).all(axis=0)
     if not seen.any():
         return
@@ -117,7 +135,6 @@ def _draw_reference(axes: Axes, name: str, value: float, metric: str) -> None:
 
 def _decorate(axes: Axes, title: str, metric: str, seeds: int) -> None:
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("environment steps")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0)
     axes.set_xlim(left=0)
