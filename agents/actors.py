@@ -301,9 +301,8 @@ def _signal(number: int) -> str:
 
 def _copy_to_act(policy: MemoryPolicy) -> MemoryPolicy:
     """Return a copy on the CPU that cannot learn."""
-    shallow: dict[int, Any] = {
-        id(policy.action_dist): copy.copy(policy.action_dist)
-    }  # it may hold tensors with a graph
+    # The distribution may hold tensors with a graph, which can't be copied.
+    shallow: dict[int, Any] = {id(policy.action_dist): copy.copy(policy.action_dist)}
     shallow.update({id(optimizer): None for optimizer in (policy.optimizer, policy.memory_optimizer)})
     acting: MemoryPolicy = copy.deepcopy(policy, shallow).to("cpu")
     return acting
