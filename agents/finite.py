@@ -25,11 +25,17 @@ def check_finite(value: np.ndarray | Tensor | dict[str, Any] | None, name: str, 
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(f"{name} is not finite at step {step}")
     elif isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            bad = ~np.isfinite(value.astype(np.float32, copy=False))
-        if bad.any():
-            env, *index = np.argwhere(bad)[0].tolist()
+        finite = np.isfinite(_as_float32(value))
+        if not finite.all():
+            env, *index = np.argwhere(~finite)[0].tolist()
             raise NonFiniteError(f"{name} is not finite at step {step}: env {env}, index {index}")
+
+
+def _as_float32(value: np.ndarray) -> np.ndarray:
+    if value.dtype == np.float32:
+        return value
+    with np.errstate(over="ignore"):
+        return value.astype(np.float32)
 
 
 def check_gradients(norm: Tensor, module: nn.Module, step: int) -> None:

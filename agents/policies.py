@@ -190,6 +190,12 @@ class MemoryPolicy(ActorCriticPolicy):
             "memory_lr": self._memory_lr,
         }
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, by the optimizers: they have every parameter at hand, a module searches for them."""
+        for optimizer in (self.optimizer, self.memory_optimizer):
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none)
+
     def initial_state(self, batch_size: int) -> PolicyState:
         """Return the state before the first step of an episode, for `batch_size` envs."""
         action, reward = (torch.zeros(batch_size, size, device=self.device) for size in self._previous_sizes)
@@ -220,7 +226,7 @@ class MemoryPolicy(ActorCriticPolicy):
         values = self.value_net(latent_vf)[:, 0]
         if self._is_categorical:  # the same by hand: building torch's distribution takes longer than the rest
             log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
-            action = log_probs.argmax(dim=1, keepdim=True) if deterministic else torch.multinomial(log_probs.exp(), 1)
+            action = log_probs.argmax(dim=1, keepdim=True) if deterministic else draw(log_probs)
             return action[:, 0], values, log_probs.gather(1, action)[:, 0]
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -399,6 +405,7 @@ class Actor:
         self.policy = policy
         self._core = policy.core.acting(state.core)
         self._action, self._reward = state.previous_action, state.previous_reward
+        self._sees_rewards = self._reward.shape[1] > 0
 
     def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
         """Choose actions.
@@ -414,7 +421,8 @@ class Actor:
     def _act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool) -> Acted:
         policy, started = self.policy, reset[:, None]
         self._action = self._action.masked_fill(started, 0)
-        self._reward = self._reward.masked_fill(started, 0)
+        if self._sees_rewards:
+            self._reward = self._reward.masked_fill(started, 0)
         latent = self._core.step(policy.embed(obs, self._action, self._reward), reset)
         actions, values, log_prob = policy.decide(latent, deterministic)
         self._action = policy.encode_action(actions)
@@ -422,7 +430,8 @@ class Actor:
 
     def tell_rewards(self, rewards: np.ndarray) -> None:
         """Give the rewards [B] that the last actions brought, which the next step may see."""
-        self._reward = self.policy.encode_reward(rewards)
+        if self._sees_rewards:
+            self._reward = self.policy.encode_reward(rewards)
 
     def state(self, envs: np.ndarray | None = None) -> PolicyState:
         """Return the state after the last step, of all envs or of those with the numbers `envs`."""
@@ -501,6 +510,15 @@ class MultiInputMemoryPolicy(MemoryPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+def draw(log_probs: Tensor) -> Tensor:
+    """Draw one of K with the log probabilities [B, K] -> [B, 1].
+
+    As `torch.multinomial` does it, from the same random numbers, but without its checks, which take longer.
+    """
+    waits = torch.empty_like(log_probs).exponential_()
+    return log_probs.exp().div_(waits).argmax(dim=1, keepdim=True)
 
 
 def _leaves(state: PolicyState) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ctrl.agents import MemoryPPO, MlpMemoryPolicy
+from ctrl.agents.policies import draw
 
 Array = np.ndarray
 ENVS = 3
@@ -318,3 +319,24 @@ def test_first_values_are_near_zero(core: str) -> None:
     torch.testing.assert_close(weight.detach().norm(), torch.tensor(0.01))  # orthogonal: one row of length 0.01
     assert policy.value_net.bias.tolist() == [0]
     assert any(parameter is weight for group in policy.optimizer.param_groups for parameter in group["params"])
+
+
+def test_draws_are_those_of_multinomial() -> None:
+    log_probs = torch.tensor([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9]]).log().repeat(500, 1)
+    torch.manual_seed(3)
+    expected = torch.multinomial(log_probs.exp(), 1)
+    torch.manual_seed(3)
+    assert torch.equal(draw(log_probs), expected)
+
+
+def test_what_cannot_be_drawn_is_not() -> None:
+    log_probs = torch.tensor([0.0, -torch.inf]).expand(2000, 2)
+    assert not bool(draw(log_probs).any())
+
+
+def test_all_gradients_are_forgotten() -> None:
+    policy = make_model(staggered_env()).policy
+    for parameter in policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    policy.zero_grad()
+    assert all(parameter.grad is None for parameter in policy.parameters())
