@@ -50,7 +50,7 @@ class Emptied(NamedTuple):
     """
 
     at: Tensor
-    """[B, T] where each of the window's steps is."""
+    """[B T] where each of the window's steps is, numbered through all envs."""
     flags: Tensor
     """[B, M, 2] 1 where a step empties, 1 where a step holds."""
 
@@ -69,17 +69,19 @@ class Emptied(NamedTuple):
         env, step = inside.nonzero(as_tuple=True)
         flags[env, at[env, step] - 1, 0] = 1
         flags[:, :, 1] = torch.arange(length + most, device=reset.device) > at[:, -1:]
-        return cls(at, flags)
+        first = torch.arange(len(reset), device=reset.device)[:, None] * (length + most)
+        return cls((first + at).flatten(), flags)
 
     def widen(self, inputs: Tensor) -> Tensor:
         """[B, T, I] -> [B, M, I + 2]."""
-        shape = (*self.flags.shape[:2], inputs.shape[2])
-        spread = inputs.new_zeros(shape).scatter(1, self.at[:, :, None].expand_as(inputs), inputs)
-        return torch.cat([spread, self.flags.to(inputs.dtype)], dim=2)
+        batch, length, _ = self.flags.shape
+        spread = inputs.new_zeros(batch * length, inputs.shape[2]).index_copy(0, self.at, inputs.flatten(0, 1))
+        return torch.cat([spread.view(batch, length, -1), self.flags.to(inputs.dtype)], dim=2)
 
     def narrow(self, outputs: Tensor) -> Tensor:
         """[B, M, O] -> [B, T, O]."""
-        return outputs.gather(1, self.at[:, :, None].expand(-1, -1, outputs.shape[2]))
+        # Whole rows: `gather` takes 3 to 6 times as long, forward and backward.
+        return outputs.flatten(0, 1).index_select(0, self.at).view(len(outputs), -1, outputs.shape[2])
 
 
 class RecurrentCore(MemoryCore[StateT]):
