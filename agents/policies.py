@@ -191,10 +191,14 @@ class MemoryPolicy(ActorCriticPolicy):
         }
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, by the optimizers: they have every parameter at hand, a module searches for them."""
+        """Forget all gradients. The optimizers have every parameter at hand; a module searches for them."""
+        if not set_to_none or self.optimizer is None:  # actors' copies have no optimizers
+            super().zero_grad(set_to_none)
+            return
         for optimizer in (self.optimizer, self.memory_optimizer):
-            if optimizer is not None:
-                optimizer.zero_grad(set_to_none)
+            for group in [] if optimizer is None else optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def initial_state(self, batch_size: int) -> PolicyState:
         """Return the state before the first step of an episode, for `batch_size` envs."""
