@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,56 @@ class PlacedEpisodes(ToldEpisodes):
 
     def observe(self) -> np.ndarray:
         return np.array([self.copy, self.episode, self.step_count, os.getpid() % 997], dtype=np.float32)
+
+
+class FaultyEpisodes(PlacedEpisodes):
+    """Has a fault in actors, never in the process that made it.
+
+    :param fault: what goes wrong, see `go_wrong`
+    :param at: the step in which it does, counted over all episodes; 0 for the first reset
+    :param once: a file that says whether it has happened; None for again and again
+    :param helper: whether it starts a process of its own, which nobody ends
+    """
+
+    def __init__(
+        self, fault: str = "none", *, at: int = 10, once: Path | None = None, helper: bool = False, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.fault, self.at, self.once, self.helper = fault, at, once, helper
+        self.home, self.steps = os.getpid(), 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.fault == "unpickling":
+            raise OSError("no such game")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        if self.steps == 0 and os.getpid() != self.home:
+            if self.helper:
+                subprocess.Popen(["sleep", "1000"])
+            self.maybe_go_wrong()
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        observation, reward, *rest = super().step(action)
+        if self.maybe_go_wrong():
+            reward = float("nan")
+        return observation, reward, *rest  # type: ignore[return-value]
+
+    def maybe_go_wrong(self) -> bool:
+        """Return whether the reward is to be NaN."""
+        if os.getpid() == self.home or self.steps != self.at or (self.once is not None and self.once.exists()):
+            return False
+        if self.once is not None:
+            self.once.touch()
+        if self.fault == "hanging":
+            time.sleep(1000)
+        if self.fault == "raising":
+            raise BrokenPipeError("the cable is out")
+        if self.fault == "exiting":
+            os._exit(7)
+        return self.fault == "nan"
 
 
 def placed_makers(lengths: Sequence[Sequence[int]] = STAGGERED, **options: Any) -> list[Callable[[], PlacedEpisodes]]:

@@ -1,0 +1,234 @@
+"""What may go wrong with actors, done to real ones: it is noticed in time, training goes on, and nothing is left.
+
+Times are those that the docstring of `MemoryImpala` states, plus what an actor takes to start on a busy machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from actor_toys import (
+    UPDATE,
+    WINDOW,
+    FaultyEpisodes,
+    StopOnce,
+    alive,
+    children,
+    descriptors,
+    make_impala,
+    placed_makers,
+    wait_until,
+)
+from agent_toys import STAGGERED, AtRolloutEnd
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from ctrl.agents import ActorError, MemoryImpala, NonFiniteError
+from ctrl.agents.actor_process import PATIENCE_AT_THE_END
+from ctrl.agents.actors import POLL_SECONDS
+
+START = 20.0
+"""Seconds that an actor may take to start here."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """After each of these tests there is no process, no memory and no pipe that was not there before."""
+    before = children(), descriptors()
+    yield
+    assert (children(), descriptors()) == before
+
+
+def faulty(fault: str = "none", *, actors: int = 1, **options: Any) -> MemoryImpala:
+    """Return an agent one of whose three envs has a fault."""
+    told = {name: options.pop(name) for name in ("at", "once", "helper") if name in options}
+    makes = placed_makers()
+    makes[1] = lambda: FaultyEpisodes(fault, lengths=STAGGERED[1], copy=1, **told)
+    return make_impala(DummyVecEnv(makes), "gru", num_actors=actors, **options)  # type: ignore[arg-type]
+
+
+def seeds(model: MemoryImpala) -> list[int]:
+    """Return what the actors that are running were told as their seeds."""
+    assert model._actors is not None
+    lines = [Path(f"/proc/{actor.process.pid}/cmdline").read_bytes() for actor in model._actors._actors]
+    return [int(line.split(b"\0")[8]) for line in lines]
+
+
+def assert_contiguous(model: MemoryImpala) -> None:
+    """Each window is of one process, and goes on from step to step."""
+    windows = model.rollout_buffer.all_windows(model.policy)
+    _, episode, step, place = torch.cat([windows.windows.observations, windows.following[:, None]], 1).unbind(2)  # type: ignore[list-item]
+    assert torch.equal(place, place[:, :1].expand_as(place))
+    first = torch.cat([windows.windows.reset, windows.following_starts[:, None]], dim=1)
+    assert torch.equal(step[:, 1:], torch.where(first[:, 1:], 0, step[:, :-1] + 1))
+    assert torch.equal(episode[:, 1:], episode[:, :-1] + first[:, 1:])
+
+
+def test_a_killed_actor_is_replaced() -> None:
+    """Its half window is lost, the other actor's and its own whole ones are not."""
+    model = faulty(actors=2)
+    killed: list[float] = []
+    noticed: list[float] = []
+    told: list[list[int]] = []
+    places: set[int] = set()
+
+    def kill_one(model: MemoryImpala) -> None:
+        assert_contiguous(model)
+        told.append(seeds(model))
+        places.update(model.rollout_buffer.observations[:, 0, 3].astype(int))
+        assert model._actors is not None
+        if len(places) == 2 and not killed:
+            os.kill(model._actors._actors[0].process.pid, signal.SIGKILL)
+            killed.append(time.monotonic())
+        elif model._actors.restarts and not noticed:
+            noticed.append(time.monotonic())
+
+    with pytest.warns(RuntimeWarning, match="actor 0 is restarted with another seed: an actor was killed by SIGKILL"):
+        model.learn(10_000 * UPDATE, [AtRolloutEnd(kill_one), StopOnce(lambda: len(places) == 3)])  # type: ignore[arg-type]
+    assert noticed[0] - killed[0] < 2 * POLL_SECONDS + 1
+    assert told[-1][0] != told[0][0] and told[-1][1] == told[0][1]
+    assert model.logger.name_to_value["time/actor_restarts"] == 1
+
+
+def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
+    """Meanwhile the learner waits: there is no other actor."""
+    model = faulty("hanging", once=tmp_path / "hung", actor_timeout=1.0, at=UPDATE // 3 + 5)
+    times: list[float] = []
+
+    def look(model: MemoryImpala) -> None:
+        assert_contiguous(model)
+        times.append(time.monotonic())
+
+    with pytest.warns(RuntimeWarning, match="an actor has not finished a step of its envs, or its start, for 1 s"):
+        model.learn(3 * UPDATE, AtRolloutEnd(look))  # type: ignore[arg-type]
+    assert len(times) == 3
+    assert 1.0 < times[1] - times[0] < 1.0 + 2 * POLL_SECONDS + START
+    assert model.logger.name_to_value["time/actor_restarts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "at", "restarts", "messages"),
+    [
+        # Not taken for the learner's own pipe, which breaks where the learner is gone.
+        ("raising", 10, 1, ["Traceback", "BrokenPipeError: the cable is out", "in maybe_go_wrong"]),
+        ("exiting", 0, 0, ["an actor ended with exit code 7"]),
+        ("unpickling", 0, 0, ["Traceback", "OSError: no such game", "in __setstate__"]),
+    ],
+    ids=["raises in a step", "exits in reset", "dies at its start"],
+)
+def test_after_too_many_failures_training_stops_with_the_reason(
+    fault: str, at: int, restarts: int, messages: list[str]
+) -> None:
+    model = faulty(fault, at=at, max_restarts=restarts)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(ActorError) as caught:
+            model.learn(3 * UPDATE)
+    assert len(warned) == restarts
+    assert all("actor 0 is restarted with another seed: Traceback" in str(each.message) for each in warned)
+    message = str(caught.value)
+    assert f"actors failed {restarts + 1} times, more often than max_restarts = {restarts}" in message
+    for part in messages:
+        assert part in message
+    assert model._actors is None
+
+
+def test_what_is_not_finite_stops_training_at_once() -> None:
+    """It is no fault of the process, and would come again."""
+    with pytest.raises(NonFiniteError, match="reward is not finite at step .*: env 1"):
+        faulty("nan").learn(3 * UPDATE)
+
+
+def test_the_end_of_training_and_an_exception_leave_nothing() -> None:
+    """Nor does a process that the env has started and not ended. Another call of `learn` draws other seeds."""
+    model = faulty(helper=True)
+    told: list[list[int]] = []
+
+    def look(model: MemoryImpala) -> None:
+        told.append(seeds(model))
+        assert len(children()) == 2, "the actor, and its env's process"
+        if len(told) == 3:
+            raise KeyError("mine")
+
+    model.learn(2 * UPDATE, AtRolloutEnd(look))  # type: ignore[arg-type]
+    assert not children() and model._actors is None
+    with pytest.raises(KeyError, match="mine"):
+        model.learn(2 * UPDATE, AtRolloutEnd(look))  # type: ignore[arg-type]
+    assert told[0] == told[1] != told[2]
+
+
+def test_neither_side_runs_away() -> None:
+    """Actors wait for a learner that is slow, with no more windows than they have room for."""
+    model = faulty(actors=2, window_slots=3)
+    lags: list[int] = []
+
+    def be_slow(model: MemoryImpala) -> None:
+        assert model._actors is not None
+        steps = [actor.memory.arrays["steps"] for actor in model._actors._actors]
+        if not all(steps):
+            return  # one is still starting
+        received = model.num_timesteps // (WINDOW * model.n_envs)
+        wait_until(lambda: sum(map(int, steps)) == (received + 2 * 3) * WINDOW, START)
+        time.sleep(0.1)
+        assert sum(map(int, steps)) == (received + 2 * 3) * WINDOW, "whole windows that wait, and no step more"
+        lags.extend(model._lags)
+
+    model.learn(1000 * UPDATE, [AtRolloutEnd(be_slow), StopOnce(lambda: len(lags) >= 32)])  # type: ignore[arg-type]
+    assert 0 < max(lags) <= -(-2 * 3 // model.windows_per_update) + 1
+
+
+SCRIPT = """
+    from actor_toys import FaultyEpisodes, make_impala
+    from stable_baselines3.common.vec_env import DummyVecEnv
+    from pathlib import Path
+    import sys
+
+    marker = Path(sys.argv[2])
+    env = DummyVecEnv([lambda: FaultyEpisodes(sys.argv[1], at=60, once=marker, helper=True)])
+    make_impala(env, "gru", num_actors=1).learn(10**9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "fault", "seconds", "code"),
+    [
+        # A step takes no time, so the actor sees at once that its learner is gone, or is asked to end.
+        (signal.SIGINT, "none", 3.0, {1, -signal.SIGINT}),
+        (signal.SIGKILL, "hanging", PATIENCE_AT_THE_END + 1.0, {-signal.SIGKILL}),
+    ],
+    ids=["Ctrl-C", "killed while an env hangs"],
+)
+def test_actors_end_with_their_learner(
+    number: signal.Signals, fault: str, seconds: float, code: set[int], tmp_path: Path
+) -> None:
+    """Even one whose env hangs, and the process that its env has started."""
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    marker = tmp_path / "marker"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    learner = subprocess.Popen(
+        [sys.executable, str(script), fault, str(marker)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(marker.exists, 2 * START)
+        started = children() - {learner.pid}
+        assert len(started) == 2, "the actor, and its env's process"
+        os.killpg(learner.pid, number)  # as a terminal does it
+        wait_until(lambda: not any(map(alive, started)), seconds)
+        assert learner.wait(seconds) in code
+    finally:
+        learner.kill()
+        learner.wait()
