@@ -51,14 +51,20 @@ def check_numbers(
     not_negative: dict[str, Any],
     at_most_1: dict[str, Any],
     at_least_0: dict[str, Any] | None = None,
+    optional: tuple[str, ...] = (),
 ) -> None:
-    """Raise a ValueError that names the first number out of range; None stands for a default, a function for itself."""
+    """Raise a ValueError that names the first number out of range.
+
+    Those named in `optional` may be None, and a function of the progress stands for itself.
+    """
     for least, whole in ((1, at_least_1), (0, at_least_0 or {})):
         for name, value in whole.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     for name, value in {**positive, **not_negative}.items():
-        if value is None or callable(value):
+        if (value is None and name in optional) or callable(value):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")

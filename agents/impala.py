@@ -87,7 +87,8 @@ class MemoryImpala(MemoryAlgorithm):
     :param n_steps: T, steps of a window
     :param windows_per_update: windows of one actor's envs that an update learns from
     :param batch_size: steps that one backward pass takes, a multiple of `n_steps`; gradients of an update's passes are
-        added up, so it makes a difference to memory and time only. None for all of an update's steps
+        added up, so it makes a difference to memory and time only (but the reconstruction loss is a mean over what each
+        pass compresses). None for all of an update's steps
     :param gamma: discount factor
     :param vtrace_lambda: trade-off between bias and variance of the targets
     :param rho_bar: clip of the importance weights of the temporal differences and of the policy's gradient
@@ -173,6 +174,7 @@ class MemoryImpala(MemoryAlgorithm):
             not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma, "vtrace_lambda": vtrace_lambda},
             at_most_1={"gamma": gamma, "vtrace_lambda": vtrace_lambda},
             at_least_0={"num_actors": num_actors, "max_restarts": max_restarts},
+            optional=("batch_size",),
         )
         if reward_clipping not in REWARD_CLIPPING:
             raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {reward_clipping!r}")

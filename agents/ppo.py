@@ -130,6 +130,7 @@ class MemoryPPO(MemoryAlgorithm):
             },
             not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma, "gae_lambda": gae_lambda},
             at_most_1={"gamma": gamma, "gae_lambda": gae_lambda},
+            optional=("window", "batch_size", "clip_range_vf", "target_kl"),
         )
         check_device(device)
         if isinstance(env, str):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ctrl import MemoryCore, Tier, Unrolled
 from ctrl.agents import GymnasiumVecEnv, MemoryPPO
+from ctrl.agents.algorithm import MemoryAlgorithm
 
 CORES: dict[str, dict[str, Any]] = {
     "compressive": {"width": 8, "heads": 2, "layers": 2, "memory": [Tier(3), Tier(3, 2, "conv")]},
@@ -95,7 +96,7 @@ def make_model(env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryP
     return MemoryPPO(policy, env, **{**defaults, **options})
 
 
-def weights_of(model: MemoryPPO) -> dict[str, Tensor]:
+def weights_of(model: MemoryAlgorithm) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.policy.state_dict().items()}
 
 
@@ -106,7 +107,7 @@ def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 class AtRolloutEnd(BaseCallback):
     """Calls a function with the model after each rollout, before the update."""
 
-    def __init__(self, call: Callable[[MemoryPPO], None]) -> None:
+    def __init__(self, call: Callable[[Any], None]) -> None:
         super().__init__()
         self.call = call
         self.rollouts = 0
@@ -116,7 +117,7 @@ class AtRolloutEnd(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
-        self.call(self.model)  # type: ignore[arg-type]
+        self.call(self.model)
 
 
 class Books(NamedTuple):

@@ -94,7 +94,7 @@ def test_a_killed_actor_is_replaced() -> None:
             noticed.append(time.monotonic())
 
     with pytest.warns(RuntimeWarning, match="actor 0 is restarted with another seed: an actor was killed by SIGKILL"):
-        model.learn(10_000 * UPDATE, [AtRolloutEnd(kill_one), StopOnce(lambda: len(places) == 3)])  # type: ignore[arg-type]
+        model.learn(10_000 * UPDATE, [AtRolloutEnd(kill_one), StopOnce(lambda: len(places) == 3)])
     assert noticed[0] - killed[0] < 2 * POLL_SECONDS + 1
     assert told[-1][0] != told[0][0] and told[-1][1] == told[0][1]
     assert model.logger.name_to_value["time/actor_restarts"] == 1
@@ -110,7 +110,7 @@ def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
         times.append(time.monotonic())
 
     with pytest.warns(RuntimeWarning, match="an actor has not finished a step of its envs, or its start, for 1 s"):
-        model.learn(3 * UPDATE, AtRolloutEnd(look))  # type: ignore[arg-type]
+        model.learn(3 * UPDATE, AtRolloutEnd(look))
     assert len(times) == 3
     assert 1.0 < times[1] - times[0] < 1.0 + 2 * POLL_SECONDS + START
     assert model.logger.name_to_value["time/actor_restarts"] == 1
@@ -153,17 +153,20 @@ def test_the_end_of_training_and_an_exception_leave_nothing() -> None:
     """Nor does a process that the env has started and not ended. Another call of `learn` draws other seeds."""
     model = faulty(helper=True)
     told: list[list[int]] = []
+    started: set[int] = set()
 
     def look(model: MemoryImpala) -> None:
         told.append(seeds(model))
+        started.update(children())
         assert len(children()) == 2, "the actor, and its env's process"
         if len(told) == 3:
             raise KeyError("mine")
 
-    model.learn(2 * UPDATE, AtRolloutEnd(look))  # type: ignore[arg-type]
-    assert not children() and model._actors is None
+    model.learn(2 * UPDATE, AtRolloutEnd(look))
+    assert not any(map(alive, started)) and model._actors is None
     with pytest.raises(KeyError, match="mine"):
-        model.learn(2 * UPDATE, AtRolloutEnd(look))  # type: ignore[arg-type]
+        model.learn(2 * UPDATE, AtRolloutEnd(look))
+    assert not any(map(alive, started)) and len(started) == 4
     assert told[0] == told[1] != told[2]
 
 
@@ -183,7 +186,7 @@ def test_neither_side_runs_away() -> None:
         assert sum(map(int, steps)) == (received + 2 * 3) * WINDOW, "whole windows that wait, and no step more"
         lags.extend(model._lags)
 
-    model.learn(1000 * UPDATE, [AtRolloutEnd(be_slow), StopOnce(lambda: len(lags) >= 32)])  # type: ignore[arg-type]
+    model.learn(1000 * UPDATE, [AtRolloutEnd(be_slow), StopOnce(lambda: len(lags) >= 32)])
     assert 0 < max(lags) <= -(-2 * 3 // model.windows_per_update) + 1
 
 

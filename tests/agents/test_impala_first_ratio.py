@@ -33,7 +33,7 @@ def difference(model: MemoryImpala, batch: TrajectoryBatch) -> Tensor:
 
 
 def assert_faithful(model: MemoryImpala) -> None:
-    before = weights_of(model)  # type: ignore[arg-type]
+    before = weights_of(model)
     found, logged, middle = [], [], []
 
     def look(model: MemoryImpala) -> None:
@@ -43,12 +43,12 @@ def assert_faithful(model: MemoryImpala) -> None:
         if len(found) > 1:
             logged.append(model.logger.name_to_value["train/first_ratio_deviation"])
 
-    model.learn(UPDATES * UPDATE, AtRolloutEnd(look), log_interval=100)  # type: ignore[arg-type]
+    model.learn(UPDATES * UPDATE, AtRolloutEnd(look), log_interval=100)
     logged.append(model.logger.name_to_value["train/first_ratio_deviation"])
     assert len(found) == len(logged) == UPDATES
     assert max(found) < 1e-5 and max(logged) < 1e-5
     assert middle == [False, True, True, True] or all(middle), "some windows must start in mid-episode"
-    changed = [name for name, tensor in weights_of(model).items() if not torch.equal(tensor, before[name])]  # type: ignore[arg-type]
+    changed = [name for name, tensor in weights_of(model).items() if not torch.equal(tensor, before[name])]
     assert len(changed) > len(before) / 2, "the weights must change for this test to mean anything"
 
 
@@ -87,7 +87,7 @@ def test_with_the_weights_that_an_actor_had_the_ratio_is_one(core: str, num_acto
 
     def look(model: MemoryImpala) -> None:
         assert model._actors is not None
-        published[model._actors.version] = weights_of(model)  # type: ignore[arg-type]
+        published[model._actors.version] = weights_of(model)
         batch = model.rollout_buffer.all_windows(model.policy)
         with_weights_of_now.append(float(difference(model, batch).max()))
         then = copy.copy(model)
@@ -97,7 +97,7 @@ def test_with_the_weights_that_an_actor_had_the_ratio_is_one(core: str, num_acto
             then.policy.load_state_dict(published[versions[-1]])
             found.append(float(difference(then, batch)[rows].max()))
 
-    model.learn(1000 * UPDATE, [AtRolloutEnd(look), StopOnce(lambda: len(set(versions)) > 10)])  # type: ignore[arg-type]
+    model.learn(1000 * UPDATE, [AtRolloutEnd(look), StopOnce(lambda: len(set(versions)) > 10)])
     assert max(found) < 1e-5
     assert max(with_weights_of_now) > 1e-3, "weights must change for this test to mean anything"
     assert not same_weights(published[0], published[max(published)])

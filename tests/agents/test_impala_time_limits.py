@@ -171,7 +171,7 @@ def test_the_same_through_the_queue(mode: AutoresetMode | None) -> None:
             told = [(t, step) for t, step in enumerate(steps) if step < 3 and t - step + 3 <= len(steps)]
             assert [float(vs[row, t]) for t, _ in told] == [TRUNCATED[step] for _, step in told] != []
 
-    model.learn(10_000, [AtRolloutEnd(look), StopOnce(lambda: len(starts) > 2)])  # type: ignore[arg-type]
+    model.learn(10_000, [AtRolloutEnd(look), StopOnce(lambda: len(starts) > 2)])
 
 
 def targets_by_definition(model: MemoryImpala, batch: TrajectoryBatch, env: int, ends: str, length: int) -> list[float]:

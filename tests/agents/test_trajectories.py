@@ -114,7 +114,7 @@ def test_what_reaches_the_learner_is_what_happened(mode: AutoresetMode | None, n
     def enough() -> bool:
         return len(windows) == max(num_actors, 1) and min(windows.values()) >= LEAST
 
-    callback = AtRolloutEnd(check)  # type: ignore[arg-type]
+    callback = AtRolloutEnd(check)
     model.learn(1000 * UPDATE, [callback, StopOnce(enough)])
     assert enough() and sum(windows.values()) == callback.rollouts * WINDOWS
     assert all(gapless) and len(gapless) == sum(windows.values()) - len(following)

@@ -1,0 +1,247 @@
+"""The algorithm as a whole: it repeats itself, its losses are right, and it refuses what makes no sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from actor_toys import UPDATE, WINDOW, WINDOWS, evaluated, fill_once, make_impala, targets
+from agent_toys import CORES, makers, same_weights, staggered_env, vectorized, weights_of
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from torch import Tensor
+
+import ctrl
+from ctrl.agents import MemoryImpala, check_memory, paper_impala
+from ctrl.agents.algorithm import Statistics
+from ctrl.agents.impala import REWARD_CLIPPING
+from ctrl.agents.trajectories import TrajectoryBatch
+
+TIMES = ("time/fps", "time/time_elapsed")
+
+
+def run(core: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights and the logged values after three updates on an env with random numbers of its own."""
+    model = make_impala(gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync"), core, seed=seed)
+    model.learn(3 * UPDATE)
+    return weights_of(model), {key: value for key, value in model.logger.name_to_value.items() if key not in TIMES}
+
+
+@pytest.mark.parametrize("core", ["compressive", "lstm"])
+def test_without_actors_a_seed_gives_the_same_run_twice(core: str) -> None:
+    weights, logged = run(core, seed=7)
+    again, logged_again = run(core, seed=7)
+    assert same_weights(weights, again)
+    assert logged == logged_again and logged["train/loss"] != 0
+    other, logged_other = run(core, seed=8)
+    assert not same_weights(weights, other)
+    assert logged != logged_other
+
+
+# Losses
+
+
+def losses(change: Callable[[TrajectoryBatch], TrajectoryBatch], **options: Any) -> dict[str, float]:
+    """Return what is logged of a batch whose episodes have been changed."""
+    model = make_impala(staggered_env(), "gru", **options)
+    batch = fill_once(model)
+    model._lags = np.zeros(WINDOWS, dtype=np.int64)
+    statistics = Statistics()
+    model._add_gradients(change(batch), 1.0, statistics)
+    return statistics.means()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rho_bar", "weight", "clipped"),
+    [(1.0, 1.0, 1.0, 0), (2.0, 1.0, 1.0, 1), (2.0, 3.0, 2.0, 0), (0.5, 1.0, 0.5, 0)],
+)
+def test_importance_weights_are_clipped_at_rho_bar(ratio: float, rho_bar: float, weight: float, clipped: int) -> None:
+    """Steps that end their episode have no other: vs - V is the weight times the error."""
+    model = make_impala(staggered_env(), "gru", rho_bar=rho_bar, vtrace_lambda=0.0)
+    batch = fill_once(model)
+    on_policy = targets(model, batch)
+    older = batch._replace(old_log_prob=batch.old_log_prob - math.log(ratio))
+    found, values = targets(model, older), evaluated(model, batch).values
+    torch.testing.assert_close(found.vs - values, weight * (on_policy.vs - values), rtol=1e-3, atol=1e-4)
+    logged = losses(lambda batch: batch._replace(old_log_prob=batch.old_log_prob - math.log(ratio)), rho_bar=rho_bar)
+    assert logged["train/rho_mean"] == pytest.approx(ratio, rel=1e-4)
+    if ratio != rho_bar:
+        assert logged["train/rho_clip_fraction"] == clipped
+
+
+def test_losses_are_weighted() -> None:
+    """With no discount and rewards that are what the values say plus 1, targets are 1 above the values."""
+    model = make_impala(staggered_env(), "gru", gamma=0.0)
+    batch = fill_once(model)
+    model._lags = np.zeros(WINDOWS, dtype=np.int64)
+    now = evaluated(model, batch)
+    above = batch._replace(rewards=now.values + 1, bootstraps=torch.zeros_like(now.values))
+    model.ent_coef, model.vf_coef = 10.0, 0.3
+    statistics = Statistics()
+    model._add_gradients(above, 1.0, statistics)
+    found = statistics.means()
+    assert found["train/value_loss"] == pytest.approx(1, rel=1e-4)
+    assert found["train/policy_gradient_loss"] == pytest.approx(-float(now.log_prob.mean()), rel=1e-4)
+    assert -math.log(3) < found["train/entropy_loss"] < -0.5
+    weighted = 10 * found["train/entropy_loss"] + 0.3 * found["train/value_loss"]
+    assert found["train/loss"] == pytest.approx(found["train/policy_gradient_loss"] + weighted, rel=1e-4)
+
+
+def gradients(batch_size: int | None, mode: AutoresetMode, core: str = "compressive") -> dict[str, Tensor]:
+    """Return the gradients of an update, before anything is clipped."""
+    model = make_impala(vectorized(makers(), mode), core, batch_size=batch_size)
+    fill_once(model)
+    found: dict[str, Tensor] = {}
+
+    def keep(statistics: Statistics) -> None:
+        found.update({name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None})
+        assert len(statistics.values["train/loss"]) == -(-UPDATE // (batch_size or UPDATE))
+
+    model._optimize = keep  # type: ignore[method-assign]
+    model.train()
+    return found
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("windows", [1, 5, 12])
+def test_an_update_in_several_passes_has_the_gradients_of_one(windows: int, mode: AutoresetMode) -> None:
+    """Also where steps count differently: with NEXT_STEP, passes have different numbers of steps that count."""
+    whole, parts = gradients(None, mode), gradients(windows * WINDOW, mode)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        if not name.startswith("core.compressors"):  # whose loss is a mean over what a pass compresses
+            torch.testing.assert_close(parts[name], whole[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert any(bool(part.any()) for name, part in parts.items() if name.startswith("core.compressors"))
+
+
+def test_the_two_optimizers_are_apart() -> None:
+    """The reconstruction loss trains compressors, with their own rate and clip, and nothing else."""
+    moved = {}
+    for frozen in ("learning_rate", "memory_learning_rate"):
+        model = make_impala(staggered_env(), **{frozen: 1e-30})
+        before, required = weights_of(model), {n: p.requires_grad for n, p in model.policy.named_parameters()}
+        model.learn(3 * UPDATE)
+        apart = {name: float((tensor - before[name]).abs().max()) for name, tensor in weights_of(model).items()}
+        moved[frozen] = {name for name, by in apart.items() if by > 1e-20}
+        assert {n: p.requires_grad for n, p in model.policy.named_parameters()} == required
+    compressors = {name for name in weights_of(model) if name.startswith("core.compressors")}
+    assert moved["learning_rate"] == compressors != set()
+    assert not moved["memory_learning_rate"] & compressors and len(moved["memory_learning_rate"]) > 10
+
+
+def test_each_optimizer_has_its_own_clip() -> None:
+    model = make_impala(staggered_env(), max_grad_norm=1e-3, memory_max_grad_norm=1e-7).learn(2 * UPDATE)
+    for optimizer, limit in ((model.policy.optimizer, 1e-3), (model.policy.memory_optimizer, 1e-7)):
+        assert optimizer is not None
+        grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        assert float(torch.cat(grads).norm()) == pytest.approx(limit, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("clipping", "expected"),
+    [
+        (None, [-20.0, -0.5, 0.0, 0.5, 10.0]),
+        ("abs_one", [-1.0, -0.5, 0.0, 0.5, 1.0]),
+        ("soft_asymmetric", [-1.5 * math.tanh(4), -1.5 * math.tanh(0.1), 0.0, 5 * math.tanh(0.1), 5 * math.tanh(2)]),
+    ],
+)
+def test_reward_clipping_by_hand(clipping: str | None, expected: list[float]) -> None:
+    rewards = torch.tensor([-20.0, -0.5, 0.0, 0.5, 10.0])
+    assert REWARD_CLIPPING[clipping](rewards).tolist() == pytest.approx(expected, rel=1e-6)
+    model = make_impala(staggered_env(), "gru", reward_clipping=clipping, gamma=0.0)
+    batch = fill_once(model)
+    batch = batch._replace(rewards=torch.full_like(batch.rewards, 10.0), bootstraps=torch.zeros_like(batch.rewards))
+    torch.testing.assert_close(targets(model, batch).vs, torch.full_like(batch.rewards, expected[-1]))
+
+
+def test_rms_prop_is_for_everything_but_the_compressors() -> None:
+    model = make_impala(staggered_env(), use_rms_prop=True, rms_prop_eps=0.25)
+    assert type(model.policy.optimizer) is RMSpropTFLike
+    assert {(group["eps"], group["alpha"]) for group in model.policy.optimizer.param_groups} == {(0.25, 0.99)}
+    assert type(model.policy.memory_optimizer) is torch.optim.Adam
+    before = weights_of(model)
+    model.learn(UPDATE)
+    assert not same_weights(weights_of(model), before)
+
+
+def test_the_papers_settings() -> None:
+    settings = paper_impala(rate=2)
+    small = {"encoder_arch": [8], "net_arch": [8]}
+    settings["policy_kwargs"].update(small)
+    model = MemoryImpala("MlpMemoryPolicy", staggered_env(), num_actors=0, n_steps=WINDOW, device="cpu", **settings)
+    assert (model.lr_schedule(1), model.ent_coef) == (1.5e-5, 2e-3)
+    memory = model.policy_kwargs["core_kwargs"]["memory"]
+    assert [tier.slots for tier in memory] == [64, 64] and memory[1].rate == 2
+    assert model.learn(1).num_timesteps == WINDOWS * WINDOW * 3
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_what_is_logged(core: str) -> None:
+    model = make_impala(staggered_env(), core).learn(2 * UPDATE)
+    logged = model.logger.name_to_value
+    numbers = [value for key, value in logged.items() if key.startswith(("train/", "memory/"))]
+    assert np.isfinite(np.array(numbers, dtype=float)).all()
+    names = {"loss", "value_loss", "policy_gradient_loss", "entropy_loss", "explained_variance", "grad_norm"}
+    lag = {"policy_lag", "rho_mean", "rho_clip_fraction", "first_ratio_deviation"}
+    rest = {"n_updates", "learning_rate"}
+    assert {key.split("/")[1] for key in logged if key.startswith("train/")} == names | lag | rest
+    assert logged["train/policy_lag"] == 0 and logged["train/first_ratio_deviation"] < 1e-5
+    assert logged["train/n_updates"] == 2
+    assert logged["memory/state_bytes"] == model.policy.core.state_bytes
+    assert ("memory/staleness" in logged) == (core != "feedforward")
+    assert "time/actor_restarts" not in logged
+
+
+def test_check_memory_takes_it(recwarn: pytest.WarningsRecorder) -> None:
+    """A twin acts in this process, however many actors the model would have."""
+    model = make_impala(staggered_env(), "gru", num_actors=2, policy_kwargs={"previous_reward": True})
+    findings = check_memory(model)
+    assert [finding.law for finding in findings if finding.law.startswith("agent")] and not recwarn.list
+    assert all(finding.status in ("kept", "not applicable") for finding in findings)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_steps": 0}, "n_steps must be a whole number of at least 1, got 0"),
+        ({"num_actors": -1}, "num_actors must be a whole number of at least 0, got -1"),
+        ({"num_actors": True}, "num_actors must be a whole number of at least 0, got True"),
+        ({"num_actors": None}, "num_actors must be a whole number of at least 0, got None"),
+        ({"windows_per_update": 1.5}, "windows_per_update must be a whole number of at least 1, got 1.5"),
+        ({"windows_per_update": None}, "windows_per_update must be a whole number of at least 1, got None"),
+        ({"window_slots": 0}, "window_slots must be a whole number of at least 1, got 0"),
+        ({"max_restarts": -2}, "max_restarts must be a whole number of at least 0, got -2"),
+        ({"batch_size": 20}, "batch_size .* multiple of n_steps = 6, got batch_size = 20"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),
+        ({"vtrace_lambda": -0.1}, "vtrace_lambda must be at least 0, got -0.1"),
+        ({"rho_bar": 0}, "rho_bar must be above 0, got 0"),
+        ({"c_bar": -1.0}, "c_bar must be above 0, got -1.0"),
+        ({"actor_timeout": 0}, "actor_timeout must be above 0, got 0"),
+        ({"actor_timeout": None}, "actor_timeout must be a finite number, got None"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
+        ({"rms_prop_eps": "small"}, "rms_prop_eps must be a finite number, got 'small'"),
+        ({"reward_clipping": "tanh"}, r"reward_clipping must be one of \[None, 'abs_one', 'soft_asym.*got 'tanh'"),
+        ({"device": "gpu"}, "device must be 'auto' or a torch device, got 'gpu'"),
+        ({"policy": "MlpPolicy"}, "policy must be one of MlpMemoryPolicy, .* got MlpPolicy"),
+        ({"policy_kwargs": {"core_kwargs": {"memory_size": 3}}}, "core 'compressive' does not take .*memory_size"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_when_the_model_is_built(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_impala(staggered_env(), **options)
+
+
+def test_cores_by_name() -> None:
+    with pytest.raises(ValueError, match="unknown core 'rnn'; valid are"):
+        make_impala(staggered_env(), "rnn")
+    assert isinstance(make_impala(staggered_env(), "gtrxl").policy.core, ctrl.MemoryCore)
