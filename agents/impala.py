@@ -179,10 +179,7 @@ class MemoryImpala(MemoryAlgorithm):
         if reward_clipping not in REWARD_CLIPPING:
             raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {reward_clipping!r}")
         check_device(device)
-        if isinstance(env, str):
-            check_env_id(env)
-        maker: Any = env if _is_maker(env) else None
-        self._env_maker = maker
+        self._env_maker = _maker(env)
         if use_rms_prop:
             policy_kwargs = {
                 "optimizer_class": RMSpropTFLike,
@@ -191,7 +188,7 @@ class MemoryImpala(MemoryAlgorithm):
             }
         super().__init__(
             policy,
-            env if maker is None else maker(),  # type: ignore[arg-type]
+            _built(env),
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
@@ -451,21 +448,20 @@ class MemoryImpala(MemoryAlgorithm):
         )
 
     def _env_for_actors(self) -> Callable[[], VecEnv]:
-        maker: Any = self._env_maker
-        return partial(_as_it_is, cast(VecEnv, self.env)) if maker is None else partial(_made, maker)
+        maker = self._env_maker
+        return partial(_as_it_is, cast(VecEnv, self.env)) if maker is None else partial(_wrapped, maker)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another env, in any form that the class takes."""
-        self._env_maker = env if _is_maker(env) else None
-        super().set_env(env() if _is_maker(env) else env, force_reset)
+        super().set_env(_built(env), force_reset)
+        self._env_maker = _maker(env)
         self._check_sendable()
 
     @classmethod
     def load(cls: type[Self], path: Any, env: Any = None, *args: Any, **kwargs: Any) -> Self:
         """Load a model, as in stable-baselines3; `env` in any form that the class takes."""
-        maker = env if _is_maker(env) else None
-        model = super().load(path, env if maker is None else maker(), *args, **kwargs)
-        model._env_maker = maker
+        model = super().load(path, _built(env), *args, **kwargs)
+        model._env_maker = _maker(env)
         model._check_sendable()
         return model
 
@@ -494,10 +490,19 @@ def _as_it_is(env: VecEnv) -> VecEnv:
     return env
 
 
-def _made(maker: Callable[[], Any]) -> VecEnv:
-    return MemoryAlgorithm._wrap_env(maker())
+def _wrapped(maker: Callable[[], Any]) -> VecEnv:
+    return MemoryAlgorithm._wrap_env(_built(maker))
 
 
-def _is_maker(env: Any) -> bool:
-    """Whether `env` is a function that returns an env."""
-    return callable(env) and not isinstance(env, gym.Env | gym.vector.VectorEnv | VecEnv)
+def _built(env: Any) -> Any:
+    """Return an env, in whichever form it is given."""
+    env = env if _maker(env) is None else env()
+    if isinstance(env, str):
+        check_env_id(env)
+        return gym.make(env)
+    return env
+
+
+def _maker(env: Any) -> Callable[[], Any] | None:
+    """Return `env` where it is a function that returns one."""
+    return env if callable(env) and not isinstance(env, gym.Env | gym.vector.VectorEnv | VecEnv) else None

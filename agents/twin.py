@@ -188,7 +188,8 @@ def _deep_copy(env: VecEnv) -> VecEnv:
     if not isinstance(env, VecEnvWrapper):
         return copy.deepcopy(env)
     inner = _deep_copy(env.venv)
-    outer = copy.deepcopy(env, {id(env.venv): inner})
+    of_class: dict[str, Any] = env.class_attributes  # which can't be copied, and need not be
+    outer = copy.deepcopy(env, {id(env.venv): inner, id(of_class): of_class})
     if isinstance(outer, VecNormalize):
         outer.set_venv(inner)
     return outer

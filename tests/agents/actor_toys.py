@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from agent_toys import CORES, STAGGERED, AtRolloutEnd, ToldEpisodes
@@ -93,6 +95,37 @@ class FaultyEpisodes(PlacedEpisodes):
         if self.fault == "exiting":
             os._exit(7)
         return self.fault == "nan"
+
+
+class Everything(gym.Env[Any, Any]):
+    """A dict of an image, a number and a vector; actions are a box."""
+
+    observation_space = spaces.Dict(
+        {
+            "image": spaces.Box(0, 255, (3, 36, 40), np.uint8),
+            "number": spaces.Discrete(5),
+            "vector": spaces.Box(-1, 1, (2,), np.float64),
+        }
+    )
+    action_space = spaces.Box(-0.3, 0.4, (2, 2), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        ended = bool(self.np_random.random() < 0.2)
+        return self.observation_space.sample(), 1.0, ended, False, {"big": np.zeros(10**6), "text": "x"}
+
+
+class Locked(ToldEpisodes):
+    """Can't be pickled."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.lock = threading.Lock()
 
 
 def placed_makers(lengths: Sequence[Sequence[int]] = STAGGERED, **options: Any) -> list[Callable[[], PlacedEpisodes]]:
