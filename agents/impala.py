@@ -70,9 +70,11 @@ class MemoryImpala(MemoryAlgorithm):
     again, and `train/first_ratio_deviation` is 0 up to rounding.
 
     Actors that die, raise, or take longer than `actor_timeout` for a step are restarted with another seed, with what
-    they had of a window thrown away; `time/actor_restarts` counts them. A death or an error is noticed within half a
-    second while the learner waits, and otherwise when the update is done. After more than `max_restarts`, training
-    stops with the last actor's own traceback, an `ActorError`. NaN from an env is a `NonFiniteError` at once.
+    they had of a window thrown away; a warning gives the reason, and `time/actor_restarts` counts them. A death or an
+    error is noticed within half a second while the learner waits, and otherwise when the update is done. After more
+    than `max_restarts`, training stops with the last actor's own traceback, an `ActorError`. NaN from an env is a
+    `NonFiniteError` at once. At the end of `learn`, however it comes, actors may take five seconds to close their envs;
+    then they and all that their envs have started are ended.
 
     Callbacks see each step of each window when it reaches the learner, with `rewards`, `dones` and `infos`. Where
     actors are processes, `infos` are empty but for the ends of episodes, and have numbers and text only.
@@ -102,7 +104,7 @@ class MemoryImpala(MemoryAlgorithm):
     :param use_rms_prop: RMSProp for everything but the compressors, as in the original, instead of Adam
     :param rms_prop_eps: its epsilon, inside the root
     :param window_slots: whole windows of an actor that may wait for the learner
-    :param actor_timeout: seconds that a step of an actor's envs may take, or its start
+    :param actor_timeout: seconds that a step of an actor's envs may take; its start may take a minute more
     :param max_restarts: of actors, all together, in one call of `learn`
     :param stats_window_size: episodes that the reported means are over
     :param tensorboard_log: folder for TensorBoard, or None
