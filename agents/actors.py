@@ -231,6 +231,7 @@ class _Actor:
                 [sys.executable, "-c", ENTRY, *map(str, fds), str(seed), path],
                 stdin=subprocess.DEVNULL,
                 pass_fds=fds,
+                cwd=_folder(),
                 env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
                 start_new_session=True,
             )
@@ -289,6 +290,15 @@ class _Actor:
         self.process.wait()
         self.let_go()
         self.memory.forget()
+
+
+def _folder() -> str | None:
+    """Return where a process starts: here, unless the folder is gone, where torch would not load."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return os.sep
+    return None
 
 
 def _signal(number: int) -> str:
