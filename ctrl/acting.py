@@ -66,9 +66,9 @@ class Moves(NamedTuple):
     target: Tensor
     """[K + B] the positions that take the new slots: those of the merges in their order, then the step itself."""
     head_target: Tensor
-    """[2 H (K + B)] the same for their keys and values, head by head."""
+    """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
     row: Tensor
-    """[B S] the row of the table of biases for each position."""
+    """[B S] the row of the table of biases for each position; see `Rings.rows`."""
 
 
 class Rings:
@@ -84,14 +84,19 @@ class Rings:
         self._rhythms = rhythms(tiers)
         self._oldest = reach(tiers)
         self._hidden = hidden
-        self._row_of_age: Integers | None = None
+        self.rows: Tensor | None = None
+        """[E] the rows of the biases of all ages, and last the hidden one; layers then have a bias for each age. None
+        where there are too many ages for that."""
         if self._oldest < TABLE:
-            self._row_of_age = np.append(age_row(torch.arange(self._oldest + 1)).numpy(), self._hidden)
+            self.rows = F.pad(age_row(torch.arange(self._oldest + 1)), (0, 1), value=hidden).to(clock.device)
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
-        self._base = np.arange(len(clock)) * sum(sizes)
-        self._head = np.arange(2 * heads)[:, None] * (len(clock) * sum(sizes))
+        self._size = sum(sizes)
+        self._base = np.arange(len(clock)) * self._size
+        parts, rings = np.arange(2)[:, None, None], np.arange(heads)  # [2, 1, 1], [H]
+        self._head = (parts * len(clock) * heads + rings) * self._size  # [2, 1, H]
+        self._heads = heads
         self.centre: Integers = ring_centres(tiers, clock).cpu().numpy()
         """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
         self._flat_centre = self.centre.reshape(-1)  # a view
@@ -127,15 +132,20 @@ class Rings:
         targets.append(self._base + time % self._rhythms[0].slots)
         flat[targets[-1]] = time
         target = np.concatenate(targets) if merges else targets[0]
-        parts = (target, (self._head + target).reshape(-1), self._rows(time))
+        parts = (target, self._by_head(target), self._rows(time))
         return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
+
+    def _by_head(self, target: Integers) -> Integers:
+        """[N] -> [2 N H] positions in the rings of each head, for keys and then values: [2, B, H, S]."""
+        env = target // self._size
+        positions: Integers = (self._head + (target + env * ((self._heads - 1) * self._size))[:, None]).reshape(-1)
+        return positions
 
     def _rows(self, time: Integers) -> Integers:
         """Return [B S] the row of each position's bias."""
-        age = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # that much where nothing is
-        if self._row_of_age is not None:
-            rows: Integers = self._row_of_age[age]
-            return rows
+        age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # + 1 where nothing is
+        if self.rows is not None:
+            return age
         return np.where(age > self._oldest, self._hidden, age_row(torch.from_numpy(age)).numpy())
 
 
@@ -148,19 +158,24 @@ class LayerRings:
     :param slots: [B, S, D]
     :param usage: [B, S] the attention that each has received so far, see `MostUsedCompressor`
     :param ranked: positions of the tiers for which it counts
+    :param rows: see `Rings`
     """
 
-    def __init__(self, layer: MemoryLayer, slots: Tensor, usage: Tensor, ranked: list[slice]) -> None:
+    def __init__(
+        self, layer: MemoryLayer, slots: Tensor, usage: Tensor, ranked: list[slice], rows: Tensor | None
+    ) -> None:
         self._layer = layer
+        self._rows = rows
         self.slots = slots
         self.usage = usage
         self._ranked = ranked
         batch, size, width = slots.shape
         heads = layer.attention.heads
         self._shape = (batch, heads, width // heads)
-        self._keys_values = slots.new_empty(2, heads, batch, size, width // heads)
+        # Env by env, so that what a slot is written to lies close together.
+        self._keys_values = slots.new_empty(2, batch, heads, size, width // heads)
         self._flat_slots, self._flat_keys_values = slots.view(-1, width), self._keys_values.view(-1, width // heads)
-        key, self._value = self._keys_values.view(2, heads * batch, size, -1)  # [H B, S, d]
+        key, self._value = self._keys_values.view(2, batch * heads, size, -1)  # [B H, S, d]
         self._key = key.transpose(1, 2)
         self.refresh()
 
@@ -170,26 +185,27 @@ class LayerRings:
         norm = cast(SlotNorm, attention.norm)
         batch, heads, features = self._shape
         self._norm = norm.weight, norm.bias
-        self._projection = torch.cat([attention.key_value.weight, attention.query.weight / math.sqrt(features)])
-        query_bias = attention.query.bias / math.sqrt(features)
-        self._projection_bias = F.pad(query_bias, (2 * len(query_bias), 0))
-        self._biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
+        scale = 1 / math.sqrt(features)
+        self._query = attention.query.weight * scale, attention.query.bias * scale
+        self._key_value = attention.key_value.weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, D, D]
+        biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
+        self._biases = biases if self._rows is None else biases.index_select(1, self._rows)
         self._finish = self._layer.finish_weights()
-        projected = F.linear(normalise(self.slots, *self._norm), attention.key_value.weight)
-        self._keys_values.copy_(projected.view(batch, -1, 2, heads, features).permute(2, 3, 0, 1, 4))
+        projected = self._project(normalise(self._flat_slots, *self._norm))
+        self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
     def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
         batch, heads, features = self._shape
-        query = self._write(self._new_slots(hidden, moves, compressors), moves)
-        scores = self._biases.index_select(1, moves.row).view(heads * batch, 1, -1)
-        scores.baddbmm_(query.reshape(heads * batch, 1, features), self._key)
+        normed = self._write(self._new_slots(hidden, moves, compressors), moves)
+        query = F.linear(normed[-batch:], *self._query).view(batch * heads, 1, features)
+        biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
+        scores = biases.transpose(0, 1).reshape(batch * heads, 1, -1).baddbmm_(query, self._key)
         for part in self._ranked:
-            shares = torch.softmax(scores.view(heads, batch, -1)[:, :, part], 2)
-            self.usage[:, part] += shares.mean(dim=0)
+            shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
+            self.usage[:, part] += shares.mean(dim=1)
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
-        read = read.view(heads, batch, features).transpose(0, 1).reshape(batch, heads * features)
-        return finish(hidden, read, self._finish)
+        return finish(hidden, read.view_as(hidden), self._finish)
 
     def _new_slots(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
         """Return [K + B, D] what the tiers form, and the step itself."""
@@ -205,16 +221,18 @@ class LayerRings:
         return torch.cat([*formed, hidden])
 
     def _write(self, slots: Tensor, moves: Moves) -> Tensor:
-        """Write new slots, their keys and values; return the queries [H, B, d] of the step."""
-        batch, heads, features = self._shape
+        """Write new slots, their keys and values; return the slots normed."""
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
-        projected = F.linear(normalise(slots, *self._norm), self._projection, self._projection_bias)
-        by_head = projected.view(len(slots), 3 * heads, features).transpose(0, 1).contiguous()
-        keys_values = by_head[: 2 * heads].view(-1, features)
+        normed = normalise(slots, *self._norm)
+        keys_values = self._project(normed).view(-1, self._shape[2])
         self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
-        return by_head[2 * heads :, len(slots) - batch :]
+        return normed
+
+    def _project(self, normed: Tensor) -> Tensor:
+        """[N, D] -> keys and values [2, N, D]."""
+        return torch.bmm(normed.expand(2, -1, -1), self._key_value)
 
 
 class CompressiveActing(Acting["CompressiveState"]):
@@ -250,7 +268,8 @@ class CompressiveActing(Acting["CompressiveState"]):
                 usage = slots.new_zeros(slots.shape[:2])
                 for part in ranked:
                     usage[:, part] = torch.where(kept[:, part, 0], next(usages), 0)
-                self._layers.append(LayerRings(cast(MemoryLayer, layer), torch.where(kept, slots, 0), usage, ranked))
+                rings = torch.where(kept, slots, 0), usage, ranked, self._rings[tiers].rows
+                self._layers.append(LayerRings(cast(MemoryLayer, layer), *rings))
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
         """Return a copy of the state, of all envs or some."""
