@@ -186,6 +186,17 @@ def test_unroll_equals_folded_steps_for_any_split_and_resets(
     assert_same_state(state, final)
 
 
+@pytest.mark.parametrize("name", ["compressive", "transformer_xl"])
+def test_acting_without_a_bias_for_each_age(
+    name: str, window: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory reaches too far for that."""
+    monkeypatch.setattr("ctrl.acting.TABLE", 0)
+    core, (inputs, reset) = build(name), window
+    outputs, _ = fold(core, inputs, lived_in_state(core), reset, "acting")
+    torch.testing.assert_close(outputs, core.unroll(inputs, lived_in_state(core), reset).outputs, rtol=1e-4, atol=1e-5)
+
+
 def test_each_env_is_as_if_alone(core: Core, window: tuple[Tensor, Tensor]) -> None:
     inputs, reset = window
     start = lived_in_state(core)
