@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ctrl.core import Acting, MemoryCore, StateT, Unrolled, require_positive
+from ctrl.core import Acting, MemoryCore, PlainActing, StateT, Unrolled, require_positive
 
 
 class LSTMState(NamedTuple):
@@ -123,8 +123,14 @@ class RecurrentCore(MemoryCore[StateT]):
         """Lay out the bias of each gate, in torch's order, such that memory is kept as σ(`keep`) per step."""
 
     def acting(self, state: StateT) -> Acting[StateT]:
-        """Return what keeps the state while B envs act, layer by layer."""
-        return RecurrentActing(self, state)
+        """Return what keeps the state while B envs act, layer by layer, unless a subclass steps in a way of its own."""
+        own = type(self)
+        plain = (own.step, own._step, own.reset_state) == (
+            MemoryCore.step,
+            RecurrentCore._step,
+            MemoryCore.reset_state,
+        )
+        return RecurrentActing(self, state) if plain else PlainActing(self, state)
 
     def _step(self, inputs: Tensor, state: StateT) -> tuple[Tensor, StateT]:
         layers = self.step_layers(inputs, self.by_layer(state))
