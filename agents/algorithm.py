@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ctrl.agents.arguments import check_env
 from ctrl.agents.buffers import WindowBuffer, select
 from ctrl.agents.collecting import keep_step, take_step
 from ctrl.agents.finite import check_gradients
@@ -58,6 +59,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         if isinstance(env, gym.vector.VectorEnv):
             env = GymnasiumVecEnv(env)
+        check_env(env)
         check_spaces(env.observation_space, env.action_space)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
@@ -190,7 +192,9 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         """Train for at least `total_timesteps` steps, summed over the envs; arguments as in stable-baselines3.
 
         :param tb_log_name: of the run in TensorBoard; the algorithm's name if None
+        :raises ValueError: where the model was loaded without an env
         """
+        self._env_to_learn_in()
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -199,6 +203,11 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def _env_to_learn_in(self) -> VecEnv:
+        if self.env is None:
+            raise ValueError("this model has no env to learn in: give load one (env=...), or call set_env")
+        return self.env
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         total, callback = super()._setup_learn(*args, **kwargs)

@@ -85,6 +85,12 @@ def check_device(device: torch.device | str) -> None:
         raise ValueError(f"device is {str(device)!r}, but torch sees no CUDA device; use 'auto' or 'cpu'")
 
 
+def check_env(env: Any) -> None:
+    """Refuse what is no env of any kind."""
+    if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
+        raise ValueError(f"env must be a gymnasium env, a VecEnv or a gymnasium VectorEnv, got {env!r}")
+
+
 def check_env_id(env_id: str) -> None:
     """Import what `module:id` names, and answer an unknown id with the registered ones."""
     try:

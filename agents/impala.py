@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 import ctrl
 from ctrl.agents.actors import Actors, check_sendable, closing
 from ctrl.agents.algorithm import MemoryAlgorithm, Statistics
-from ctrl.agents.arguments import check_device, check_env_id, check_numbers
+from ctrl.agents.arguments import check_device, check_env, check_env_id, check_numbers
 from ctrl.agents.buffers import select
 from ctrl.agents.collecting import ended_unreported
 from ctrl.agents.finite import check_finite
@@ -178,19 +178,18 @@ class MemoryImpala(MemoryAlgorithm):
             at_least_0={"num_actors": num_actors, "max_restarts": max_restarts},
             optional=("batch_size",),
         )
-        if reward_clipping not in REWARD_CLIPPING:
+        if reward_clipping not in list(REWARD_CLIPPING):
             raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {reward_clipping!r}")
         check_device(device)
-        self._env_maker = _maker(env)
         if use_rms_prop:
-            policy_kwargs = {
-                "optimizer_class": RMSpropTFLike,
-                "optimizer_kwargs": {"alpha": 0.99, "eps": rms_prop_eps, "weight_decay": 0},
-                **(policy_kwargs or {}),
-            }
+            policy_kwargs = _with_rms_prop(policy_kwargs, rms_prop_eps)
+        self._env_maker = _maker(env)
+        built = _built(env)
+        if _init_setup_model:
+            check_env(built)
         super().__init__(
             policy,
-            _built(env),
+            built,
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
@@ -451,7 +450,7 @@ class MemoryImpala(MemoryAlgorithm):
 
     def _env_for_actors(self) -> Callable[[], VecEnv]:
         maker = self._env_maker
-        return partial(_as_it_is, cast(VecEnv, self.env)) if maker is None else partial(_wrapped, maker)
+        return partial(_as_it_is, self._env_to_learn_in()) if maker is None else partial(_wrapped, maker)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another env, in any form that the class takes."""
@@ -486,6 +485,19 @@ def _threads_beside(num_actors: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _with_rms_prop(policy_kwargs: dict[str, Any] | None, eps: float) -> dict[str, Any]:
+    """Return `policy_kwargs` with the original's optimizer."""
+    given = dict(policy_kwargs or {})
+    chosen = {name: given[name] for name in ("optimizer_class", "optimizer_kwargs") if name in given}
+    if chosen:
+        raise ValueError(f"use_rms_prop=True chooses the optimizer, but so does policy_kwargs with {chosen}")
+    return {
+        **given,
+        "optimizer_class": RMSpropTFLike,
+        "optimizer_kwargs": {"alpha": 0.99, "eps": eps, "weight_decay": 0},
+    }
 
 
 def _as_it_is(env: VecEnv) -> VecEnv:

@@ -14,7 +14,14 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
 from ctrl.agents.algorithm import MemoryAlgorithm, Statistics
-from ctrl.agents.arguments import batch_windows, burn_in_steps, check_device, check_env_id, check_numbers
+from ctrl.agents.arguments import (
+    batch_windows,
+    burn_in_steps,
+    check_device,
+    check_env,
+    check_env_id,
+    check_numbers,
+)
 from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
 from ctrl.agents.collecting import ended_unreported
 from ctrl.agents.finite import check_finite
@@ -135,6 +142,8 @@ class MemoryPPO(MemoryAlgorithm):
         check_device(device)
         if isinstance(env, str):
             check_env_id(env)
+        elif _init_setup_model:
+            check_env(env)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]

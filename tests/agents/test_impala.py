@@ -230,6 +230,11 @@ def test_check_memory_takes_it(recwarn: pytest.WarningsRecorder) -> None:
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
         ({"rms_prop_eps": "small"}, "rms_prop_eps must be a finite number, got 'small'"),
         ({"reward_clipping": "tanh"}, r"reward_clipping must be one of \[None, 'abs_one', 'soft_asym.*got 'tanh'"),
+        ({"reward_clipping": [1]}, r"reward_clipping must be one of .*got \[1\]"),
+        (
+            {"use_rms_prop": True, "policy_kwargs": {"optimizer_class": torch.optim.SGD}},
+            "use_rms_prop=True chooses the optimizer, but so does policy_kwargs with .*SGD",
+        ),
         ({"device": "gpu"}, "device must be 'auto' or a torch device, got 'gpu'"),
         ({"policy": "MlpPolicy"}, "policy must be one of MlpMemoryPolicy, .* got MlpPolicy"),
         ({"policy_kwargs": {"core_kwargs": {"memory_size": 3}}}, "core 'compressive' does not take .*memory_size"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from ctrl.agents import MemoryPPO, MlpMemoryPolicy
+from ctrl.agents import MemoryImpala, MemoryPPO, MlpMemoryPolicy
 
 STEPS = 24 * 3
 BOTH = pytest.mark.parametrize("core", ["compressive", "lstm"])
@@ -199,3 +200,22 @@ def test_learning_rate_functions_survive(tmp_path: Path) -> None:
     model.save(tmp_path / "agent")
     loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
     assert loaded._memory_lr_schedule(0.5) == 0.25
+
+
+@pytest.mark.parametrize("kind", [MemoryPPO, MemoryImpala])
+def test_without_an_env_learning_is_refused(kind: Any, tmp_path: Path) -> None:
+    kind("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "gru"}).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"no env to learn in: give load one \(env=...\), or call set_env"):
+        kind.load(tmp_path / "model").learn(1)
+
+
+@pytest.mark.parametrize("kind", [MemoryPPO, MemoryImpala])
+@pytest.mark.parametrize("env", [None, [3]])
+def test_what_is_no_env_is_refused(kind: Any, env: Any) -> None:
+    with pytest.raises(ValueError, match=rf"env must be a gymnasium env, .*, got {re.escape(repr(env))}"):
+        kind("MlpMemoryPolicy", env)
+
+
+def test_a_function_that_returns_no_env_is_refused() -> None:
+    with pytest.raises(ValueError, match="env must be a gymnasium env, .*, got None"):
+        MemoryImpala("MlpMemoryPolicy", lambda: None)  # type: ignore[arg-type]
