@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from actor_toys import StopOnce, evaluated, fill_once, make_impala, targets
-from agent_toys import TRANSPARENT, AtRolloutEnd, BookkeepingCore, makers, vectorized
+from agent_toys import TRANSPARENT, AtRolloutEnd, BookkeepingCore, makers, staggered_env, vectorized
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -118,6 +118,19 @@ def test_a_window_that_ends_in_mid_episode_goes_on_with_the_next_value(mode: Aut
     assert vs[0].tolist() == [1 + (1 + 0.5 * 2.75 - 1) + 0.25 * (last - 2.75), last]
     assert float(vs[1, 0]) == 3.0
     assert evaluated(model, batch).values[1, 0] == 5.0
+
+
+@pytest.mark.parametrize("core", ["compressive", "lstm"])
+def test_a_window_goes_on_with_what_acting_then_saw(core: str) -> None:
+    """The next window begins with the value that this one bootstraps from: state, last action and reward are right."""
+    model = make_impala(staggered_env(), core, gamma=0.9, policy_kwargs={"previous_reward": True})
+    with torch.no_grad():
+        model.policy.value_net.weight.mul_(100)  # values are near 0 at first
+    batch, n_envs = fill_once(model), model.n_envs
+    on = ~batch.ends[:-n_envs, -1]
+    found = (targets(model, batch).vs - batch.rewards)[:-n_envs, -1][on]
+    assert len(found) > 4
+    np.testing.assert_allclose(found, 0.9 * batch.old_values[n_envs:, 0][on], rtol=1e-4, atol=1e-5)
 
 
 def test_next_step_ignores_its_reset_steps_and_no_others() -> None:
