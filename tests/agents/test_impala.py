@@ -74,6 +74,30 @@ def test_importance_weights_are_clipped_at_rho_bar(ratio: float, rho_bar: float,
         assert logged["train/rho_clip_fraction"] == clipped
 
 
+def test_the_policys_gradient_is_weighted_with_the_same_clip() -> None:
+    model = make_impala(staggered_env(), "gru", gamma=0.0)
+    batch = fill_once(model)
+    on_policy = targets(model, batch).pg_advantages
+    for rho_bar, weight in ((1.0, 1.0), (3.0, 2.0)):
+        model.rho_bar = rho_bar
+        found = targets(model, batch._replace(old_log_prob=batch.old_log_prob - math.log(2.0))).pg_advantages
+        torch.testing.assert_close(found, weight * on_policy, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("c_bar", "c"), [(0.5, 0.5), (3.0, 2.0)])
+def test_what_later_steps_bring_is_clipped_at_c_bar(c_bar: float, c: float) -> None:
+    """With a ratio of 2: a target is the step's own error, and c of what the next step's is above its value."""
+    model = make_impala(staggered_env(), "gru", gamma=0.9, vtrace_lambda=0.0, c_bar=c_bar)
+    batch = fill_once(model)
+    batch = batch._replace(old_log_prob=batch.old_log_prob - math.log(2.0))
+    values = evaluated(model, batch).values
+    own = targets(model, batch).vs - values
+    model.vtrace_lambda = 1.0
+    found = targets(model, batch).vs - values
+    later = 0.9 * c * found[:, 1:] * ~batch.ends[:, :-1]
+    torch.testing.assert_close(found[:, :-1], own[:, :-1] + later, rtol=1e-3, atol=1e-4)
+
+
 def test_losses_are_weighted() -> None:
     """With no discount and rewards that are what the values say plus 1, targets are 1 above the values."""
     model = make_impala(staggered_env(), "gru", gamma=0.0)
