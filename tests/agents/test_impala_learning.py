@@ -13,13 +13,13 @@ from ctrl import Tier
 from ctrl.agents import GymnasiumVecEnv, MemoryImpala
 from ctrl.envs import TASKS
 
-RECALL = {"length": 8, "num_cues": 4, "noise": 0.5}
-"""The cue is shown once and asked for 8 steps later; at the query one cue is as likely as another."""
+RECALL = {"length": 5, "num_cues": 4, "noise": 0.5}
+"""The cue is shown once and asked for 5 steps later; at the query one cue is as likely as another."""
 SELECT = {"depth": 2, "steps": 60}
 """The paper's task in small rooms: an object to be told from another one, seen 5 steps before."""
 SMALL: dict[str, Any] = {"width": 32, "heads": 2, "layers": 1}
-COMPRESSING: dict[str, Any] = {**SMALL, "memory": [Tier(3), Tier(4, 2, "conv")]}
-"""Raw slots reach 3 steps back, so the answer to `RECALL` comes through compressed ones."""
+COMPRESSING: dict[str, Any] = {**SMALL, "memory": [Tier(2), Tier(3, 2, "conv")]}
+"""Raw slots reach 2 steps back, so the answer to `RECALL` comes through compressed ones."""
 
 
 def vector(task: str, num_envs: int, seed: int, **options: Any) -> GymnasiumVecEnv:
@@ -47,14 +47,14 @@ def score_of(model: MemoryImpala, task: str, episodes: int, **options: Any) -> f
 
 
 def test_compressed_slots_carry_the_answer() -> None:
-    model = recalling("compressive", COMPRESSING, steps=50_000)
+    model = recalling("compressive", COMPRESSING, steps=25_000)
     assert TASKS["ctrl/Recall-v0"].scores(**RECALL).memoryless == 0.25
-    assert score_of(model, "Recall", 400, **RECALL) > 2 * 0.25  # not done yet, but on its way
+    assert score_of(model, "Recall", 400, **RECALL) >= 0.9
 
 
 @pytest.mark.slow
 def test_without_memory_the_ceiling_holds() -> None:
-    model = recalling("feedforward", {"width": 32}, steps=50_000)
+    model = recalling("feedforward", {"width": 32}, steps=25_000)
     assert score_of(model, "Recall", 400, **RECALL) < 0.25 + 0.1
 
 
@@ -63,7 +63,7 @@ def test_without_memory_the_ceiling_holds() -> None:
 def test_windows_of_actors_teach_it_too(core: str) -> None:
     """With weights that lag behind."""
     kwargs = COMPRESSING if core == "compressive" else {"width": 32, "chrono_horizon": RECALL["length"]}
-    model = recalling(core, kwargs, steps=120_000, num_actors=2)
+    model = recalling(core, kwargs, steps=60_000, num_actors=2)
     assert model.logger.name_to_value["train/policy_lag"] >= 1
     assert score_of(model, "Recall", 400, **RECALL) >= 0.9
 
