@@ -31,14 +31,14 @@ def vector(task: str, num_envs: int, seed: int, **options: Any) -> GymnasiumVecE
 def recalling(core: str, core_kwargs: dict[str, Any], steps: int, **options: Any) -> MemoryImpala:
     """Train with a learning rate that falls to 0."""
     defaults: dict[str, Any] = {
-        "n_steps": 18,
+        "n_steps": 12,
         "windows_per_update": 1,
         "learning_rate": lambda left: 5e-3 * left,
         "gamma": 0.95,
         "ent_coef": 0.003,
         "policy_kwargs": {"core_kwargs": core_kwargs, "encoder_arch": [32], "net_arch": [32]},
     }
-    return make_impala(vector("Recall", 8, seed=0, **RECALL), core, **{**defaults, **options}).learn(steps)
+    return make_impala(vector("Recall", 16, seed=0, **RECALL), core, **{**defaults, **options}).learn(steps)
 
 
 def score_of(model: MemoryImpala, task: str, episodes: int, **options: Any) -> float:
@@ -47,14 +47,14 @@ def score_of(model: MemoryImpala, task: str, episodes: int, **options: Any) -> f
 
 
 def test_compressed_slots_carry_the_answer() -> None:
-    model = recalling("compressive", COMPRESSING, steps=25_000)
+    model = recalling("compressive", COMPRESSING, steps=60_000)
     assert TASKS["ctrl/Recall-v0"].scores(**RECALL).memoryless == 0.25
     assert score_of(model, "Recall", 400, **RECALL) >= 0.9
 
 
 @pytest.mark.slow
 def test_without_memory_the_ceiling_holds() -> None:
-    model = recalling("feedforward", {"width": 32}, steps=25_000)
+    model = recalling("feedforward", {"width": 32}, steps=60_000)
     assert score_of(model, "Recall", 400, **RECALL) < 0.25 + 0.1
 
 
@@ -63,7 +63,7 @@ def test_without_memory_the_ceiling_holds() -> None:
 def test_windows_of_actors_teach_it_too(core: str) -> None:
     """With weights that lag behind."""
     kwargs = COMPRESSING if core == "compressive" else {"width": 32, "chrono_horizon": RECALL["length"]}
-    model = recalling(core, kwargs, steps=60_000, num_actors=2)
+    model = recalling(core, kwargs, steps=120_000, num_actors=2)
     assert model.logger.name_to_value["train/policy_lag"] >= 1
     assert score_of(model, "Recall", 400, **RECALL) >= 0.9
 
