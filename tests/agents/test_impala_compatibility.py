@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from actor_toys import UPDATE, WINDOW, WINDOWS, Everything, Locked, StopOnce, children, make_impala
+from actor_toys import UPDATE, WINDOW, WINDOWS, Everything, Locked, StopOnce, make_impala
 from agent_toys import (
     CORES,
     STAGGERED,
@@ -120,7 +120,7 @@ def test_a_callback_stops_training(num_actors: int) -> None:
     model = make_impala(staggered_env(), "gru", num_actors=num_actors)
     calls: list[int] = []
     model.learn(4 * UPDATE, StopOnce(lambda: calls.append(1) or len(calls) == 10))  # type: ignore[func-returns-value]
-    assert model.num_timesteps == 30 and model._n_updates == 0 and not children()
+    assert model.num_timesteps == 30 and model._n_updates == 0 and model._actors is None
     if not num_actors:
         model.learn(UPDATE, reset_num_timesteps=False)
         assert model.num_timesteps == 30 + UPDATE and model._n_updates == 1
