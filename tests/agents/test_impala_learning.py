@@ -87,6 +87,6 @@ def test_the_papers_task_beats_the_ceiling(num_actors: int) -> None:
             "net_arch": [64],
         },
     )
-    model.learn(1_000_000)
+    model.learn(2_000_000)
     ceiling = TASKS["ctrl/SelectNonmatchingObject-v0"].scores(**SELECT).memoryless
     assert score_of(model, "SelectNonmatchingObject", 60, **SELECT) > ceiling + 5
