@@ -181,11 +181,16 @@ def compare(
     write_json(folder / MARKER, {"command": command, "comparison": asdict(config) | {"out": str(folder)}})
     jobs = [Job.within(folder, run.core, run, command) for run in runs]
     comparison = Comparison(config, folder, jobs, command)
-    parallel = min(config.jobs or provenance.usable_cores(), len(jobs))
+    parallel = min(config.jobs or runs_at_a_time(config), len(jobs))
     console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
     if not run_jobs(jobs, parallel, console, comparison.write):
         return comparison, 128 + signal.SIGINT
     return comparison, 1 if comparison.failures else 0
+
+
+def runs_at_a_time(config: CompareConfig) -> int:
+    """Return how many runs have a CPU core for each of their processes; at least 1."""
+    return max(1, provenance.usable_cores() // config.impala.processes(config.algorithm))
 
 
 def run_command(config: CompareConfig, console: Console) -> int:

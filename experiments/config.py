@@ -151,8 +151,8 @@ class PPOOptions:
     refresh: Annotated[str, tyro.conf.arg(metavar="none|recompute|STEPS")] = "none"
     """How the memory at the start of a window is computed anew with the weights that learn: over that many steps before
     it, or over as many as --n-steps (recompute)."""
-    batch_size: Annotated[int | None, open_option("a quarter of the update's steps")] = None
-    """Steps of a minibatch, a multiple of the window."""
+    batch_size: Annotated[int | None, open_option("ppo a quarter of the update's steps, impala all of them")] = None
+    """Steps of a minibatch, a multiple of the window; of IMPALA, those of one backward pass."""
     n_epochs: int = 4
     """Passes over the data of each update."""
     gamma: float = 0.99
@@ -244,6 +244,12 @@ class ImpalaOptions:
     def given(self) -> dict[str, Any]:
         """Keyword arguments of `MemoryImpala`; what was left open is left to it."""
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+
+    def processes(self, algorithm: str) -> int:
+        """Return how many processes a run keeps busy: the learner and its actors."""
+        if algorithm == "ppo":
+            return 1
+        return 1 + (2 if self.num_actors is None else self.num_actors)
 
     def check(self, algorithm: str, ppo: PPOOptions) -> None:
         """Raise a `UserError` for options that the algorithm does not have."""
@@ -348,7 +354,7 @@ class CompareConfig:
     """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
     """Runs of each core, with seeds 0, 1, 2 …"""
-    jobs: Annotated[int | None, open_option("one for each CPU core")] = None
+    jobs: Annotated[int | None, open_option("one for each CPU core, fewer with actors")] = None
     """Runs at the same time, each a process of its own."""
     learning_rates: KeyValues = ()
     """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""

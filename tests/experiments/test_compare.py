@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from ctrl.agents import MemoryPPO
+from ctrl.experiments import provenance
 from ctrl.experiments.cli import main
-from ctrl.experiments.compare import plan
-from ctrl.experiments.config import CompareConfig, MemoryOptions, RunOptions, TaskOptions
+from ctrl.experiments.compare import plan, runs_at_a_time
+from ctrl.experiments.config import CompareConfig, ImpalaOptions, MemoryOptions, RunOptions, TaskOptions
 from ctrl.experiments.summary import read_curve
 
 TASK = ("--env", "ctrl/Recall-v0", "--env-kwargs", "length=5")
@@ -30,6 +31,17 @@ def test_runs_are_planned_seed_by_seed_with_each_core_s_learning_rate() -> None:
     config = CompareConfig(cores=("gru", "lstm"), seeds=2, learning_rates=("lstm=0.003",))
     runs, _ = planned(config)
     assert runs == [(core, seed, rate, None) for seed in (0, 1) for core, rate in (("gru", 3e-4), ("lstm", 3e-3))]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "num_actors", "runs"), [("ppo", None, 6), ("impala", None, 2), ("impala", 0, 6), ("impala", 8, 1)]
+)
+def test_actors_take_the_cores_of_other_runs(
+    algorithm: str, num_actors: int | None, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "usable_cores", lambda: 6)
+    config = CompareConfig(algorithm=algorithm, impala=ImpalaOptions(num_actors=num_actors))
+    assert runs_at_a_time(config) == runs
 
 
 def test_matched_widths_are_said() -> None:
