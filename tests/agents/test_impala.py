@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -19,7 +21,7 @@ from torch import Tensor
 import ctrl
 from ctrl.agents import MemoryImpala, check_memory, paper_impala
 from ctrl.agents.algorithm import Statistics
-from ctrl.agents.impala import REWARD_CLIPPING
+from ctrl.agents.impala import REWARD_CLIPPING, _threads_beside
 from ctrl.agents.trajectories import TrajectoryBatch
 
 TIMES = ("time/fps", "time/time_elapsed")
@@ -280,3 +282,17 @@ def test_cores_by_name() -> None:
     with pytest.raises(ValueError, match="unknown core 'rnn'; valid are"):
         make_impala(staggered_env(), "rnn")
     assert isinstance(make_impala(staggered_env(), "gtrxl").policy.core, ctrl.MemoryCore)
+
+
+@pytest.mark.parametrize(("num_actors", "threads"), [(0, 6), (1, 6), (3, 5), (7, 1), (20, 1)])
+def test_actors_are_left_their_cores(num_actors: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(6)
+        with suppress(KeyboardInterrupt), _threads_beside(num_actors):
+            assert torch.get_num_threads() == threads
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == 6
+    finally:
+        torch.set_num_threads(before)
