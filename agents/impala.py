@@ -103,7 +103,8 @@ class MemoryImpala(MemoryAlgorithm):
     :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
     :param use_rms_prop: RMSProp for everything but the compressors, as in the original, instead of Adam
     :param rms_prop_eps: its epsilon, inside the root
-    :param window_slots: whole windows of an actor that may wait for the learner
+    :param window_slots: whole windows of an actor that may wait for the learner. An actor goes on as soon as the
+        learner has taken one up, so with one slot acting and learning overlap already; more make weights that act older
     :param actor_timeout: seconds that a step of an actor's envs may take; its start may take a minute more
     :param max_restarts: of actors, all together, in one call of `learn`
     :param stats_window_size: episodes that the reported means are over
@@ -145,7 +146,7 @@ class MemoryImpala(MemoryAlgorithm):
         memory_max_grad_norm: float = 0.1,
         use_rms_prop: bool = False,
         rms_prop_eps: float = 1e-5,
-        window_slots: int = 2,
+        window_slots: int = 1,
         actor_timeout: float = 60.0,
         max_restarts: int = 5,
         stats_window_size: int = 100,
