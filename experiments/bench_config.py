@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -233,6 +234,8 @@ class BenchImpala(TorchBench):
                 raise unknown("agent", agent, IMPALA_AGENTS)
         asked = "rllib_lstm" in self.agents
         require(not asked or self.rllib is not None, "--agents rllib_lstm needs --rllib PYTHON")
+        runs = self.rllib is None or shutil.which(self.rllib) is not None
+        require(runs, f"--rllib must be a Python that can be run, got {self.rllib}")
 
 
 AnyBench = BenchImpala | BenchTrain | BenchEnvs | BenchAct | BenchUnroll | BenchScale | BenchProfile

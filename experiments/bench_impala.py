@@ -110,6 +110,7 @@ def configs(asked: BenchImpala) -> dict[str, TrainConfig]:
         if algorithm == "ppo":
             found[agent] = cores[core]
         if algorithm == "impala":
+            # What PPO alone has is back at its default, or IMPALA would refuse it.
             ppo = replace(cores[core].ppo, n_steps=WINDOW, n_epochs=type(cores[core].ppo).n_epochs)
             found[agent] = replace(
                 cores[core], algorithm="impala", ppo=ppo, impala=ImpalaOptions(num_actors=asked.actors)

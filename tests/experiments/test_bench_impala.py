@@ -23,6 +23,7 @@ from ctrl.experiments.errors import UserError
         ({"seconds": 0.0}, "--seconds must be above 0, got 0.0"),
         ({"agents": ("impala_gru",)}, "unknown agent 'impala_gru'"),
         ({"agents": ("rllib_lstm",)}, "--agents rllib_lstm needs --rllib PYTHON"),
+        ({"rllib": Path("no/python")}, "--rllib must be a Python that can be run, got no/python"),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], told: str) -> None:
@@ -64,7 +65,7 @@ def test_the_table_has_ratios_to_the_last_agent() -> None:
         "impala_lstm": [Turn(300.0, 99, 1.0), Turn(500.0, 99, 2.0)],
         "rllib_lstm": [Turn(100.0, 98), Turn(250.0, 98)],
     }
-    asked = BenchImpala(agents=("impala_lstm", "rllib_lstm"), rllib=Path("python"), repeats=2)
+    asked = BenchImpala(agents=("impala_lstm", "rllib_lstm"), rllib=Path(sys.executable), repeats=2)
     console = Console(width=100, record=True)
     console.print(impala_table(turns, asked, threads=1))
     lines = console.export_text().splitlines()
