@@ -119,6 +119,38 @@ def recall_row(command: str, run: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def test_table_of_rewriting_is_what_the_runs_brought() -> None:
+    comparisons = json.loads((ROOT / "docs" / "rewrite.json").read_text(encoding="utf-8"))
+    stated = re.findall(r"^\| `.*$", LEARNING_PAGE, flags=re.MULTILINE)
+    assert stated == [
+        rewriting_row(compared["command"], [run for run in compared["runs"] if run["core"] == core])
+        for compared in comparisons
+        for core in compared["cores"]
+    ]
+    assert not any(compared["failures"] for compared in comparisons)
+    assert [compared["command"].split(" --jobs")[0] for compared in comparisons] == [
+        line.split(" --out")[0] for line in blocks("", LEARNING_PAGE)[-1].splitlines()
+    ]
+
+
+def rewriting_row(command: str, runs: list[dict[str, Any]]) -> str:
+    """Write a core's runs of a comparison in docs/rewrite.json as a line of the table."""
+    options = [
+        option for option in ("--compressor conv", "--memory 8,8x4", "--learning-rate 3e-3") if option in command
+    ]
+    scores = [run["evaluation"]["normalised"] for run in runs]
+    cells = (
+        ", ".join(f"`{name}`" for name in [runs[0]["core"], *options]),
+        f"{sum(scores) / len(runs):.2f}",
+        " ".join(f"{score:.2f}" for score in scores),
+        f"{sum(run['evaluation']['return_mean'] for run in runs) / len(runs):.1f}",
+        f"{runs[0]['parameters']:,}",
+        f"{runs[0]['state_bytes']:,}",
+        f"{sum(run['cpu_seconds'] for run in runs) / len(runs):.0f} s",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def test_table_of_compressors_is_what_the_runs_brought() -> None:
     from ctrl.experiments.ablation import read
     from ctrl.experiments.ablation_results import AblationRun, aggregate, markdown_table
