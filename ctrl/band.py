@@ -24,8 +24,6 @@ BLOCK = 32
 COPIES = 8
 """Copies of each bias, read in turn along the columns: neighbours often have the same row, and a sum that waits for the
 one before it is slow."""
-LANES = 16
-"""Blocks attend to a multiple of so many columns: softmax and its gradient take up to 2.5 times as long for a rest."""
 EXACT = 32
 """Ages below this have a row each, older ones share four per doubling."""
 _EXACT_BITS = int(torch.tensor(float(EXACT)).view(torch.int32)) >> 21
@@ -37,7 +35,7 @@ class Layout(NamedTuple):
     columns: Tensor
     """[N, W] columns that each block attends to, numbered through all tiers."""
     real: Tensor
-    """[N, W] bool, false where a block would attend to columns beyond a tier's last, and for those that fill up W."""
+    """[N, W] bool, false where a block would attend to columns beyond a tier's last."""
     widths: list[int]
     """W by tier."""
     steps: Tensor
@@ -96,9 +94,7 @@ def lay_out(tiers: Tiers, length: int, device: torch.device) -> Layout:
         columns.append(torch.where(wanted < count, wanted + offset, -1))
         widths.append(wanted.shape[1])
         offset += count
-    filler = -sum(widths) % LANES if blocks > 1 else 0  # a single block is all columns as they are
-    widths[-1] += filler
-    joined = F.pad(torch.cat(columns, dim=1), (0, filler), value=-1)
+    joined = torch.cat(columns, dim=1)
     steps = torch.arange(blocks * size).view(blocks, size, 1)
     return Layout(joined.clamp_min(0).to(device), (joined >= 0).to(device), widths, steps.to(device))
 

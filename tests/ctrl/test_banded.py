@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl.band import COPIES, LANES, Band, band_rows, hidden_row, lay_out
+from ctrl.band import COPIES, Band, band_rows, hidden_row, lay_out
 from ctrl.banded import HIDDEN, banded_attention
 from ctrl.memory import Tier, reach
 from ctrl.timeline import plan_window
@@ -65,16 +65,6 @@ def test_output_and_gradients_are_those_of_plain_attention(length: int) -> None:
         torch.autograd.grad(read, arguments, of_read), torch.autograd.grad(expected, arguments, of_read), strict=True
     ):
         torch.testing.assert_close(found, wanted)
-
-
-@pytest.mark.parametrize("length", [33, 81])
-def test_blocks_are_filled_up_with_what_nobody_sees(length: int) -> None:
-    """No step sees a column twice, though what fills a block up is a column of another tier."""
-    band, _ = band_of(length)
-    assert band.row.shape[3] % LANES == 0
-    seen = (band.row // COPIES != hidden_row(reach(TIERS))).any(dim=0).any(dim=1)  # [N, W]
-    for columns, visible in zip(band.columns, seen, strict=True):
-        assert len(columns[visible]) == len(columns[visible].unique())
 
 
 def test_only_what_is_visible_has_weight() -> None:
