@@ -28,10 +28,6 @@ COLOURS = {
 SERIES_COLOURS = {
     "MemoryPPO": "#0072B2",
     "MemoryImpala": "#D55E00",
-    "rate 1": "#CC79A7",
-    "rate 2": "#E69F00",
-    "rate 4": "#0072B2",
-    "rate 8": "#009E73",
 }
 OTHER_COLOURS = ("#56B4E9", "#000000")
 X_LABELS = {"steps": "environment steps", "seconds": "seconds of training"}
@@ -112,7 +108,9 @@ def _has_success(curves: Mapping[str, Sequence[Sequence[Point]]]) -> bool:
 
 
 def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> None:
-    last = max((_positions(curve, by)[-1] for curve in seeds if curve), default=0)
+    # By seconds, seeds end at different times; a mean over those that are left would be another one.
+    ends = [_positions(curve, by)[-1] for curve in seeds if curve]
+    last = (max if by == "steps" else min)(ends, default=0)
     if last == 0:
         return
     grid = np.linspace(0, last, GRID_POINTS)

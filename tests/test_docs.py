@@ -100,6 +100,25 @@ def test_table_of_steady_learning_is_what_the_runs_brought() -> None:
     assert [each["command"].split(" --jobs")[0] for each in written] == [line.split(" --out")[0] for line in commands]
 
 
+def test_table_of_impala_is_what_the_runs_brought() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    written = json.loads((ROOT / "docs" / "impala.json").read_text(encoding="utf-8"))
+    stated = re.findall(r"^\| Memory(?:PPO|Impala) \| \d.*$", page, flags=re.MULTILINE)
+    assert stated == [impala_row(name, run) for name, each in written.items() for run in each["runs"]]
+
+
+def impala_row(name: str, run: dict[str, Any]) -> str:
+    """Write a run of docs/impala.json as a line of the table."""
+    cells = (
+        name,
+        str(run["seed"]),
+        f"{run['evaluation']['success']:.2f}",
+        f"{run['steps_to_level'] // 1000}k, {run['seconds_to_level']} s",
+        f"{run['steps'] // 1000}k, {run['wall_seconds']:.0f} s",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def recall_row(command: str, run: dict[str, Any]) -> str:
     """Write a run of docs/recall.json as a line of the table."""
     length = re.search(r"length=(\d+)", command)

@@ -1,6 +1,6 @@
-"""Write docs/impala.json and its pictures from the folders of `ctrl compare` runs: PPO and IMPALA, and IMPALA's rates.
+"""Write docs/impala.json and its pictures from the folders of two `ctrl compare` runs, of PPO and of IMPALA.
 
-    python tools/impala_report.py OUT --ppo FOLDER --impala FOLDER --rates 1=FOLDER 2=FOLDER 4=FOLDER 8=FOLDER
+    python tools/impala_report.py OUT --ppo FOLDER --impala FOLDER
 
 OUT is docs/impala.json; pictures come beside it. Nothing is trained here, and every number is read from the runs.
 """
@@ -15,9 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.folders import CURVE, MARKER, SUMMARY, read_json, write_json
 from ctrl.experiments.plots import GRID_POINTS, learning_curves, resample, save_figure
 from ctrl.experiments.summary import Point, read_curve
+from ctrl.experiments.tasks import success_reference
+
+LEVEL = 0.9
+"""Success that runs are timed to."""
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -26,19 +31,20 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(found, key=lambda run: int(read_json(run / SUMMARY)["seed"]))
 
 
-def first_at(curve: Sequence[Point], metric: str, level: float) -> int | None:
-    """Return the steps after which the smoothed curve first has `level`; None if it never does."""
-    grid = np.linspace(0, curve[-1].steps, 4 * GRID_POINTS)
-    reached = np.flatnonzero(resample(curve, metric, grid) >= level)
-    return int(grid[reached[0]]) if len(reached) else None
+def first_at(curve: Sequence[Point], by: str) -> int | None:
+    """Return the steps or seconds after which the smoothed success is first at `LEVEL`; None if it never is."""
+    last = curve[-1].steps if by == "steps" else curve[-1].steps / curve[-1].steps_per_second
+    grid = np.linspace(0, last, 4 * GRID_POINTS)
+    reached = np.flatnonzero(resample(curve, "success", grid, by) >= LEVEL)
+    return round(grid[reached[0]]) if len(reached) else None
 
 
-def report(run: Path, metric: str, level: float) -> dict[str, Any]:
+def report(run: Path) -> dict[str, Any]:
     """Return what one run brought."""
     summary, curve = read_json(run / SUMMARY), read_curve(run / CURVE)
     seconds = [point.steps / point.steps_per_second for point in curve]
     grid = np.linspace(0, curve[-1].steps, 41)[1:]
-    values = resample(curve, metric, grid)
+    values = resample(curve, "success", grid)
     at = np.interp(grid, [point.steps for point in curve], seconds)
     shown = [
         (int(step), round(float(second), 1), round(float(value), 3))
@@ -52,22 +58,18 @@ def report(run: Path, metric: str, level: float) -> dict[str, Any]:
         "wall_seconds": round(summary["wall_seconds"], 1),
         "parameters": summary["parameters"],
         "evaluation": {name: evaluation[name] for name in ("episodes", "return_mean", "success", "normalised")},
-        "steps_to_level": first_at(curve, metric, level),
+        "steps_to_level": first_at(curve, "steps"),
+        "seconds_to_level": first_at(curve, "seconds"),
         "curve": shown,
     }
 
 
-def comparison(folder: Path, metric: str, level: float) -> dict[str, Any]:
+def comparison(folder: Path) -> dict[str, Any]:
     """Return a comparison's command, machine and runs."""
-    about = {"command": read_json(folder / MARKER)["command"], "metric": metric, "level": level}
+    about = {"command": read_json(folder / MARKER)["command"], "level": LEVEL}
     summary = read_json(folder / SUMMARY)
     kept = {name: summary[name] for name in ("versions", "machine") if name in summary}
-    return {**about, **kept, "runs": [report(run, metric, level) for run in runs_of(folder)]}
-
-
-def curves_of(folder: Path) -> list[list[Point]]:
-    """Return the curve of each run."""
-    return [read_curve(run / CURVE) for run in runs_of(folder)]
+    return {**about, **kept, "runs": [report(run) for run in runs_of(folder)]}
 
 
 def main() -> None:
@@ -76,29 +78,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--ppo", type=Path, required=True)
     parser.add_argument("--impala", type=Path, required=True)
-    parser.add_argument("--rates", nargs="+", required=True, metavar="RATE=FOLDER")
-    parser.add_argument("--level", type=float, required=True, help="return that rates are timed to")
-    parser.add_argument("--memoryless", type=float, required=True, help="return without memory, in the rates' task")
     options = parser.parse_args()
-    rates = {rate: Path(folder) for rate, _, folder in (pair.partition("=") for pair in options.rates)}
-    algorithms = {"MemoryPPO": options.ppo, "MemoryImpala": options.impala}
-    told = {
-        "algorithms": {name: comparison(folder, "success", 0.9) for name, folder in algorithms.items()},
-        "rates": {rate: comparison(folder, "return", options.level) for rate, folder in rates.items()},
-    }
-    write_json(options.out, told, indent=None)
-    curves = {name: curves_of(folder) for name, folder in algorithms.items()}
-    title = read_json(options.ppo / MARKER)["options"]["task"]
-    name = f"{title['env']} ({', '.join(title['env_kwargs'])})"
+    folders = {"MemoryPPO": options.ppo, "MemoryImpala": options.impala}
+    write_json(options.out, {name: comparison(folder) for name, folder in folders.items()}, indent=None)
+    curves = {name: [read_curve(run / CURVE) for run in runs_of(folder)] for name, folder in folders.items()}
+    task = TaskOptions(**read_json(runs_of(options.ppo)[0] / MARKER)["options"]["task"])
+    guessing = success_reference(task)
+    reference = None if guessing is None else ("best without memory", guessing)
     for by in ("steps", "seconds"):
-        figure = learning_curves(curves, title=name, reference=("best without memory", 0.25), by=by)
+        figure = learning_curves(curves, title=task.title, reference=reference, by=by)
         save_figure(figure, options.out.with_name(f"impala_by_{by}.png"))
-    of_rates = {f"rate {rate}": curves_of(folder) for rate, folder in rates.items()}
-    task = read_json(next(iter(rates.values())) / MARKER)["options"]["task"]
-    title = f"{task['env']} ({', '.join(task['env_kwargs'])})"
-    reference = ("best known without memory", options.memoryless)
-    figure = learning_curves(of_rates, title=title, reference=reference, metric="return")
-    save_figure(figure, options.out.with_name("impala_rates.png"))
 
 
 if __name__ == "__main__":

@@ -101,3 +101,9 @@ def test_the_same_curve_over_seconds_of_training() -> None:
     (axes,) = learning_curves({"MemoryPPO": [curve([0.2, 0.6])]}, title="t", by="seconds").axes
     assert axes.get_xlabel() == "seconds of training"
     assert np.asarray(axes.lines[0].get_xdata())[-1] == pytest.approx(4.0)
+
+
+def test_over_seconds_the_mean_ends_with_the_seed_that_is_done_first() -> None:
+    fast = [point._replace(steps_per_second=1000.0) for point in curve([0.2, 0.6])]
+    (axes,) = learning_curves({"MemoryPPO": [curve([0.2, 0.6]), fast]}, title="t", by="seconds").axes
+    assert np.asarray(axes.lines[0].get_xdata())[-1] == pytest.approx(2.0)
