@@ -85,7 +85,8 @@ def test_an_env_that_fails_in_actors_ends_the_run_with_its_own_words(
     folder = tmp_path / "run"
     task = ["--env", f"{fragile}:fragile/Raises-v0", "--env-kwargs", "after=100"]
     actors = ["--num-actors", "1", "--max-restarts", "1", "--steps", "2000"]
-    assert main(["train", *IMPALA, *task, *actors, "--out", str(folder)]) == 1
+    with pytest.warns(RuntimeWarning, match="actor 0 is restarted with another seed"):
+        assert main(["train", *IMPALA, *task, *actors, "--out", str(folder)]) == 1
     summary = summary_of(folder)
     assert summary.status == "failed"
     assert "RuntimeError: broken after 100 steps" in summary.message
