@@ -118,6 +118,11 @@ def configs(asked: BenchImpala) -> dict[str, TrainConfig]:
     return found
 
 
+def envs_of_a_process(agent: str, asked: BenchImpala) -> int:
+    """Return how many envs each process that acts has, so that there are as many in total for all agents."""
+    return asked.num_envs * (asked.actors if agent.startswith("ppo") else 1)
+
+
 def run_turn(config: TrainConfig, num_envs: int, seconds: float) -> Turn:
     """Train a fresh agent of ours."""
     env = make_cartpole(num_envs)
@@ -162,8 +167,7 @@ def measure(asked: BenchImpala, console: Console) -> dict[str, list[Turn]]:
     workers: dict[str, Callable[[], Turn]] = {}
     for agent in asked.agents:
         if agent in ours:
-            total = asked.num_envs * (asked.actors if agent.startswith("ppo") else 1)
-            workers[agent] = partial(run_turn, ours[agent], total, asked.seconds)
+            workers[agent] = partial(run_turn, ours[agent], envs_of_a_process(agent, asked), asked.seconds)
         else:
             workers[agent] = partial(run_rllib, asked, parameters)
     show = shower(console, asked.repeats, lambda turn: f"{turn.steps_per_second:8,.0f} steps/s")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ctrl.experiments import bench_impala
 from ctrl.experiments.bench_config import IMPALA_AGENTS, BenchImpala
-from ctrl.experiments.bench_impala import Turn, configs, impala_table, run_rllib
+from ctrl.experiments.bench_impala import Turn, configs, envs_of_a_process, impala_table, run_rllib
 from ctrl.experiments.cli import main
 from ctrl.experiments.errors import UserError
 
@@ -44,6 +44,12 @@ def test_all_agents_have_as_many_parameters_and_the_algorithms_their_own_windows
     assert found["impala_lstm"].memory.width == found["ppo_lstm"].memory.width != found["ppo_compressive"].memory.width
     assert (found["impala_lstm"].ppo.n_steps, found["ppo_lstm"].ppo.n_steps) == (64, 128)
     assert found["impala_lstm"].impala.num_actors == 3
+
+
+def test_all_agents_have_as_many_envs_in_total() -> None:
+    asked = BenchImpala(actors=3, num_envs=4)
+    found = {agent: envs_of_a_process(agent, asked) for agent in asked.agents}
+    assert found == {"impala_compressive": 4, "impala_lstm": 4, "ppo_compressive": 12, "ppo_lstm": 12}
 
 
 def test_agents_are_timed_between_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
