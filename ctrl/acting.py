@@ -23,6 +23,7 @@ from ctrl.compressors import Compressor
 from ctrl.core import Acting
 from ctrl.layer import AgeAttention, MemoryLayer, SlotNorm, finish, normalise
 from ctrl.memory import Tiers, reach
+from ctrl.novelty import Novelty
 from ctrl.timeline import EMPTY, rhythms, ring_centres
 
 if TYPE_CHECKING:
@@ -194,10 +195,10 @@ class LayerRings:
         projected = self._project(normalise(self._flat_slots, *self._norm))
         self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
-    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
+    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor], novelty: Novelty | None) -> Tensor:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
         batch, heads, features = self._shape
-        normed = self._write(self._new_slots(hidden, moves, compressors), moves)
+        normed = self._write(self._new_slots(hidden, moves, compressors, novelty), moves)
         query = F.linear(normed[-batch:], *self._query).view(batch * heads, 1, features)
         biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
         scores = biases.transpose(0, 1).reshape(batch * heads, 1, -1).baddbmm_(query, self._key)
@@ -207,17 +208,19 @@ class LayerRings:
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
         return finish(hidden, read.view_as(hidden), self._finish)
 
-    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
+    def _new_slots(
+        self, hidden: Tensor, moves: Moves, compressors: list[Compressor], novelty: Novelty | None
+    ) -> Tensor:
         """Return [K + B, D] what the tiers form, and the step itself."""
         if not moves.merges:
             return hidden
         formed = []
         for merge in moves.merges:
             blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, hidden.shape[1])
-            compressor, usage = compressors[merge.tier - 1], None
+            compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
-                usage = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            formed.append(compressor(blocks, usage))
+                attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
+            formed.append(compressor(blocks, compressor.rank(blocks, attention, novelty)))
         return torch.cat([*formed, hidden])
 
     def _write(self, slots: Tensor, moves: Moves) -> Tensor:
@@ -247,7 +250,8 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._rings = {
             tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers)) for tiers in dict.fromkeys(self._tiers)
         }
-        self._compressors = [list(cast("list[Compressor]", compressors)) for compressors in core.compressors]
+        self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
+        self._novelties = [core.novelty_of(number) for number in range(len(core.layers))]
         self._embed, self._norm = core.embed, cast(nn.LayerNorm, core.norm)
         self._places = [
             (owner._parameters, name)
@@ -299,8 +303,9 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock += 1
         embed, norm = self._embed, self._norm
         hidden = F.linear(inputs, embed.weight, embed.bias)
-        for layer, tiers, compressors in zip(self._layers, self._tiers, self._compressors, strict=True):
-            hidden = layer.step(hidden, moves[tiers], compressors)
+        parts = zip(self._layers, self._tiers, self._compressors, self._novelties, strict=True)
+        for layer, tiers, compressors, novelty in parts:
+            hidden = layer.step(hidden, moves[tiers], compressors, novelty)
         return torch.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias)
 
     def _forget(self, envs: Integers) -> None:

@@ -89,6 +89,10 @@ class CompressorOfRates(Compressor):
         """Say whether the compressor of each rate does."""
         return any(cast(Compressor, compressor).uses_attention() for compressor in self.by_rate.values())
 
+    def uses_novelty(self) -> bool:
+        """Say whether the compressor of each rate does."""
+        return any(cast(Compressor, compressor).uses_novelty() for compressor in self.by_rate.values())
+
 
 class AdaptiveState(NamedTuple):
     """The state of an `AdaptiveCore`: that of a `CompressiveCore`, and the rates with which it was written."""

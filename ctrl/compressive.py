@@ -24,6 +24,7 @@ from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require
 from ctrl.explanation import Explained, explain_layer
 from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, tiers_by_layer
+from ctrl.novelty import Novelty
 from ctrl.reconstruction import (
     RECONSTRUCTION_LOSSES,
     Compression,
@@ -119,6 +120,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             nn.ModuleList(self._make_compressor(tiers, position) for position in range(1, len(tiers)))
             for tiers in self.tiers
         )
+        self.novelties = nn.ModuleDict(
+            {str(number): Novelty(width) for number in range(layers) if self._uses_novelty(number)}
+        )
         parameters = list(self.compressors.parameters())
         if reconstruction is None:
             reconstruction = "attention_reconstruction" if parameters and not self.trained_by_task else "none"
@@ -151,8 +155,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return state._replace(clock=torch.where(reset, 0, state.clock))
 
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of compressors and decoders; none if the task loss trains them."""
-        return [] if self.trained_by_task else [*self.compressors.parameters(), *self.decoders.parameters()]
+        """Return those of compressors and decoders, unless the task loss trains them, and of measures of novelty."""
+        trained = [] if self.trained_by_task else [self.compressors, self.decoders]
+        return [parameter for part in (*trained, self.novelties) for parameter in part.parameters()]
 
     def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
         """Return what keeps the state while B envs act, in place and with projected keys and values if possible."""
@@ -186,8 +191,18 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def ranks(self, number: int) -> list[bool]:
         """Say for each tier of a layer whether it must know how much attention its slots receive."""
-        compressors = [self._compressor(number, position) for position in range(1, len(self.tiers[number]))]
-        return [*(compressor.uses_attention() for compressor in compressors), False]
+        return [*(compressor.uses_attention() for compressor in self.compressors_of(number)), False]
+
+    def compressors_of(self, number: int) -> list[Compressor]:
+        """Return what forms the slots of a layer's tiers, from the first that is compressed."""
+        return list(cast("list[Compressor]", self.compressors[number]))
+
+    def novelty_of(self, number: int) -> Novelty | None:
+        """Return what measures how unusual a layer's inputs are, None if none of its compressors asks for that."""
+        return cast(Novelty, self.novelties[str(number)]) if str(number) in self.novelties else None
+
+    def _uses_novelty(self, number: int) -> bool:
+        return any(compressor.uses_novelty() for compressor in self.compressors_of(number))
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""
@@ -222,6 +237,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         losses: dict[str, Tensor] = {}
         if self.reconstruction is not None:
             losses = {place: self.reconstruction(*compressed) for place, compressed in self._compressions(passes)}
+        losses |= self._novelty_losses(passes)
         total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
         diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
         if diagnose:
@@ -288,15 +304,26 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             memories.append(memory)
         return memories
 
+    def _novelty_losses(self, passes: list[LayerPass]) -> dict[str, Tensor]:
+        """Return what the measures of novelty learn from: all steps of the window, as the layer sees them."""
+        measures = ((number, self.novelty_of(number)) for number in range(len(passes)))
+        return {
+            f"layer{number}/novelty": novelty.loss(passes[number].memories[0].formed)
+            for number, novelty in measures
+            if novelty is not None
+        }
+
     def _compress(self, number: int, position: int, below: Memory, frame: Frame) -> tuple[Tensor, Tensor]:
         """Return the blocks [B, E, m, D] that leave the tier below in the window, and what becomes of them."""
-        compressor, pick, usage = self._compressor(number, position), frame.picks[position], None
+        compressor, pick, attention = self._compressor(number, position), frame.picks[position], None
         blocks = take(self._cut(below.slots()), pick.source).masked_fill_(pick.not_formed, 0)
         if compressor.uses_attention():
             received = take(below.usage[:, :, None], pick.source).masked_fill_(pick.not_formed, 0).flatten(0, 1)
             held = frame.plan.window.tiers[position - 1].rhythm.life(torch.arange(blocks.shape[2]))
-            usage = received[:, :, 0] / held.to(received.device)
-        return blocks, compressor(blocks.flatten(0, 1), usage).unflatten(0, blocks.shape[:2])
+            attention = received[:, :, 0] / held.to(received.device)
+        flat = blocks.flatten(0, 1)
+        usage = compressor.rank(flat, attention, self.novelty_of(number))
+        return blocks, compressor(flat, usage).unflatten(0, blocks.shape[:2])
 
     @torch.no_grad()
     def _used(self, number: int, position: int, hidden: Tensor, memory: Memory, frame: Frame) -> Tensor:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.core import choose
+from ctrl.novelty import Novelty
 
 
 class Compressor(nn.Module, ABC):
-    """Maps blocks [N, m, D] to slots [N, D]; three methods say all, and only `forward` has no default.
+    """Maps blocks [N, m, D] to slots [N, D]; four methods say all, and only `forward` has no default.
 
     :param width: D
     :param rate: m
@@ -34,13 +35,24 @@ class Compressor(nn.Module, ABC):
 
         :param blocks: [N, m, D] slots, oldest first, without a graph unless the task loss trains the compressors
         :param usage: [N, m] the attention that each slot has received on average over the steps for which its tier held
-            it, if `uses_attention()`, else None
+            it, if `uses_attention()`; times, or only, its novelty, if `uses_novelty()`; else None
         :return: [N, D]
         """
 
     def uses_attention(self) -> bool:
         """Say whether `forward` needs to know how much attention the slots have received; that costs time."""
         return False
+
+    def uses_novelty(self) -> bool:
+        """Say whether `forward` needs to know how unusual the slots are among the layer's inputs (`ctrl.novelty`)."""
+        return False
+
+    def rank(self, blocks: Tensor, attention: Tensor | None, novelty: Novelty | None) -> Tensor | None:
+        """Return what `forward` is told beside the blocks, its `usage`."""
+        if novelty is None or not self.uses_novelty():
+            return attention
+        unusual: Tensor = novelty(blocks)
+        return unusual if attention is None else attention * unusual
 
     def decoder(self) -> nn.Module:
         """Build what maps slots [N, D] back to blocks [N, m, D], for the loss `auto_encoding`."""
@@ -209,10 +221,23 @@ class MostUsedCompressor(Compressor):
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] and usage [N, m] -> [N, D]."""
         if usage is None:
-            raise ValueError("usage must be given: most_used ranks slots by the attention they have received; got None")
+            raise ValueError("usage must be given: slots are ranked by the attention that they have received; got None")
         return blocks[torch.arange(len(blocks), device=blocks.device), usage.argmax(dim=1)]
 
     def uses_attention(self) -> bool:
+        """Say yes."""
+        return True
+
+
+class MostMissedCompressor(MostUsedCompressor):
+    """Keeps the slot of the block that would be missed most, and drops the others; not in the paper.
+
+    That is the attention that it has received, counted as for `most_used`, times what could not be rebuilt of it: how
+    unusual it is among the inputs that its layer has learned from (`ctrl.novelty`). Attention alone is a matter of luck
+    while nobody knows yet what will be asked for, and what is dropped then can't teach its worth.
+    """
+
+    def uses_novelty(self) -> bool:
         """Say yes."""
         return True
 
@@ -225,6 +250,7 @@ _COMPRESSORS: dict[str, CompressorFactory] = {
     "conv": ConvCompressor,
     "dilated_conv": DilatedConvCompressor,
     "most_used": MostUsedCompressor,
+    "most_missed": MostMissedCompressor,
     "gru": GRUCompressor,
     "attention": AttentionCompressor,
     "select": SelectCompressor,

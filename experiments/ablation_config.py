@@ -55,6 +55,7 @@ VARIANTS = (
     Variant("dilated_conv", "task"),
     *(Variant(compressor, loss) for compressor in ("gru", "attention", "select") for loss in LOSSES),
     Variant("select", "none"),  # the other learned ones start as the mean, so without a loss they are `mean`
+    Variant("most_missed", "none"),
     Variant("most_used", "none", paper=0.980),
     Variant("mean", "none", paper=0.982),
     Variant("max", "none", paper=0.986),

@@ -112,9 +112,9 @@ class MemoryOptions:
     heads: int = 4
     """Attention heads of a layer; must divide the width."""
     memory: Annotated[str, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP)] = "8,8x8,8x8,8x8"
-    compressor: str = "most_used"
-    """How slots are merged: most_used keeps one of them, as select does; conv, dilated_conv, gru and attention are
-    learned; mean, max."""
+    compressor: str = "most_missed"
+    """How slots are merged: most_missed, most_used and select keep one of them; conv, dilated_conv, gru and attention
+    are learned; mean, max."""
     reconstruction: Annotated[str | None, open_option("attention_reconstruction, where it trains", "LOSS")] = None
     """What compressors learn from: attention_reconstruction, auto_encoding or none."""
     compression_gradient: str = "reconstruction"

@@ -61,8 +61,15 @@ class SlowReference:
             torch.tensor([slot.used / slot.steps for slot in block]),
         )
         compressor = self.core.compressors[number][level]
-        compressed = compressor(values[None], used[None] if compressor.uses_attention() else None)[0].detach()
+        weight = used * self._unusual(number, values) if compressor.uses_novelty() else used
+        compressed = compressor(values[None], weight[None] if compressor.uses_attention() else None)[0].detach()
         self._insert(number, level + 1, Slot(block[0].first, compressed))
+
+    def _unusual(self, number: int, values: Tensor) -> Tensor:
+        """Of each slot, the variance of its features that the layer's map does not rebuild."""
+        normed = (values - values.mean(1, keepdim=True)) / (values.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        left = normed - normed @ self.core.novelties[str(number)].rebuild
+        return left.square().mean(dim=1).detach()
 
     def _attend(self, number: int, hidden: Tensor) -> Tensor:
         attention = self.core.layers[number].attention

@@ -62,6 +62,14 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "memory": [[Tier(5), Tier(3, 3, "most_used"), Tier(4, 2, "most_used")], [Tier(3), Tier(4, 2, "conv")]],
         },
     ),
+    "compressive, most missed": (
+        "compressive",
+        {
+            "width": 8,
+            "heads": 2,
+            "memory": [[Tier(5), Tier(3, 3, "most_missed"), Tier(4, 2, "most_missed")], [Tier(3), Tier(4, 2, "conv")]],
+        },
+    ),
     "transformer_xl": ("transformer_xl", {"width": 8, "heads": 4, "slots": 6}),
     "gtrxl": ("gtrxl", {"width": 6, "heads": 2, "slots": 7}),
     "the paper's": ("compressive", ctrl.paper_config(3, width=8, heads=2, slots=4, compressed_slots=5)),

@@ -48,15 +48,16 @@ def test_every_variant_builds_and_trains_what_it_says(variant: Variant) -> None:
     assert type(compressor).__name__.lower() == variant.compressor.replace("_", "") + "compressor"
     learns = list(compressor.parameters())
     by_reconstruction = {id(parameter) for parameter in parameters} >= {id(parameter) for parameter in learns}
-    assert bool(learns) is (variant.compressor not in ("mean", "max", "most_used"))
+    assert bool(learns) is (variant.compressor not in ("mean", "max", "most_used", "most_missed"))
     assert core.trained_by_task is (variant.loss == "task")
     assert (len(core.decoders) == 1) is (variant.loss == "auto_encoding")
     assert (core.reconstruction is None) is (variant.loss in ("none", "task"))
     assert by_reconstruction is (variant.loss != "task")
+    assert bool(core.novelties) is (variant.compressor == "most_missed")
 
 
 def test_variants_are_distinct_and_cover_all_compressors_and_the_paper() -> None:
-    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) == 19
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) == 20
     assert {variant.compressor for variant in VARIANTS} == BUILT_IN
     order = sorted((variant for variant in VARIANTS if variant.paper), key=lambda variant: variant.paper or 0)
     assert [variant.name for variant in order] == [

@@ -1,0 +1,48 @@
+"""How unusual a layer's inputs are: what a linear map that learns to rebuild the usual ones leaves of them.
+
+What happens often can be rebuilt from what happened before; what was hardly ever seen cannot. So a memory that must
+drop most slots long before anybody has learned which will be asked for does well to keep these.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Novelty(nn.Module):
+    """The error of a linear denoising autoencoder (Vincent et al. 2008) of a layer's inputs, each normed.
+
+    With inputs of second moments S and noise of variance r, the best map is S (S + r)⁻¹, and what it leaves of an input
+    x is r (S + r)⁻¹ x: next to nothing along directions in which inputs often lie, and x itself along those which the
+    inputs fill with less than r on average. So the error ranks inputs much as their ridge leverage scores
+    xᵀ (S + r)⁻¹ x do (Alaoui & Mahoney 2015, arXiv 1411.0306), by which a few columns are picked that stand for many.
+
+    :param width: D
+    """
+
+    NOISE = 0.5
+    """r, as a share of the variance 1 of a normed input's features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rebuild = nn.Parameter(torch.zeros(width, width))
+
+    @torch.no_grad()
+    def forward(self, slots: Tensor) -> Tensor:
+        """[.., D] -> [..] the mean square of what the map leaves, without a graph; at first 1 for all slots."""
+        return self._left(slots).square().mean(dim=-1)
+
+    def loss(self, inputs: Tensor) -> Tensor:
+        """Return what the map learns from: its error on inputs [.., D], and what the noise would add to it.
+
+        A gradient reaches the map only.
+        """
+        noise = self.NOISE * self.rebuild.square().sum() / inputs.shape[-1]
+        return self._left(inputs.detach()).square().mean() + noise
+
+    def _left(self, slots: Tensor) -> Tensor:
+        normed = F.layer_norm(slots, slots.shape[-1:])
+        normed = normed.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # what another episode left may overflow
+        return normed - normed @ self.rebuild

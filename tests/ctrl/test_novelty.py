@@ -1,0 +1,139 @@
+"""What counts as unusual: against the formula, through the core's own loss, and in what is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import ctrl
+from ctrl import Tier
+from ctrl.compressive import CompressiveCore
+from ctrl.novelty import Novelty
+
+WIDTH = 6
+
+
+def inputs_of(rare: float) -> tuple[Tensor, Tensor]:
+    """Three usual inputs and one that comes with probability `rare`: [4, D] and how often each comes, [4]."""
+    torch.manual_seed(0)
+    often = (1 - rare) / 3
+    return torch.randn(4, WIDTH), torch.tensor([often, often, often, rare])
+
+
+def trained(inputs: Tensor, often: Tensor) -> Novelty:
+    """Minimise the expected loss."""
+    novelty = Novelty(WIDTH)
+    optimizer = torch.optim.LBFGS(novelty.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    counts = (1000 * often).round().int()
+    drawn = inputs.repeat_interleave(counts, dim=0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = novelty.loss(drawn)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return novelty
+
+
+def normed(inputs: Tensor) -> Tensor:
+    centred = inputs - inputs.mean(dim=1, keepdim=True)
+    return centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+
+
+def test_what_is_left_is_that_of_the_best_denoising_map() -> None:
+    """r (S + r)⁻¹ x with S the second moments."""
+    inputs, often = inputs_of(rare=0.02)
+    rows = normed(inputs)
+    moments = torch.einsum("n,nd,ne->de", often, rows, rows)
+    noise = Novelty.NOISE * torch.eye(WIDTH)
+    left = Novelty.NOISE * torch.linalg.solve(moments + noise, rows.T).T
+    found = trained(inputs, often)(inputs)
+    torch.testing.assert_close(found, left.square().mean(dim=1), rtol=1e-2, atol=1e-3)
+    assert found[3] > 5 * found[:3].max()
+
+
+def test_at_first_all_are_as_unusual() -> None:
+    torch.testing.assert_close(Novelty(WIDTH)(100 * torch.randn(2, 5, WIDTH)), torch.ones(2, 5), rtol=1e-3, atol=0.0)
+
+
+def test_its_loss_reaches_the_map_alone_and_its_measure_nothing() -> None:
+    novelty, inputs = Novelty(WIDTH), torch.randn(7, WIDTH, requires_grad=True)
+    novelty.loss(inputs).backward()  # type: ignore[no-untyped-call]
+    assert novelty.rebuild.grad is not None and novelty.rebuild.grad.any() and inputs.grad is None
+    assert not novelty(inputs).requires_grad
+
+
+def test_what_another_episode_left_does_no_harm() -> None:
+    inputs = torch.tensor([[3e38] * 3 + [-3e38] * 3, [torch.nan] * 6, [torch.inf] * 6, [0.0] * 6])
+    assert Novelty(WIDTH)(inputs).isfinite().all() and Novelty(WIDTH).loss(inputs).isfinite()
+
+
+def rarely(core: CompressiveCore, steps: int = 40, batch: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs [B, T, I] of five kinds, the last of which comes once, at step 3; that kind; no resets."""
+    torch.manual_seed(1)
+    kinds = torch.randn(5, core.input_size)
+    inputs = kinds[torch.randint(4, (batch, steps))]
+    inputs[:, 3] = kinds[4]
+    return inputs, kinds[4], torch.zeros(batch, steps, dtype=torch.bool)
+
+
+def kept(core: CompressiveCore, inputs: Tensor, kind: Tensor, reset: Tensor) -> float:
+    """The share of episodes in which the last tier has kept what came once."""
+    slots = core.unroll(inputs, core.initial_state(len(inputs)), reset).state.slots[:, -2:]
+    there = (slots - core.embed(kind)).abs().amax(dim=2) < 1e-5
+    return float(there.any(dim=1).float().mean())
+
+
+def test_what_is_rare_goes_through_all_tiers_once_the_usual_is_known() -> None:
+    """By its own loss alone: nothing asks for it. Attention alone keeps it in few, or none, of the episodes."""
+    shares = {}
+    for compressor in ("most_used", "most_missed"):
+        torch.manual_seed(5)
+        memory = [Tier(4), Tier(4, 4, compressor), Tier(2, 4, compressor)]
+        core = CompressiveCore(7, width=16, heads=2, memory=memory)
+        inputs, kind, reset = rarely(core)
+        optimizer = torch.optim.Adam(core.compression_parameters() or [torch.zeros(1, requires_grad=True)], lr=1e-2)
+        for _ in range(150):
+            loss = core.unroll(inputs, core.initial_state(len(inputs)), reset).reconstruction_loss
+            if loss.requires_grad:
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        shares[compressor] = kept(core, inputs, kind, reset)
+    assert shares["most_missed"] == 1.0 > 0.5 > shares["most_used"]
+
+
+def test_the_loss_is_told_by_layer_and_only_where_a_compressor_asks_for_novelty() -> None:
+    memory = [[Tier(4), Tier(3, 2, "most_missed")], [Tier(4), Tier(3, 2, "most_used")]]
+    core = CompressiveCore(3, layers=2, width=8, heads=2, memory=memory)
+    unrolled = core.unroll(torch.randn(2, 5, 3), core.initial_state(2), torch.zeros(2, 5, dtype=torch.bool))
+    assert [name for name in unrolled.diagnostics if "_loss" in name] == ["reconstruction_loss/layer0/novelty"]
+    assert [id(parameter) for parameter in core.compression_parameters()] == [id(core.novelties["0"].rebuild)]
+    assert unrolled.reconstruction_loss.item() > 0
+
+
+class Newest(ctrl.Compressor):
+    """Keeps what is told to be most unusual, without regard to attention."""
+
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        assert usage is not None
+        return blocks[torch.arange(len(blocks)), usage.argmax(dim=1)]
+
+    def uses_novelty(self) -> bool:
+        return True
+
+
+def test_a_registered_compressor_may_go_by_novelty_alone() -> None:
+    if "newest" not in ctrl.compressor_names():
+        ctrl.register_compressor("newest", Newest)
+    core = CompressiveCore(3, layers=1, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "newest")])
+    torch.nn.init.normal_(core.novelties["0"].rebuild)
+    assert core.initial_state(1).usage.shape == (1, 0)
+    inputs = torch.randn(1, 5, 3)
+    state = core.unroll(inputs, core.initial_state(1), torch.zeros(1, 5, dtype=torch.bool)).state
+    embedded = core.embed(inputs[0, :2])
+    left = normed(embedded) - normed(embedded) @ core.novelties["0"].rebuild
+    torch.testing.assert_close(state.slots[0, 4], embedded[left.square().sum(dim=1).argmax()])
+    del ctrl.compressors._COMPRESSORS["newest"]
