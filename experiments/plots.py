@@ -28,6 +28,10 @@ COLOURS = {
 SERIES_COLOURS = {
     "MemoryPPO": "#0072B2",
     "MemoryImpala": "#D55E00",
+    "rate 1": "#7F7F7F",
+    "rate 2": "#E69F00",
+    "rate 4": "#0072B2",
+    "rate 8": "#009E73",
 }
 OTHER_COLOURS = ("#56B4E9", "#000000")
 X_LABELS = {"steps": "environment steps", "seconds": "seconds of training"}

@@ -1,8 +1,9 @@
-"""Write docs/impala.json and its pictures from the folders of two `ctrl compare` runs, of PPO and of IMPALA.
+"""Write the numbers and pictures of IMPALA in docs/ from the folders of `ctrl compare` runs, one folder a series.
 
-    python tools/impala_report.py OUT --ppo FOLDER --impala FOLDER
+    python tools/impala_report.py docs/impala.json MemoryPPO=FOLDER MemoryImpala=FOLDER --by steps seconds
+    python tools/impala_report.py docs/impala_rates.json "rate 1=FOLDER" "rate 2=FOLDER" … --metric return --level 30
 
-OUT is docs/impala.json; pictures come beside it. Nothing is trained here, and every number is read from the runs.
+The pictures come beside the numbers. Nothing is trained here, and every number is read from the runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,7 @@ from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.folders import CURVE, MARKER, SUMMARY, read_json, write_json
 from ctrl.experiments.plots import GRID_POINTS, learning_curves, resample, save_figure
 from ctrl.experiments.summary import Point, read_curve
-from ctrl.experiments.tasks import success_reference
-
-LEVEL = 0.9
-"""Success that runs are timed to."""
+from ctrl.experiments.tasks import known_scores, success_reference
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -31,20 +30,20 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(found, key=lambda run: int(read_json(run / SUMMARY)["seed"]))
 
 
-def first_at(curve: Sequence[Point], by: str) -> int | None:
-    """Return the steps or seconds after which the smoothed success is first at `LEVEL`; None if it never is."""
+def first_at(curve: Sequence[Point], metric: str, level: float, by: str) -> int | None:
+    """Return the steps or seconds after which the smoothed metric is first at `level`; None if it never is."""
     last = curve[-1].steps if by == "steps" else curve[-1].steps / curve[-1].steps_per_second
     grid = np.linspace(0, last, 4 * GRID_POINTS)
-    reached = np.flatnonzero(resample(curve, "success", grid, by) >= LEVEL)
+    reached = np.flatnonzero(resample(curve, metric, grid, by) >= level)
     return round(grid[reached[0]]) if len(reached) else None
 
 
-def report(run: Path) -> dict[str, Any]:
+def report(run: Path, metric: str, level: float) -> dict[str, Any]:
     """Return what one run brought."""
     summary, curve = read_json(run / SUMMARY), read_curve(run / CURVE)
     seconds = [point.steps / point.steps_per_second for point in curve]
     grid = np.linspace(0, curve[-1].steps, 41)[1:]
-    values = resample(curve, "success", grid)
+    values = resample(curve, metric, grid)
     at = np.interp(grid, [point.steps for point in curve], seconds)
     shown = [
         (int(step), round(float(second), 1), round(float(value), 3))
@@ -58,36 +57,48 @@ def report(run: Path) -> dict[str, Any]:
         "wall_seconds": round(summary["wall_seconds"], 1),
         "parameters": summary["parameters"],
         "evaluation": {name: evaluation[name] for name in ("episodes", "return_mean", "success", "normalised")},
-        "steps_to_level": first_at(curve, "steps"),
-        "seconds_to_level": first_at(curve, "seconds"),
+        "steps_to_level": first_at(curve, metric, level, "steps"),
+        "seconds_to_level": first_at(curve, metric, level, "seconds"),
         "curve": shown,
     }
 
 
-def comparison(folder: Path) -> dict[str, Any]:
+def comparison(folder: Path, metric: str, level: float) -> dict[str, Any]:
     """Return a comparison's command, machine and runs."""
-    about = {"command": read_json(folder / MARKER)["command"], "level": LEVEL}
+    about = {"command": read_json(folder / MARKER)["command"], "level": level}
     summary = read_json(folder / SUMMARY)
     kept = {name: summary[name] for name in ("versions", "machine") if name in summary}
-    return {**about, **kept, "runs": [report(run) for run in runs_of(folder)]}
+    return {**about, **kept, "runs": [report(run, metric, level) for run in runs_of(folder)]}
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Read NAME=FOLDER."""
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"must be NAME=FOLDER, got {text!r}")
+    return name, Path(folder)
 
 
 def main() -> None:
     """Read the folders, write the numbers, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--ppo", type=Path, required=True)
-    parser.add_argument("--impala", type=Path, required=True)
+    parser.add_argument("series", type=named_folder, nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--metric", choices=("success", "return"), default="success")
+    parser.add_argument("--level", type=float, default=0.9, help="what runs are timed to")
+    parser.add_argument("--by", choices=("steps", "seconds"), nargs="+", default=["steps"])
     options = parser.parse_args()
-    folders = {"MemoryPPO": options.ppo, "MemoryImpala": options.impala}
-    write_json(options.out, {name: comparison(folder) for name, folder in folders.items()}, indent=None)
+    folders: dict[str, Path] = dict(options.series)
+    read = partial(comparison, metric=options.metric, level=options.level)
+    write_json(options.out, {name: read(folder) for name, folder in folders.items()}, indent=None)
     curves = {name: [read_curve(run / CURVE) for run in runs_of(folder)] for name, folder in folders.items()}
-    task = TaskOptions(**read_json(runs_of(options.ppo)[0] / MARKER)["options"]["task"])
-    guessing = success_reference(task)
-    reference = None if guessing is None else ("best without memory", guessing)
-    for by in ("steps", "seconds"):
-        figure = learning_curves(curves, title=task.title, reference=reference, by=by)
-        save_figure(figure, options.out.with_name(f"impala_by_{by}.png"))
+    task = TaskOptions(**read_json(runs_of(next(iter(folders.values())))[0] / MARKER)["options"]["task"])
+    scores = known_scores(task)
+    best = success_reference(task) if options.metric == "success" else scores and scores.memoryless
+    reference = None if best is None else ("best without memory", best)
+    for by in options.by:
+        figure = learning_curves(curves, title=task.title, reference=reference, metric=options.metric, by=by)
+        save_figure(figure, options.out.with_name(f"{options.out.stem}_by_{by}.png"))
 
 
 if __name__ == "__main__":
