@@ -75,6 +75,13 @@ def age_row(age: Tensor) -> Tensor:
     return torch.where(age < EXACT, age, rounded)
 
 
+def youngest_age(rows: int) -> Tensor:
+    """Return [rows] float64, the lowest age of each row: what `age_row` undoes."""
+    row = torch.arange(rows)
+    octave, quarter = (row - EXACT) // 4, (row - EXACT) % 4
+    return torch.where(row < EXACT, row.double(), EXACT * 2.0**octave * (1 + quarter / 4))
+
+
 @lru_cache
 def hidden_row(reach: int) -> int:
     """Return the row after that of the oldest age, `reach`; it stands for all that is not visible."""

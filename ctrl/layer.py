@@ -14,12 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.band import Band
+from ctrl.band import Band, youngest_age
 from ctrl.banded import HIDDEN, banded_attention
 
 BOUND = 1e12
 """What an unnormed slot holds beyond this, or that is not a number, is taken as 0. Products of two such numbers stay
 far below the size of `HIDDEN`, so a slot that is not visible has no weight, whatever it holds."""
+
+
+STEEPEST = 2.0
+"""The steepest of the heads' first slopes; see `recency`."""
 
 
 class Attended(NamedTuple):
@@ -121,7 +125,8 @@ class AgeAttention(MemoryAttention):
     slots matter so teaches all others, also those by whose attention `most_used` chooses what to keep.
 
     Age, not distance in slots, lets raw and compressed slots share one scale; `ctrl.band.age_row` says which ages share
-    a bias.
+    a bias. Half of the heads start with a preference for what is recent, see `recency`: where what is new makes what is
+    old invalid, steps of an optimizer are too small and too few to make a bias for each age by then.
 
     :param rows: how many biases
     """
@@ -129,10 +134,22 @@ class AgeAttention(MemoryAttention):
     def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int) -> None:
         super().__init__(width, heads, norm, query_bias=True)
         nn.init.zeros_(self.query.bias)
-        self.age_bias = nn.Parameter(torch.zeros(heads, rows))
+        self.age_bias = nn.Parameter(recency(heads, rows))
 
     def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
         return banded_attention(queries, keys_values, self.age_bias, band)
+
+
+def recency(heads: int, rows: int) -> Tensor:
+    """Return the first biases, [H, rows]: weights fall with age as (1 + age)^-s, with a slope s for each head.
+
+    The logarithmic kernel of KERPLE (Chi et al. 2022, arXiv 2205.09921) with slopes spread over the heads as in ALiBi
+    (Press et al. 2022, arXiv 2108.12409). They are 0 for the first half, which sees all ages alike, and rise to
+    `STEEPEST` in the others.
+    """
+    level = -(-heads // 2)
+    slopes = STEEPEST * torch.arange(1 - level, heads - level + 1).clamp_min(0) / max(heads - level, 1)
+    return (-slopes[:, None] * youngest_age(rows).log1p()).float()
 
 
 def normalise(slots: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ COMPRESSIVE_CORES = ("compressive", "adaptive")
 ATTENTION_CORES = (*COMPRESSIVE_CORES, *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""Off unless given, and without a `--no-…`."""
 
 
 def open_option(default: str, metavar: str = "INT") -> object:
@@ -138,9 +140,9 @@ class MemoryOptions:
 class PPOOptions:
     """PPO, with the names and meanings of stable-baselines3; IMPALA shares those that it has."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Adam's step size for all but the compressors."""
-    anneal: bool = False
+    anneal: bool = True
     """Let the learning rate fall linearly to 0 over the run."""
     memory_learning_rate: Annotated[float | None, open_option("0.001", "FLOAT")] = None
     """Adam's step size for the compressors."""
@@ -233,7 +235,7 @@ class ImpalaOptions:
     """Clip of the importance weights that carry back what later steps bring."""
     reward_clipping: Annotated[str | None, open_option("none", "abs_one|soft_asymmetric")] = None
     """How rewards are clipped before learning."""
-    use_rms_prop: bool = False
+    use_rms_prop: Switch = False
     """RMSProp instead of Adam, for all but the compressors."""
     actor_timeout: Annotated[float | None, open_option("60", "SECONDS")] = None
     """How long a step of an actor's copies may take before the actor counts as hung."""
@@ -306,7 +308,7 @@ class TrainConfig:
     """What learns."""
     out: Out = None
     """Folder for the results."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the results that --out holds already."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -358,13 +360,13 @@ class CompareConfig:
     """Runs at the same time, each a process of its own."""
     learning_rates: KeyValues = ()
     """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""
-    match_parameters: bool = False
+    match_parameters: Switch = False
     """Choose the width of the other cores so that their parameters are within 10 % of the first core's."""
     algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
     """What learns."""
     out: Out = None
     """Folder for the results."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the results that --out holds already."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -408,11 +410,11 @@ class EvaluateConfig:
     """Seed of the task; evaluation seeds never overlap with training's."""
     num_envs: int = 64
     """Copies of the task that are stepped together."""
-    stochastic: bool = False
+    stochastic: Switch = False
     """Sample actions as in training; by default the likeliest one is taken."""
     device: str = "auto"
     """cpu, cuda or auto."""
-    json: bool = False
+    json: Switch = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
@@ -436,9 +438,9 @@ class EnvsConfig:
     """Steps of the check that nothing is left behind in memory."""
     sheet: Annotated[Path | None, open_option("list tasks", "FILE")] = None
     """PNG file to draw episodes of our tasks in, as a person sees them."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the file that --sheet names."""
-    json: bool = False
+    json: Switch = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:

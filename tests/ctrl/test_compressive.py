@@ -398,3 +398,13 @@ def test_age_rows_are_exact_then_four_per_doubling() -> None:
     assert age_row(ages).tolist() == [0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 36, 37, 40, 44, 91]
     assert age_row(ages).tolist() == [bias_row(int(age)) for age in ages]
     assert hidden_row(299) == 45
+
+
+@pytest.mark.parametrize(("heads", "slopes"), [(1, [0]), (2, [0, 2]), (3, [0, 0, 2]), (4, [0, 0, 1, 2])])
+def test_half_of_the_heads_start_with_what_is_recent(heads: int, slopes: list[int]) -> None:
+    """A head's weights fall with age as (1 + age)^-slope."""
+    core = CompressiveCore(3, layers=1, width=12, heads=heads, memory=[Tier(4), Tier(8, 4), Tier(8, 4)])
+    ages = torch.tensor([0, 1, 7, 31, 32, 40, 64, 96])  # each the lowest of its row
+    found = core.layers[0].attention.age_bias[:, age_row(ages)].exp()
+    expected = (1.0 + ages) ** -torch.tensor(slopes)[:, None]
+    torch.testing.assert_close(found, expected)
