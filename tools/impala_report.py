@@ -94,7 +94,10 @@ def main() -> None:
     curves = {name: [read_curve(run / CURVE) for run in runs_of(folder)] for name, folder in folders.items()}
     task = TaskOptions(**read_json(runs_of(next(iter(folders.values())))[0] / MARKER)["options"]["task"])
     scores = known_scores(task)
-    best = success_reference(task) if options.metric == "success" else scores and scores.memoryless
+    if options.metric == "success":
+        best = success_reference(task)
+    else:
+        best = None if scores is None else scores.memoryless
     reference = None if best is None else ("best without memory", best)
     for by in options.by:
         figure = learning_curves(curves, title=task.title, reference=reference, metric=options.metric, by=by)
