@@ -71,6 +71,14 @@ def comparison(folder: Path, metric: str, level: float) -> dict[str, Any]:
     return {**about, **kept, "runs": [report(run, metric, level) for run in runs_of(folder)]}
 
 
+def best_without_memory(task: TaskOptions, metric: str) -> float | None:
+    """Return the best success or return that needs no memory, None where it is not known."""
+    if metric == "success":
+        return success_reference(task)
+    scores = known_scores(task)
+    return None if scores is None else scores.memoryless
+
+
 def named_folder(text: str) -> tuple[str, Path]:
     """Read NAME=FOLDER."""
     name, _, folder = text.partition("=")
@@ -93,11 +101,7 @@ def main() -> None:
     write_json(options.out, {name: read(folder) for name, folder in folders.items()}, indent=None)
     curves = {name: [read_curve(run / CURVE) for run in runs_of(folder)] for name, folder in folders.items()}
     task = TaskOptions(**read_json(runs_of(next(iter(folders.values())))[0] / MARKER)["options"]["task"])
-    scores = known_scores(task)
-    if options.metric == "success":
-        best = success_reference(task)
-    else:
-        best = None if scores is None else scores.memoryless
+    best = best_without_memory(task, options.metric)
     reference = None if best is None else ("best without memory", best)
     for by in options.by:
         figure = learning_curves(curves, title=task.title, reference=reference, metric=options.metric, by=by)
