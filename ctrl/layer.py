@@ -149,7 +149,7 @@ def recency(heads: int, rows: int) -> Tensor:
     """
     level = -(-heads // 2)
     slopes = STEEPEST * torch.arange(1 - level, heads - level + 1).clamp_min(0) / max(heads - level, 1)
-    return (-slopes[:, None] * youngest_age(rows).log1p()).float()
+    return (-slopes[:, None] * youngest_age(rows).log1p()).to(torch.get_default_dtype())
 
 
 def normalise(slots: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ MEMORY = "8,8x4"
 """8 raw steps and 8 slots of 4 steps: 40 steps of reach, and a cue is one of the 4 steps that its slot stands for."""
 TASK = TaskOptions(env_kwargs=(f"length={LENGTH}", "num_cues=4"), num_envs=32)
 RUN = RunOptions(steps=180_000, eval_episodes=200)
-PPO = PPOOptions(n_steps=64, gamma=0.9)
+PPO = PPOOptions(n_steps=64, gamma=0.9, gae_lambda=0.95)
 """As in `demo`."""
 
 

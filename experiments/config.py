@@ -159,7 +159,7 @@ class PPOOptions:
     """Passes over the data of each update."""
     gamma: float = 0.99
     """Discount of a reward one step later."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.8
     """Weight of long returns against the value estimate, from 0 to 1."""
     clip_range: float = 0.2
     """How far the probability of an action may move in one update, as a fraction."""
