@@ -113,7 +113,7 @@ class MemoryPolicy(ActorCriticPolicy):
     """
 
     memory_optimizer: torch.optim.Optimizer | None
-    """Adam, trains the core's compressors; None where the core has none that learn."""
+    """Adam, trains `core.compression_parameters()`: compressors, and measures of novelty; None where there are none."""
 
     def __init__(
         self,

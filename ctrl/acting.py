@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ctrl.band import age_row
 from ctrl.banded import HIDDEN
-from ctrl.compressors import Compressor
+from ctrl.compressors import Compressor, usage_of
 from ctrl.core import Acting
 from ctrl.layer import AgeAttention, MemoryLayer, SlotNorm, finish, normalise
 from ctrl.memory import Tiers, reach
@@ -220,7 +220,7 @@ class LayerRings:
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
                 attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            formed.append(compressor(blocks, compressor.rank(blocks, attention, novelty)))
+            formed.append(compressor(blocks, usage_of(compressor, blocks, attention, novelty)))
         return torch.cat([*formed, hidden])
 
     def _write(self, slots: Tensor, moves: Moves) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
 from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
-from ctrl.compressors import Compressor, make_compressor
+from ctrl.compressors import Compressor, make_compressor, usage_of
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_positive
 from ctrl.explanation import Explained, explain_layer
 from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
@@ -74,7 +74,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         8 + 8 * 8 + 8 * 64 + 8 * 512 = 4680 steps per layer
     :param feedforward: features of the layers' hidden feed-forward units; `2 * width` if None
     :param reconstruction: what the compressors learn from: "attention_reconstruction" (the paper's loss, the default
-        where they have anything to learn), "auto_encoding" (a decoder rebuilds the evicted slots) or "none"
+        where they have anything to learn), "auto_encoding" (a decoder rebuilds the evicted slots) or "none"; the
+        measure of novelty of "most_missed" learns in any case, from a loss of its own
     :param compression_gradient: "reconstruction", or "task" to let the task loss train the compressors instead, through
         the slots that are formed and attended inside a window (the paper's gradient through time); that is without a
         reconstruction loss
@@ -322,7 +323,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             held = frame.plan.window.tiers[position - 1].rhythm.life(torch.arange(blocks.shape[2]))
             attention = received[:, :, 0] / held.to(received.device)
         flat = blocks.flatten(0, 1)
-        usage = compressor.rank(flat, attention, self.novelty_of(number))
+        usage = usage_of(compressor, flat, attention, self.novelty_of(number))
         return blocks, compressor(flat, usage).unflatten(0, blocks.shape[:2])
 
     @torch.no_grad()

@@ -47,16 +47,23 @@ class Compressor(nn.Module, ABC):
         """Say whether `forward` needs to know how unusual the slots are among the layer's inputs (`ctrl.novelty`)."""
         return False
 
-    def rank(self, blocks: Tensor, attention: Tensor | None, novelty: Novelty | None) -> Tensor | None:
-        """Return what `forward` is told beside the blocks, its `usage`."""
-        if novelty is None or not self.uses_novelty():
-            return attention
-        unusual: Tensor = novelty(blocks)
-        return unusual if attention is None else attention * unusual
-
     def decoder(self) -> nn.Module:
         """Build what maps slots [N, D] back to blocks [N, m, D], for the loss `auto_encoding`."""
         return LinearDecoder(self.width, self.rate)
+
+
+def usage_of(
+    compressor: Compressor, blocks: Tensor, attention: Tensor | None, novelty: Novelty | None
+) -> Tensor | None:
+    """Return the `usage` [N, m] that a compressor is told with blocks [N, m, D].
+
+    :param attention: [N, m] that their slots have received, None unless the compressor uses it
+    :param novelty: the layer's measure, None if none of its compressors uses it
+    """
+    if novelty is None or not compressor.uses_novelty():
+        return attention
+    unusual: Tensor = novelty(blocks)
+    return unusual if attention is None else attention * unusual
 
 
 class LinearDecoder(nn.Module):
@@ -221,7 +228,7 @@ class MostUsedCompressor(Compressor):
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] and usage [N, m] -> [N, D]."""
         if usage is None:
-            raise ValueError("usage must be given: slots are ranked by the attention that they have received; got None")
+            raise ValueError(f"usage must be given: {type(self).__name__} ranks slots by attention received; got None")
         return blocks[torch.arange(len(blocks), device=blocks.device), usage.argmax(dim=1)]
 
     def uses_attention(self) -> bool:

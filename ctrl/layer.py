@@ -143,9 +143,9 @@ class AgeAttention(MemoryAttention):
 def recency(heads: int, rows: int) -> Tensor:
     """Return the first biases, [H, rows]: weights fall with age as (1 + age)^-s, with a slope s for each head.
 
-    The logarithmic kernel of KERPLE (Chi et al. 2022, arXiv 2205.09921) with slopes spread over the heads as in ALiBi
-    (Press et al. 2022, arXiv 2108.12409). They are 0 for the first half, which sees all ages alike, and rise to
-    `STEEPEST` in the others.
+    The logarithmic kernel of KERPLE (Chi et al. 2022, arXiv 2205.09921) with a fixed first slope for each head, as in
+    ALiBi (Press et al. 2022, arXiv 2108.12409), but evenly spaced: 0 for the first half, rounded up, which sees all
+    ages alike, and up to `STEEPEST` in the others.
     """
     level = -(-heads // 2)
     slopes = STEEPEST * torch.arange(1 - level, heads - level + 1).clamp_min(0) / max(heads - level, 1)

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 
 class Novelty(nn.Module):
-    """The error of a linear denoising autoencoder (Vincent et al. 2008) of a layer's inputs, each normed.
+    """The error of a linear denoising autoencoder of a layer's inputs, each normed.
+
+    Gaussian noise is added in closed form, as a penalty on the map (Bishop 1995, Neural Computation 7(1)), and only for
+    learning.
 
     With inputs of second moments S and noise of variance r, the best map is S (S + r)⁻¹, and what it leaves of an input
     x is r (S + r)⁻¹ x: next to nothing along directions in which inputs often lie, and x itself along those which the
-    inputs fill with less than r on average. So the error ranks inputs much as their ridge leverage scores
+    inputs fill with far less than r on average. So the error ranks inputs much as their ridge leverage scores
     xᵀ (S + r)⁻¹ x do (Alaoui & Mahoney 2015, arXiv 1411.0306), by which a few columns are picked that stand for many.
 
     :param width: D
@@ -31,7 +34,10 @@ class Novelty(nn.Module):
 
     @torch.no_grad()
     def forward(self, slots: Tensor) -> Tensor:
-        """[.., D] -> [..] the mean square of what the map leaves, without a graph; at first 1 for all slots."""
+        """[.., D] -> [..] the mean square of what the map leaves, without a graph.
+
+        At first 1, and less where a slot's features hardly differ.
+        """
         return self._left(slots).square().mean(dim=-1)
 
     def loss(self, inputs: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--by", choices=("steps", "seconds"), nargs="+", default=["steps"])
     options = parser.parse_args()
     folders: dict[str, Path] = dict(options.series)
+    if len(folders) < len(options.series):
+        parser.error("each series must have a name of its own")
     read = partial(comparison, metric=options.metric, level=options.level)
     write_json(options.out, {name: read(folder) for name, folder in folders.items()}, indent=None)
     curves = {name: [read_curve(run / CURVE) for run in runs_of(folder)] for name, folder in folders.items()}

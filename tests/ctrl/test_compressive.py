@@ -61,8 +61,10 @@ class SlowReference:
             torch.tensor([slot.used / slot.steps for slot in block]),
         )
         compressor = self.core.compressors[number][level]
-        weight = used * self._unusual(number, values) if compressor.uses_novelty() else used
-        compressed = compressor(values[None], weight[None] if compressor.uses_attention() else None)[0].detach()
+        usage = used if compressor.uses_attention() else None
+        if compressor.uses_novelty():
+            usage = self._unusual(number, values) * (1 if usage is None else usage)
+        compressed = compressor(values[None], None if usage is None else usage[None])[0].detach()
         self._insert(number, level + 1, Slot(block[0].first, compressed))
 
     def _unusual(self, number: int, values: Tensor) -> Tensor:
@@ -408,3 +410,12 @@ def test_half_of_the_heads_start_with_what_is_recent(heads: int, slopes: list[in
     found = core.layers[0].attention.age_bias[:, age_row(ages)].exp()
     expected = (1.0 + ages) ** -torch.tensor(slopes)[:, None]
     torch.testing.assert_close(found, expected)
+
+
+def test_a_core_has_the_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        core = CompressiveCore(3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in core.parameters()} == {torch.float64}

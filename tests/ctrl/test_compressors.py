@@ -100,7 +100,7 @@ def test_most_used_keeps_the_slot_that_was_used_most() -> None:
     blocks = torch.randn(2, 3, WIDTH)
     usage = torch.tensor([[0.1, 0.0, 0.4], [2.0, 0.3, 1.9]])
     assert torch.equal(MostUsedCompressor(WIDTH, 3)(blocks, usage), blocks[[0, 1], [2, 0]])
-    with pytest.raises(ValueError, match="usage must be given: slots are ranked"):
+    with pytest.raises(ValueError, match="usage must be given: MostUsedCompressor ranks"):
         MostUsedCompressor(WIDTH, 3)(blocks)
 
 

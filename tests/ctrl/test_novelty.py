@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -125,9 +126,8 @@ class Newest(ctrl.Compressor):
         return True
 
 
-def test_a_registered_compressor_may_go_by_novelty_alone() -> None:
-    if "newest" not in ctrl.compressor_names():
-        ctrl.register_compressor("newest", Newest)
+def test_a_registered_compressor_may_go_by_novelty_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ctrl.compressors._COMPRESSORS, "newest", Newest)
     core = CompressiveCore(3, layers=1, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "newest")])
     torch.nn.init.normal_(core.novelties["0"].rebuild)
     assert core.initial_state(1).usage.shape == (1, 0)
@@ -136,4 +136,3 @@ def test_a_registered_compressor_may_go_by_novelty_alone() -> None:
     embedded = core.embed(inputs[0, :2])
     left = normed(embedded) - normed(embedded) @ core.novelties["0"].rebuild
     torch.testing.assert_close(state.slots[0, 4], embedded[left.square().sum(dim=1).argmax()])
-    del ctrl.compressors._COMPRESSORS["newest"]
