@@ -81,6 +81,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         reconstruction loss
     :param position: "age" (a learned bias on a slot's age in steps) or "sinusoidal" (Transformer-XL's encoding of its
         distance in slots)
+    :param recency: 0, or the power of age with which the weights of half of the heads fall at first, at most: 2 where
+        what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it
     :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
         or "post_norm" (sums that are normed; Transformer-XL and the paper)
     :raises ValueError: where options do not fit each other
@@ -98,6 +100,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         reconstruction: str | None = None,
         compression_gradient: str = "reconstruction",
         position: str = "age",
+        recency: float = 0.0,
         residual: str = "gated",
     ) -> None:
         require_positive(width=width, layers=layers, heads=heads)
@@ -111,6 +114,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
         _, attention = choose("position", position, POSITIONS)
         layer = choose("residual", residual, RESIDUALS)
+        if recency < 0 or (recency and position != "age"):
+            raise ValueError(f"recency must be 0, or above with position='age', got {recency} with {position!r}")
         self.position = position
         self.embed = nn.Linear(input_size, width)
         self.layers = nn.ModuleList(
@@ -141,6 +146,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for tier, ranked in zip(tiers, self.ranks(number), strict=True)
         ]
         _initialise(self.embed)
+        if recency:
+            for each in self.layers:
+                cast(AgeAttention, each.attention).prefer_recent(recency)
         _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
 
     def initial_state(self, batch_size: int) -> CompressiveState:

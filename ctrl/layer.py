@@ -22,10 +22,6 @@ BOUND = 1e12
 far below the size of `HIDDEN`, so a slot that is not visible has no weight, whatever it holds."""
 
 
-STEEPEST = 2.0
-"""The steepest of the heads' first slopes; see `recency`."""
-
-
 class Attended(NamedTuple):
     """What `MemoryAttention` returns."""
 
@@ -125,8 +121,7 @@ class AgeAttention(MemoryAttention):
     slots matter so teaches all others, also those by whose attention `most_used` chooses what to keep.
 
     Age, not distance in slots, lets raw and compressed slots share one scale; `ctrl.band.age_row` says which ages share
-    a bias. Half of the heads start with a preference for what is recent, see `recency`: where what is new makes what is
-    old invalid, steps of an optimizer are too small and too few to make a bias for each age by then.
+    a bias.
 
     :param rows: how many biases
     """
@@ -134,22 +129,23 @@ class AgeAttention(MemoryAttention):
     def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int) -> None:
         super().__init__(width, heads, norm, query_bias=True)
         nn.init.zeros_(self.query.bias)
-        self.age_bias = nn.Parameter(recency(heads, rows))
+        self.age_bias = nn.Parameter(torch.zeros(heads, rows))
+
+    @torch.no_grad()
+    def prefer_recent(self, steepest: float) -> None:
+        """Let the weights of half of the heads, rounded down, fall with age as (1 + age)^-s, s up to `steepest`.
+
+        The logarithmic kernel of KERPLE (Chi et al. 2022, arXiv 2205.09921) with a fixed first slope for each head, as
+        in ALiBi (Press et al. 2022, arXiv 2108.12409), but evenly spaced. Where what is new makes what is old invalid,
+        an optimizer's steps are too small and too few to make a bias for each age in time.
+        """
+        heads, rows = self.age_bias.shape
+        level = -(-heads // 2)
+        slopes = steepest * torch.arange(1 - level, heads - level + 1).clamp_min(0) / max(heads - level, 1)
+        self.age_bias.copy_(-slopes[:, None] * youngest_age(rows).log1p())
 
     def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
         return banded_attention(queries, keys_values, self.age_bias, band)
-
-
-def recency(heads: int, rows: int) -> Tensor:
-    """Return the first biases, [H, rows]: weights fall with age as (1 + age)^-s, with a slope s for each head.
-
-    The logarithmic kernel of KERPLE (Chi et al. 2022, arXiv 2205.09921) with a fixed first slope for each head, as in
-    ALiBi (Press et al. 2022, arXiv 2108.12409), but evenly spaced: 0 for the first half, rounded up, which sees all
-    ages alike, and up to `STEEPEST` in the others.
-    """
-    level = -(-heads // 2)
-    slopes = STEEPEST * torch.arange(1 - level, heads - level + 1).clamp_min(0) / max(heads - level, 1)
-    return (-slopes[:, None] * youngest_age(rows).log1p()).to(torch.get_default_dtype())
 
 
 def normalise(slots: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from ctrl.experiments.config import (
     Out,
     PPOOptions,
     RunOptions,
-    Switch,
     TaskOptions,
     open_option,
 )
@@ -74,7 +73,7 @@ MEMORY = "8,8x4"
 """8 raw steps and 8 slots of 4 steps: 40 steps of reach, and a cue is one of the 4 steps that its slot stands for."""
 TASK = TaskOptions(env_kwargs=(f"length={LENGTH}", "num_cues=4"), num_envs=32)
 RUN = RunOptions(steps=180_000, eval_episodes=200)
-PPO = PPOOptions(n_steps=64, gamma=0.9, gae_lambda=0.95)
+PPO = PPOOptions(n_steps=64, gamma=0.9, learning_rate=1e-3, anneal=True)
 """As in `demo`."""
 
 
@@ -93,13 +92,13 @@ class AblateConfig:
     """Runs at the same time, each a process of its own."""
     out: Out = None
     """Folder for the results."""
-    overwrite: Switch = False
+    overwrite: bool = False
     """Replace the results that --out holds already."""
-    resume: Switch = False
+    resume: bool = False
     """Keep the runs in --out that finished, and train the others."""
     table: Annotated[Path | None, open_option("train", "FILE")] = None
     """Print the table of an earlier ablation's summary.json again, and train nothing."""
-    markdown: Switch = False
+    markdown: bool = False
     """Print the table of --table as markdown."""
     task: TaskOptions = field(default_factory=lambda: TASK)
     run: RunOptions = field(default_factory=lambda: RUN)

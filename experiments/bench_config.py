@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from ctrl.experiments.config import Switch, open_option, require_core
+from ctrl.experiments.config import open_option, require_core
 from ctrl.experiments.errors import require, unknown
 
 AGENTS = (
@@ -65,7 +65,7 @@ class BenchOptions:
     """Turns of each of those compared; median and range are reported."""
     out: Annotated[Path | None, open_option("printed only", "FILE")] = None
     """JSON file for the results."""
-    overwrite: Switch = False
+    overwrite: bool = False
     """Replace the file that --out names."""
 
     def __post_init__(self) -> None:

@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str]) -> AnyConfig:
             prog="ctrl",
             description=DESCRIPTION,
             args=list(arguments) or ["--help"],
-            config=(tyro.conf.OmitArgPrefixes,),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
         return config
     except SystemExit as stop:

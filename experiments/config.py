@@ -24,8 +24,6 @@ COMPRESSIVE_CORES = ("compressive", "adaptive")
 ATTENTION_CORES = (*COMPRESSIVE_CORES, *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""Off unless given, and without a `--no-…`."""
 
 
 def open_option(default: str, metavar: str = "INT") -> object:
@@ -121,6 +119,9 @@ class MemoryOptions:
     """What compressors learn from: attention_reconstruction, auto_encoding or none."""
     compression_gradient: str = "reconstruction"
     """task lets the task loss train the compressors instead."""
+    recency: float = 0.0
+    """Power of a slot's age with which the attention of half of the heads falls at first; 2 where what is new makes
+    what is old invalid."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 
@@ -128,6 +129,7 @@ class MemoryOptions:
         for name in ("width", "layers", "heads", "chrono_horizon"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require(self.recency >= 0, f"--recency must be at least 0, got {self.recency}")
         _ = self.tiers
 
     @property
@@ -140,9 +142,9 @@ class MemoryOptions:
 class PPOOptions:
     """PPO, with the names and meanings of stable-baselines3; IMPALA shares those that it has."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Adam's step size for all but the compressors."""
-    anneal: bool = True
+    anneal: bool = False
     """Let the learning rate fall linearly to 0 over the run."""
     memory_learning_rate: Annotated[float | None, open_option("0.001", "FLOAT")] = None
     """Adam's step size for the compressors."""
@@ -159,7 +161,7 @@ class PPOOptions:
     """Passes over the data of each update."""
     gamma: float = 0.99
     """Discount of a reward one step later."""
-    gae_lambda: float = 0.8
+    gae_lambda: float = 0.95
     """Weight of long returns against the value estimate, from 0 to 1."""
     clip_range: float = 0.2
     """How far the probability of an action may move in one update, as a fraction."""
@@ -235,7 +237,7 @@ class ImpalaOptions:
     """Clip of the importance weights that carry back what later steps bring."""
     reward_clipping: Annotated[str | None, open_option("none", "abs_one|soft_asymmetric")] = None
     """How rewards are clipped before learning."""
-    use_rms_prop: Switch = False
+    use_rms_prop: bool = False
     """RMSProp instead of Adam, for all but the compressors."""
     actor_timeout: Annotated[float | None, open_option("60", "SECONDS")] = None
     """How long a step of an actor's copies may take before the actor counts as hung."""
@@ -308,7 +310,7 @@ class TrainConfig:
     """What learns."""
     out: Out = None
     """Folder for the results."""
-    overwrite: Switch = False
+    overwrite: bool = False
     """Replace the results that --out holds already."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -360,13 +362,13 @@ class CompareConfig:
     """Runs at the same time, each a process of its own."""
     learning_rates: KeyValues = ()
     """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""
-    match_parameters: Switch = False
+    match_parameters: bool = False
     """Choose the width of the other cores so that their parameters are within 10 % of the first core's."""
     algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
     """What learns."""
     out: Out = None
     """Folder for the results."""
-    overwrite: Switch = False
+    overwrite: bool = False
     """Replace the results that --out holds already."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -410,11 +412,11 @@ class EvaluateConfig:
     """Seed of the task; evaluation seeds never overlap with training's."""
     num_envs: int = 64
     """Copies of the task that are stepped together."""
-    stochastic: Switch = False
+    stochastic: bool = False
     """Sample actions as in training; by default the likeliest one is taken."""
     device: str = "auto"
     """cpu, cuda or auto."""
-    json: Switch = False
+    json: bool = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
@@ -438,9 +440,9 @@ class EnvsConfig:
     """Steps of the check that nothing is left behind in memory."""
     sheet: Annotated[Path | None, open_option("list tasks", "FILE")] = None
     """PNG file to draw episodes of our tasks in, as a person sees them."""
-    overwrite: Switch = False
+    overwrite: bool = False
     """Replace the file that --sheet names."""
-    json: Switch = False
+    json: bool = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:

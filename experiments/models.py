@@ -39,6 +39,7 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
         options["memory"] = [Tier(slots, rate, memory.compressor) for slots, rate in memory.tiers]
         options["reconstruction"] = memory.reconstruction
         options["compression_gradient"] = memory.compression_gradient
+        options["recency"] = memory.recency or None
     if core in RAW_CORES:
         options["slots"] = sum(slots for slots, _ in memory.tiers)
     if core in RECURRENT_CORES:

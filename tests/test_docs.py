@@ -107,6 +107,28 @@ def test_table_of_impala_is_what_the_runs_brought() -> None:
     assert stated == [impala_row(name, run) for name, each in written.items() for run in each["runs"]]
 
 
+def test_table_of_rates_is_what_the_runs_brought() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    written = json.loads((ROOT / "docs" / "impala_rates.json").read_text(encoding="utf-8"))
+    stated = re.findall(r"^\| rate \d.*$", page, flags=re.MULTILINE)
+    assert stated == [rate_row(name, run) for name, each in written.items() for run in each["runs"]]
+    assert all(len(each["runs"]) == 3 for each in written.values())
+
+
+def rate_row(name: str, run: dict[str, Any]) -> str:
+    """Write a run of docs/impala_rates.json as a line of the table."""
+    at = run["steps_to_level"]
+    cells = (
+        name,
+        str(run["seed"]),
+        "–" if at is None else f"{at / 1e6:.2f}M",
+        f"{run['curve'][-1][2]:.1f}",
+        f"{run['evaluation']['return_mean']:.1f}",
+        f"{run['wall_seconds'] / 60:.0f} min",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def impala_row(name: str, run: dict[str, Any]) -> str:
     """Write a run of docs/impala.json as a line of the table."""
     cells = (

@@ -330,6 +330,8 @@ def test_compressed_slots_are_read() -> None:
         ({"reconstruction": "l2"}, "unknown reconstruction 'l2'.*attention_reconstruction"),
         ({"memory": [Tier(4), Tier(4, rate=2, compressor="zip")]}, "unknown compressor 'zip'.*conv.*max.*mean"),
         ({"memory": [Tier(2), Tier(4, 4, "conv")]}, "rate = 4"),
+        ({"recency": -1.0}, "recency must be 0, or above with position='age', got -1.0 with 'age'"),
+        ({"recency": 1.0, "position": "sinusoidal"}, "recency must be 0, .* got 1.0 with 'sinusoidal'"),
         ({"widht": 3}, "does not take widht; its options are .*width"),
     ],
 )
@@ -403,19 +405,10 @@ def test_age_rows_are_exact_then_four_per_doubling() -> None:
 
 
 @pytest.mark.parametrize(("heads", "slopes"), [(1, [0]), (2, [0, 2]), (3, [0, 0, 2]), (4, [0, 0, 1, 2])])
-def test_half_of_the_heads_start_with_what_is_recent(heads: int, slopes: list[int]) -> None:
+def test_half_of_the_heads_can_start_with_what_is_recent(heads: int, slopes: list[int]) -> None:
     """A head's weights fall with age as (1 + age)^-slope."""
-    core = CompressiveCore(3, layers=1, width=12, heads=heads, memory=[Tier(4), Tier(8, 4), Tier(8, 4)])
+    core = CompressiveCore(3, layers=1, width=12, heads=heads, memory=[Tier(4), Tier(8, 4), Tier(8, 4)], recency=2)
     ages = torch.tensor([0, 1, 7, 31, 32, 40, 64, 96])  # each the lowest of its row
     found = core.layers[0].attention.age_bias[:, age_row(ages)].exp()
     expected = (1.0 + ages) ** -torch.tensor(slopes)[:, None]
     torch.testing.assert_close(found, expected)
-
-
-def test_a_core_has_the_default_dtype() -> None:
-    torch.set_default_dtype(torch.float64)
-    try:
-        core = CompressiveCore(3)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert {parameter.dtype for parameter in core.parameters()} == {torch.float64}

@@ -30,7 +30,7 @@ def planned(config: CompareConfig) -> tuple[list[tuple[str, int, float, int | No
 def test_runs_are_planned_seed_by_seed_with_each_core_s_learning_rate() -> None:
     config = CompareConfig(cores=("gru", "lstm"), seeds=2, learning_rates=("lstm=0.003",))
     runs, _ = planned(config)
-    assert runs == [(core, seed, rate, None) for seed in (0, 1) for core, rate in (("gru", 1e-3), ("lstm", 3e-3))]
+    assert runs == [(core, seed, rate, None) for seed in (0, 1) for core, rate in (("gru", 3e-4), ("lstm", 3e-3))]
 
 
 @pytest.mark.parametrize(

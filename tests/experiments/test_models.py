@@ -88,9 +88,9 @@ def test_an_agent_that_cannot_be_built_says_why(env: VecEnv) -> None:
 
 
 def test_an_annealed_learning_rate_falls_to_zero(env: VecEnv) -> None:
-    constant = build_model(replace(SMALL, ppo=replace(SMALL.ppo, anneal=False)), env)
-    annealed = build_model(replace(SMALL, ppo=replace(SMALL.ppo, learning_rate=2e-3)), env)
-    assert [constant.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [1e-3] * 3
+    constant = build_model(SMALL, env)
+    annealed = build_model(replace(SMALL, ppo=replace(SMALL.ppo, learning_rate=2e-3, anneal=True)), env)
+    assert [constant.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [3e-4] * 3
     assert [annealed.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([2e-3, 1e-3, 0.0])
 
 
