@@ -177,7 +177,9 @@ def test_table_of_rewriting_is_what_the_runs_brought() -> None:
 def rewriting_row(command: str, runs: list[dict[str, Any]]) -> str:
     """Write a core's runs of a comparison in docs/rewrite.json as a line of the table."""
     options = [
-        option for option in ("--compressor conv", "--memory 8,8x4", "--learning-rate 3e-3") if option in command
+        option
+        for option in ("--compressor conv", "--memory 8,8x4", "--recency 2", "--learning-rate 3e-3")
+        if option in command
     ]
     scores = [run["evaluation"]["normalised"] for run in runs]
     cells = (
