@@ -132,7 +132,7 @@ def test_never_half_of_it() -> None:
         fill(model, float(version))
         written += published.write(version)
     seen, _ = reader.communicate(timeout=30)
-    assert reader.returncode == 0 and int(seen) > 20 and written > 20
+    assert reader.returncode == 0 and int(seen) > 20 and written >= 20  # the first was there before
     published.close()
 
 
