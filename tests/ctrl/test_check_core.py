@@ -43,7 +43,12 @@ SOUND: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-LEARNING_COMPRESSORS = ("compressive, small", "compressive, three tiers, layers differ", "adaptive")
+LEARNING_COMPRESSORS = (
+    "compressive, as it is",
+    "compressive, small",
+    "compressive, three tiers, layers differ",
+    "adaptive",
+)
 RECONSTRUCTION = "law 5 (gradients): the reconstruction loss reaches the compressors"
 
 
