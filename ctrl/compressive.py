@@ -114,8 +114,6 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
         _, attention = choose("position", position, POSITIONS)
         layer = choose("residual", residual, RESIDUALS)
-        if recency < 0 or (recency and position != "age"):
-            raise ValueError(f"recency must be 0, or above with position='age', got {recency} with {position!r}")
         self.position = position
         self.embed = nn.Linear(input_size, width)
         self.layers = nn.ModuleList(
@@ -146,9 +144,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for tier, ranked in zip(tiers, self.ranks(number), strict=True)
         ]
         _initialise(self.embed)
-        if recency:
-            for each in self.layers:
-                cast(AgeAttention, each.attention).prefer_recent(recency)
+        _prefer_recent(self.layers, recency, position)
         _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
 
     def initial_state(self, batch_size: int) -> CompressiveState:
@@ -405,6 +401,14 @@ def _check_learning(
             f"{asked} needs compressors with something to train, but memory has {names}; use compressor 'conv', or "
             f"{instead}"
         )
+
+
+def _prefer_recent(layers: nn.ModuleList, recency: float, position: str) -> None:
+    """Give half of the heads of all layers their first preference; a ValueError where there can be none."""
+    if recency < 0 or (recency and position != "age"):
+        raise ValueError(f"recency must be 0, or above with position='age', got {recency} with {position!r}")
+    for layer in layers if recency else ():
+        cast(AgeAttention, layer.attention).prefer_recent(recency)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -130,7 +130,7 @@ def test_one_bad_update_moves_nothing() -> None:
     assert core.adapt({"reconstruction_error/layer0/tier1": 1.0})["rate/layer0"] == 4.0
 
 
-@pytest.mark.parametrize("compressor", ["conv", "most_used"])
+@pytest.mark.parametrize("compressor", ["conv", "most_used", "most_missed"])
 @pytest.mark.parametrize("errors", [(0.0, 1.0), (1.0, 0.0)])
 def test_states_of_before_mean_the_same_to_all_ways_after(compressor: str, errors: tuple[float, float]) -> None:
     core = build(compressor)
