@@ -214,3 +214,15 @@ def test_a_state_with_rates_that_no_layer_has_is_refused() -> None:
     state = core.initial_state(BATCH)._replace(rates=torch.full((BATCH, 3), 5))
     with pytest.raises(ValueError, match=r"state\.rates of layer 0 must be of \(2, 4, 8\), got \[5\]"):
         core.step(torch.randn(BATCH, 4), state, torch.zeros(BATCH, dtype=torch.bool))
+
+
+def test_what_a_compressor_asks_for_is_asked_for_at_every_rate() -> None:
+    asked = {}
+    for name in ("conv", "most_used", "most_missed"):
+        core = ctrl.AdaptiveCore(3, width=8, heads=2, memory=[Tier(6), Tier(4, 2, name)])
+        asked[name] = (core.ranks(0), core.novelty_of(0) is not None)
+    assert asked == {
+        "conv": ([False, False], False),
+        "most_used": ([True, False], False),
+        "most_missed": ([True, False], True),
+    }
