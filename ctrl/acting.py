@@ -188,7 +188,7 @@ class LayerRings:
         self._norm = norm.weight, norm.bias
         scale = 1 / math.sqrt(features)
         self._query = attention.query.weight * scale, attention.query.bias * scale
-        self._key_value = attention.key_value.weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, D, D]
+        self._key_value = attention.key_value_weight().unflatten(0, (2, -1)).transpose(1, 2)  # [2, D, D]
         biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
         self._biases = biases if self._rows is None else biases.index_select(1, self._rows)
         self._finish = self._layer.finish_weights()

@@ -10,6 +10,7 @@ default, those of the paper on request (`ctrl.presets.paper_config`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
@@ -83,6 +84,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         distance in slots)
     :param recency: 0, or the power of age with which the weights of half of the heads fall at first, at most: 2 where
         what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it
+    :param novelty_gain: how many times more what is unusual in a slot counts in its keys and values, in layers of which
+        a compressor measures novelty; 4 if None
     :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
         or "post_norm" (sums that are normed; Transformer-XL and the paper)
     :raises ValueError: where options do not fit each other
@@ -101,6 +104,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         compression_gradient: str = "reconstruction",
         position: str = "age",
         recency: float = 0.0,
+        novelty_gain: float | None = None,
         residual: str = "gated",
     ) -> None:
         require_positive(width=width, layers=layers, heads=heads)
@@ -124,9 +128,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             nn.ModuleList(self._make_compressor(tiers, position) for position in range(1, len(tiers)))
             for tiers in self.tiers
         )
-        self.novelties = nn.ModuleDict(
-            {str(number): Novelty(width) for number in range(layers) if self._uses_novelty(number)}
-        )
+        self._measure_novelty(novelty_gain)
         parameters = list(self.compressors.parameters())
         if reconstruction is None:
             reconstruction = "attention_reconstruction" if parameters and not self.trained_by_task else "none"
@@ -161,8 +163,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def compression_parameters(self) -> list[nn.Parameter]:
         """Return those of compressors and decoders, unless the task loss trains them, and of measures of novelty."""
-        trained = [] if self.trained_by_task else [self.compressors, self.decoders]
-        return [parameter for part in (*trained, self.novelties) for parameter in part.parameters()]
+        trained: list[nn.Module] = [] if self.trained_by_task else [self.compressors, self.decoders]
+        measures = [novelty for number in range(len(self.layers)) if (novelty := self.novelty_of(number)) is not None]
+        return [parameter for part in (*trained, *measures) for parameter in part.parameters()]
 
     def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
         """Return what keeps the state while B envs act, in place and with projected keys and values if possible."""
@@ -204,10 +207,25 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def novelty_of(self, number: int) -> Novelty | None:
         """Return what measures how unusual a layer's inputs are, None if none of its compressors asks for that."""
-        return cast(Novelty, self.novelties[str(number)]) if str(number) in self.novelties else None
+        return cast(MemoryLayer, self.layers[number]).attention.novelty
 
-    def _uses_novelty(self, number: int) -> bool:
-        return any(compressor.uses_novelty() for compressor in self.compressors_of(number))
+    def _measure_novelty(self, gain: float | None) -> None:
+        """Give the layers of which a compressor asks for it a measure of novelty; a ValueError if `gain` fits none."""
+        if gain is not None and not 0 <= gain < math.inf:
+            raise ValueError(f"novelty_gain must be a finite number, at least 0, got {gain}")
+        asking = [
+            number
+            for number in range(len(self.layers))
+            if any(compressor.uses_novelty() for compressor in self.compressors_of(number))
+        ]
+        if gain and not asking:
+            raise ValueError(
+                f"novelty_gain = {gain} needs a compressor that measures novelty, but memory has none; use compressor "
+                "'most_missed', or leave novelty_gain at None"
+            )
+        for number in asking:
+            measure = Novelty(self.output_size) if gain is None else Novelty(self.output_size, gain)
+            cast(MemoryLayer, self.layers[number]).attention.novelty = measure
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ctrl.band import Band, youngest_age
 from ctrl.banded import HIDDEN, banded_attention
+from ctrl.novelty import Novelty
 
 BOUND = 1e12
 """What an unnormed slot holds beyond this, or that is not a number, is taken as 0. Products of two such numbers stay
@@ -75,6 +76,9 @@ class MemoryAttention(nn.Module, ABC):
         self.query = nn.Linear(width, width, bias=query_bias)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+        self.novelty: Novelty | None = None
+        """What measures how unusual slots are, where a compressor asks for it; the core sets it. What is unusual then
+        has larger keys and values."""
 
     def forward(self, columns: Tensor, own: slice, band: Band) -> Attended:
         """Attend.
@@ -84,13 +88,18 @@ class MemoryAttention(nn.Module, ABC):
         :param band: which step sees which of them, and at what age
         """
         normed = self.norm(columns)
-        queries, keys_values = self.query(normed[:, own]), self.key_value(normed)
+        queries, keys_values = self.query(normed[:, own]), F.linear(normed, self.key_value_weight())
         read, weights = self._read(queries, keys_values, band)
         return Attended(read, queries, keys_values, weights)
 
     @abstractmethod
     def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
         """Return what the heads read, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
+
+    def key_value_weight(self) -> Tensor:
+        """Return the [2 D, D] weights by which normed slots become keys and values."""
+        weight = self.key_value.weight
+        return weight if self.novelty is None else self.novelty.magnify(weight)
 
     def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
         """Attend by content alone, without age and output projection.
@@ -111,7 +120,7 @@ class MemoryAttention(nn.Module, ABC):
 
         Fixed by functional use of detached weights: the parameters themselves stay as they are.
         """
-        return F.linear(self.norm.fixed(slots), self.key_value.weight.detach())
+        return F.linear(self.norm.fixed(slots), self.key_value_weight().detach())
 
 
 class AgeAttention(MemoryAttention):

@@ -1,7 +1,8 @@
 """How unusual a layer's inputs are: what a linear map that learns to rebuild the usual ones leaves of them.
 
 What happens often can be rebuilt from what happened before; what was hardly ever seen cannot. So a memory that must
-drop most slots long before anybody has learned which will be asked for does well to keep these.
+drop most slots long before anybody has learned which will be asked for does well to keep these, and to look at them
+first.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ class Novelty(nn.Module):
     xᵀ (S + r)⁻¹ x do (Alaoui & Mahoney 2015, arXiv 1411.0306), by which a few columns are picked that stand for many.
 
     :param width: D
+    :param gain: how many times more the unusual part of a slot counts in `magnify`
     """
 
     NOISE = 0.5
     """r, as a share of the variance 1 of a normed input's features."""
+    GAIN = 4.0
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, gain: float = GAIN) -> None:
         super().__init__()
+        self.gain = gain
         self.rebuild = nn.Parameter(torch.zeros(width, width))
 
     @torch.no_grad()
@@ -47,6 +51,15 @@ class Novelty(nn.Module):
         """
         noise = self.NOISE * self.rebuild.square().sum() / inputs.shape[-1]
         return self._left(inputs.detach()).square().mean() + noise
+
+    def magnify(self, weight: Tensor) -> Tensor:
+        """[O, D] the weights of a linear map of normed inputs -> those of the same map of x + gain (x - rebuilt x).
+
+        Any linear map can still be learned. But what it makes of the usual is smaller beside what it makes of the
+        unusual, and so are their gradients: one rare slot among many is read from the beginning. No gradient reaches
+        the measure.
+        """
+        return weight + self.gain * (weight - weight @ self.rebuild.detach().T)
 
     def _left(self, slots: Tensor) -> Tensor:
         normed = F.layer_norm(slots, slots.shape[-1:])

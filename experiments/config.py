@@ -122,6 +122,8 @@ class MemoryOptions:
     recency: float = 0.0
     """Power of a slot's age with which the attention of half of the heads falls at first; 2 where what is new makes
     what is old invalid."""
+    novelty_gain: Annotated[float | None, open_option("4.0 with most_missed", "FLOAT")] = None
+    """How many times more what is unusual in a slot counts in its keys and values."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 
@@ -130,6 +132,8 @@ class MemoryOptions:
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
         require(self.recency >= 0, f"--recency must be at least 0, got {self.recency}")
+        gain = self.novelty_gain
+        require(gain is None or 0 <= gain < math.inf, f"--novelty-gain must be a number, at least 0, got {gain}")
         _ = self.tiers
 
     @property

@@ -40,6 +40,7 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
         options["reconstruction"] = memory.reconstruction
         options["compression_gradient"] = memory.compression_gradient
         options["recency"] = memory.recency or None
+        options["novelty_gain"] = memory.novelty_gain
     if core in RAW_CORES:
         options["slots"] = sum(slots for slots, _ in memory.tiers)
     if core in RECURRENT_CORES:

@@ -70,7 +70,7 @@ class SlowReference:
     def _unusual(self, number: int, values: Tensor) -> Tensor:
         """Of each slot, the variance of its features that the layer's map does not rebuild."""
         normed = (values - values.mean(1, keepdim=True)) / (values.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        left = normed - normed @ self.core.novelties[str(number)].rebuild
+        left = normed - normed @ self.core.layers[number].attention.novelty.rebuild
         return left.square().mean(dim=1).detach()
 
     def _attend(self, number: int, hidden: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class SlowReference:
                 of_tier = []
                 newer += len(slots)
                 for index, slot in enumerate(slots):
-                    key, value = attention.key_value(attention.norm(slot.value)).chunk(2)
+                    key, value = attention.key_value(magnified(attention, attention.norm(slot.value))).chunk(2)
                     age, distance = self.time - slot.first - span // 2, newer - 1 - index
                     of_tier.append(score(attention, part, query[part], key[part], age, distance))
                     values.append(value[part])
@@ -100,6 +100,12 @@ class SlowReference:
             weights = torch.stack(scores).softmax(dim=0)
             result[part] = weights @ torch.stack(values)
         return result
+
+
+def magnified(attention: MemoryAttention, normed: Tensor) -> Tensor:
+    """What is unusual in a slot counts `1 + gain` times."""
+    novelty = attention.novelty
+    return normed if novelty is None else normed + novelty.gain * (normed - normed @ novelty.rebuild.detach())
 
 
 @dataclass
@@ -332,6 +338,12 @@ def test_compressed_slots_are_read() -> None:
         ({"memory": [Tier(2), Tier(4, 4, "conv")]}, "rate = 4"),
         ({"recency": -1.0}, "recency must be 0, or above with position='age', got -1.0 with 'age'"),
         ({"recency": 1.0, "position": "sinusoidal"}, "recency must be 0, .* got 1.0 with 'sinusoidal'"),
+        ({"novelty_gain": -1.0}, "novelty_gain must be a finite number, at least 0, got -1.0"),
+        ({"novelty_gain": math.inf}, "novelty_gain must be .* got inf"),
+        (
+            {"novelty_gain": 2.0, "memory": [Tier(8), Tier(8, 4, "conv")]},
+            "novelty_gain = 2.0 needs a compressor that measures novelty.* use compressor 'most_missed'",
+        ),
         ({"widht": 3}, "does not take widht; its options are .*width"),
     ],
 )

@@ -66,6 +66,69 @@ def test_its_loss_reaches_the_map_alone_and_its_measure_nothing() -> None:
     assert not novelty(inputs).requires_grad
 
 
+def test_what_is_unusual_counts_more_in_a_linear_map() -> None:
+    """By 1 + gain where the map rebuilds nothing of an input, and once where it rebuilds all."""
+    torch.manual_seed(0)
+    novelty, weight = Novelty(WIDTH, gain=3.0), torch.randn(5, WIDTH, requires_grad=True)
+    with torch.no_grad():
+        novelty.rebuild[:2, :2] = torch.eye(2)
+    inputs = torch.randn(7, WIDTH)
+    counts = torch.tensor([1.0, 1.0, 4.0, 4.0, 4.0, 4.0])
+    found = inputs @ novelty.magnify(weight).T
+    torch.testing.assert_close(found, (inputs * counts) @ weight.T)
+    with torch.no_grad():
+        novelty.rebuild.normal_()
+    expected = (inputs + 3 * (inputs - inputs @ novelty.rebuild)) @ weight.T
+    torch.testing.assert_close(inputs @ novelty.magnify(weight).T, expected)
+    novelty.magnify(weight).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None and novelty.rebuild.grad is None
+
+
+def test_what_is_rare_is_read_from_the_beginning() -> None:
+    """Once the usual is known, the one rare input among many makes a difference to what untrained heads read."""
+    changes = {}
+    for gain in (0.0, 4.0):
+        torch.manual_seed(3)
+        core = CompressiveCore(7, width=16, heads=2, memory=[Tier(40), Tier(2, 2, "most_missed")], novelty_gain=gain)
+        inputs, _, reset = rarely(core)
+        optimizer = torch.optim.Adam(core.compression_parameters(), lr=1e-2)
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = core.unroll(inputs, core.initial_state(len(inputs)), reset).reconstruction_loss
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        reads = [last_read(core, inputs, reset, rare) for rare in (inputs[:, 3], inputs[:, 2])]
+        changes[gain] = float((reads[0] - reads[1]).norm() / reads[1].norm())
+    assert changes[4.0] > 2 * changes[0.0] > 0
+
+
+def last_read(core: CompressiveCore, inputs: Tensor, reset: Tensor, rare: Tensor) -> Tensor:
+    """[B, D] what the last step's heads read if step 3 is `rare`."""
+    changed = inputs.clone()
+    changed[:, 3] = rare
+    reads: list[Tensor] = []
+    hook = core.layers[0].attention.register_forward_hook(lambda *passed: reads.append(passed[-1].read[:, -1]))
+    core.unroll(changed, core.initial_state(len(changed)), reset)
+    hook.remove()
+    return reads[-1].detach()
+
+
+def test_acting_follows_the_map() -> None:
+    """Keys and values that are kept are those of the map as it is now."""
+    torch.manual_seed(0)
+    core = CompressiveCore(3, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "most_missed")])
+    inputs, reset = torch.randn(2, 9, 3), torch.zeros(2, 9, dtype=torch.bool)
+    acting, novelty = core.acting(core.initial_state(2)), core.novelty_of(0)
+    assert novelty is not None
+    for t in range(8):
+        acting.step(inputs[:, t], reset[:, t])
+    state = acting.state()
+    with torch.no_grad():
+        novelty.rebuild.normal_()
+    expected = core.unroll(inputs[:, 8:], state, reset[:, 8:]).outputs[:, 0]
+    torch.testing.assert_close(acting.step(inputs[:, 8], reset[:, 8]), expected)
+
+
 def test_what_another_episode_left_does_no_harm() -> None:
     inputs = torch.tensor([[3e38] * 3 + [-3e38] * 3, [torch.nan] * 6, [torch.inf] * 6, [0.0] * 6])
     assert Novelty(WIDTH)(inputs).isfinite().all() and Novelty(WIDTH).loss(inputs).isfinite()
@@ -88,12 +151,15 @@ def kept(core: CompressiveCore, inputs: Tensor, kind: Tensor, reset: Tensor) -> 
 
 
 def test_what_is_rare_goes_through_all_tiers_once_the_usual_is_known() -> None:
-    """By its own loss alone: nothing asks for it. Attention alone keeps it in few, or none, of the episodes."""
+    """By its own loss alone: nothing asks for it. Attention alone keeps it in few, or none, of the episodes.
+
+    Without gain, since heads that have learned nothing yet may also look away from what counts more.
+    """
     shares = {}
     for compressor in ("most_used", "most_missed"):
         torch.manual_seed(5)
         memory = [Tier(4), Tier(4, 4, compressor), Tier(2, 4, compressor)]
-        core = CompressiveCore(7, width=16, heads=2, memory=memory)
+        core = CompressiveCore(7, width=16, heads=2, memory=memory, novelty_gain=0.0)
         inputs, kind, reset = rarely(core)
         optimizer = torch.optim.Adam(core.compression_parameters() or [torch.zeros(1, requires_grad=True)], lr=1e-2)
         for _ in range(150):
@@ -111,7 +177,9 @@ def test_the_loss_is_told_by_layer_and_only_where_a_compressor_asks_for_novelty(
     core = CompressiveCore(3, layers=2, width=8, heads=2, memory=memory)
     unrolled = core.unroll(torch.randn(2, 5, 3), core.initial_state(2), torch.zeros(2, 5, dtype=torch.bool))
     assert [name for name in unrolled.diagnostics if "_loss" in name] == ["reconstruction_loss/layer0/novelty"]
-    assert [id(parameter) for parameter in core.compression_parameters()] == [id(core.novelties["0"].rebuild)]
+    assert [id(parameter) for parameter in core.compression_parameters()] == [
+        id(core.layers[0].attention.novelty.rebuild)
+    ]
     assert unrolled.reconstruction_loss.item() > 0
 
 
@@ -129,10 +197,12 @@ class Newest(ctrl.Compressor):
 def test_a_registered_compressor_may_go_by_novelty_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ctrl.compressors._COMPRESSORS, "newest", Newest)
     core = CompressiveCore(3, layers=1, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "newest")])
-    torch.nn.init.normal_(core.novelties["0"].rebuild)
+    novelty = core.novelty_of(0)
+    assert novelty is not None
+    torch.nn.init.normal_(novelty.rebuild)
     assert core.initial_state(1).usage.shape == (1, 0)
     inputs = torch.randn(1, 5, 3)
     state = core.unroll(inputs, core.initial_state(1), torch.zeros(1, 5, dtype=torch.bool)).state
     embedded = core.embed(inputs[0, :2])
-    left = normed(embedded) - normed(embedded) @ core.novelties["0"].rebuild
+    left = normed(embedded) - normed(embedded) @ novelty.rebuild
     torch.testing.assert_close(state.slots[0, 4], embedded[left.square().sum(dim=1).argmax()])

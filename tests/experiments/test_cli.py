@@ -58,6 +58,8 @@ def test_options_arrive() -> None:
         ("train --steps 0", "--steps must be at least 1"),
         ("train --compressor convv", "'conv'"),
         ("train --memory 2,8x4", "too small"),
+        ("train --novelty-gain -1", "--novelty-gain must be a number, at least 0, got -1.0"),
+        ("train --compressor conv --novelty-gain 2", "novelty_gain = 2.0 needs a compressor that measures novelty"),
         ("compare --cores lstm rnn", "unknown core 'rnn'"),
         ("ablate --variants conv+attention_reconstructio", "did you mean 'conv+attention_reconstruction'"),
         ("ablate --variants mean+task", "unknown variant 'mean+task'"),

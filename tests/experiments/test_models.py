@@ -37,9 +37,10 @@ def env() -> Iterator[VecEnv]:
 
 
 def test_each_core_gets_the_options_that_it_has() -> None:
-    memory = replace(SMALL.memory, compressor="max", reconstruction="none")
+    given = {"reconstruction": "none", "recency": 2.0, "novelty_gain": 3.0}
+    memory = replace(SMALL.memory, compressor="max", **given)
     common = {"width": 16, "layers": 1}
-    learning = {"reconstruction": "none", "compression_gradient": "reconstruction"}
+    learning = {**given, "compression_gradient": "reconstruction"}
     tiers = [ctrl.Tier(4, 1, "max"), ctrl.Tier(3, 2, "max")]
     assert core_kwargs("compressive", memory) == {**common, **learning, "heads": 2, "memory": tiers}
     assert core_kwargs("transformer_xl", memory) == {**common, "heads": 2, "slots": 7}
