@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Protocol, cast
@@ -91,7 +92,19 @@ class CommandModule(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `ctrl` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    """Run `ctrl` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 141 by `| head`."""
+    try:
+        try:
+            return run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
+        return 141
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Do what `main` says."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
