@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctrl.core import Unrolled
-from ctrl.laws.stream import Breach, Core, NotApplicable, Stream
+from ctrl.laws.stream import Breach, Core, Differs, NotApplicable, Stream
 from ctrl.laws.trial import LONGEST, Trial
 
 
@@ -130,7 +130,7 @@ def a_step_has_the_gradients_of_a_window(trial: Trial) -> str:
     for name, gradient in _gradients(core, (outputs * weight).sum()).items():
         size = 1 + float(unrolled[name].abs().max())
         if not bool(((gradient - unrolled[name]).abs() <= 10 * trial.tolerance * size).all()):
-            raise Breach(f"the gradient of {name} differs between step and an unroll of one step")
+            raise Differs(f"the gradient of {name} differs between step and an unroll of one step")
     return ""
 
 

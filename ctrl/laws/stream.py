@@ -37,6 +37,10 @@ class Breach(AssertionError):
         return f"{self.law}: {self.detail}"
 
 
+class Differs(Breach):
+    """Two results that must be the same but for rounding are further apart than the tolerance."""
+
+
 class NotApplicable(Exception):
     """A law says nothing about this core, and why."""
 

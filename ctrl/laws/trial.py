@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ctrl.compressive import CompressiveCore
 from ctrl.core import MemoryCore, require_positive
-from ctrl.laws.stream import Breach, Core, Stream, Walked, first_difference
+from ctrl.laws.stream import Core, Differs, Stream, Walked, first_difference
 from ctrl.memory import reach
 
 SHORT = 10
@@ -26,10 +26,16 @@ LARGE_STATE = 2**17
 
 
 def shake(module: nn.Module, noise: float, generator: torch.Generator) -> None:
-    """Move all parameters away from zeros and identities, which hide mistakes: by `noise` times their spread, or 1."""
+    """Move all parameters away from zeros and identities, which hide mistakes: by `noise` times their spread.
+
+    Where there is none, by `noise`, but of a square map, which would stretch what it maps with its width, by that times
+    Xavier's spread.
+    """
     with torch.no_grad():
         for parameter in module.parameters():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+            if not spread and parameter.dim() == 2 and parameter.shape[0] == parameter.shape[1]:
+                spread = parameter.shape[0] ** -0.5
             drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device, parameter.dtype)
             parameter.add_(noise * (spread or 1.0) * drawn)
 
@@ -110,6 +116,21 @@ class Trial:
     def reaches_all(self) -> bool:
         """Whether the oldest env has lived that long."""
         return self.history >= self.wanted_history
+
+    @cached_property
+    def in_double(self) -> Trial | None:
+        """The same with a core in float64, in which rounding is out of the question; None if this one is."""
+        if self.given.dtype == torch.float64:
+            return None
+        return Trial(
+            copy.deepcopy(self.given).double(),
+            batch_size=self.batch_size,
+            length=self.length,
+            history=self.history,
+            noise=self.noise,
+            tolerance=self.tolerance,
+            seed=self.seed,
+        )
 
     @property
     def whole(self) -> Stream:
@@ -197,7 +218,7 @@ class Trial:
         where: Tensor | None = None,
         offset: int = 0,
     ) -> None:
-        """Raise a `Breach` that says at which env and step two outputs [B, T, O] first differ.
+        """Raise `Differs`, which says at which env and step two outputs [B, T, O] first differ.
 
         Not bit by bit: matrix products round differently from one place in memory to another. What leaks is told by
         its size.
@@ -209,7 +230,7 @@ class Trial:
         if found is not None:
             env, step, feature = found.place
             step += offset
-            raise Breach(
+            raise Differs(
                 f"{names} differ at env {env}, step {step} of {stream.length} {stream.name}: {found.one:.6g} and "
                 f"{found.other:.6g} in feature {feature} ({stream.resets_of(env)})",
                 env,
@@ -217,12 +238,12 @@ class Trial:
             )
 
     def same_state(self, names: str, one: Any, other: Any, step: int | None = None) -> None:
-        """Raise a `Breach` that names the leaf and env in which two states differ."""
+        """Raise `Differs`, which names the leaf and env in which two states differ."""
         for field, left, right in zip(one._fields, one, other, strict=True):
             found = first_difference(left, right, self.tolerance)
             if found is not None:
                 env = found.place[0]
-                raise Breach(
+                raise Differs(
                     f"{names}: state.{field} of env {env} differs: {found.one:.6g} and {found.other:.6g} "
                     f"at {list(found.place[1:])}",
                     env,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from core_toys import INPUTS, Folded, Gated, LateUnroll, Small, broken, find
+from torch import Tensor
 
 import ctrl
 from ctrl import Tier, check_core, compressor_names
@@ -114,6 +115,27 @@ def test_any_number_of_envs_will_do(batch_size: int) -> None:
 
 def test_weights_may_be_checked_as_they_are_and_in_double_precision() -> None:
     check_core(Gated().double(), noise=0.0, tolerance=1e-9)
+
+
+class Rough(Gated):
+    """Rounds more than it needs to: a step's output is off by so many times the smallest relative difference."""
+
+    OFF = 1e5
+
+    def _step(self, inputs: Tensor, state: GRUState) -> tuple[Tensor, GRUState]:
+        outputs, state = super()._step(inputs, state)
+        return outputs * (1 + self.OFF * torch.finfo(self.dtype).eps), state
+
+
+class Rougher(Rough):
+    OFF = 1e13  # so that it shows in float64 too
+
+
+def test_what_is_but_rounding_breaks_no_law() -> None:
+    remarks = [finding.detail for finding in check_core(Rough()) if "float64" in finding.detail]
+    assert remarks and all(remark.startswith("in float64; by rounding alone, ") for remark in remarks)
+    assert "differ at env" in remarks[0]
+    assert "law 1" in broken(Rougher()).law
 
 
 def test_what_a_check_cannot_reach_is_told() -> None:
