@@ -44,7 +44,10 @@ class Compressor(nn.Module, ABC):
         return False
 
     def uses_novelty(self) -> bool:
-        """Say whether `forward` needs to know how unusual the slots are among the layer's inputs (`ctrl.novelty`)."""
+        """Say whether `forward` needs to know how unusual the slots are among the layer's inputs (`ctrl.novelty`).
+
+        Then what is unusual also counts more in the layer's keys and values, see `novelty_gain` of the core.
+        """
         return False
 
     def decoder(self) -> nn.Module:

@@ -55,9 +55,10 @@ class Novelty(nn.Module):
     def magnify(self, weight: Tensor) -> Tensor:
         """[O, D] the weights of a linear map of normed inputs -> those of the same map of x + gain (x - rebuilt x).
 
-        Any linear map can still be learned. But what it makes of the usual is smaller beside what it makes of the
-        unusual, and so are their gradients: one rare slot among many is read from the beginning. No gradient reaches
-        the measure.
+        For inputs as attention norms them, with a scale and a shift of its own. Any linear map can still be learned, as
+        long as no eigenvalue of the map that rebuilds is 1 + 1 / gain; those of the best one are below 1. But what it
+        makes of the usual is smaller beside what it makes of the unusual, and so are their gradients: one rare slot
+        among many is read from the beginning. No gradient reaches the measure.
         """
         return weight + self.gain * (weight - weight @ self.rebuild.detach().T)
 

@@ -92,15 +92,29 @@ class CommandModule(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `ctrl` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 141 by `| head`."""
+    """Run `ctrl` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
+
+    Where nobody reads on, as in `ctrl envs | head -1`, it ends with 1 without a word, as rich's console does.
+    """
     try:
         try:
             return run(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
-        return 141
+        if not _reader_is_gone():
+            raise
+        return 1
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads; then the interpreter shall not try again as it ends."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -38,7 +38,14 @@ class Breach(AssertionError):
 
 
 class Differs(Breach):
-    """Two results that must be the same but for rounding are further apart than the tolerance."""
+    """Two results that must be the same but for rounding are further apart than the tolerance.
+
+    :param size: by how much at most, relative to 1 + size
+    """
+
+    def __init__(self, detail: str, size: float, env: int | None = None, step: int | None = None) -> None:
+        super().__init__(detail, env, step)
+        self.size = size
 
 
 class NotApplicable(Exception):
@@ -51,6 +58,8 @@ class Difference(NamedTuple):
     place: tuple[int, ...]
     one: float
     other: float
+    size: float
+    """The greatest of all differences, relative to 1 + size; NaN where one is not a number."""
 
 
 def first_difference(one: Tensor, other: Tensor, tolerance: float, where: Tensor | None = None) -> Difference | None:
@@ -72,7 +81,8 @@ def first_difference(one: Tensor, other: Tensor, tolerance: float, where: Tensor
         return None
     steps = places[:, min(1, places.shape[1] - 1)]
     index = tuple(places[int(steps.argmin())].tolist())
-    return Difference(index, float(one[index]), float(other[index]))
+    apart = (one.double() - other.double()).abs() / (1 + other.double().abs())
+    return Difference(index, float(one[index]), float(other[index]), float(apart[~same].max()))
 
 
 @dataclass(frozen=True)

@@ -119,11 +119,17 @@ class Trial:
 
     @cached_property
     def in_double(self) -> Trial | None:
-        """The same with a core in float64, in which rounding is out of the question; None if this one is."""
+        """Another with the core in float64, where rounding is hardly in question; None where there can be none."""
         if self.given.dtype == torch.float64:
             return None
+        try:
+            core = copy.deepcopy(self.given).double()
+        except (TypeError, RuntimeError):  # a device or a core of one's own may know no float64
+            return None
+        if core.dtype != torch.float64:
+            return None
         return Trial(
-            copy.deepcopy(self.given).double(),
+            core,
             batch_size=self.batch_size,
             length=self.length,
             history=self.history,
@@ -233,6 +239,7 @@ class Trial:
             raise Differs(
                 f"{names} differ at env {env}, step {step} of {stream.length} {stream.name}: {found.one:.6g} and "
                 f"{found.other:.6g} in feature {feature} ({stream.resets_of(env)})",
+                found.size,
                 env,
                 step,
             )
@@ -246,6 +253,7 @@ class Trial:
                 raise Differs(
                     f"{names}: state.{field} of env {env} differs: {found.one:.6g} and {found.other:.6g} "
                     f"at {list(found.place[1:])}",
+                    found.size,
                     env,
                     step,
                 )
