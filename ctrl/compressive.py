@@ -85,7 +85,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param recency: 0, or the power of age with which the weights of half of the heads fall at first, at most: 2 where
         what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it
     :param novelty_gain: how many times more what is unusual in a slot counts in its keys and values, in layers of which
-        a compressor measures novelty; 2 if None
+        a compressor measures novelty; 4 if None
     :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
         or "post_norm" (sums that are normed; Transformer-XL and the paper)
     :raises ValueError: where options do not fit each other

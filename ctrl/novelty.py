@@ -29,7 +29,7 @@ class Novelty(nn.Module):
 
     NOISE = 0.5
     """r, as a share of the variance 1 of a normed input's features."""
-    GAIN = 2.0
+    GAIN = 4.0
 
     def __init__(self, width: int, gain: float = GAIN) -> None:
         super().__init__()

@@ -122,7 +122,7 @@ class MemoryOptions:
     recency: float = 0.0
     """Power of a slot's age with which the attention of half of the heads falls at first; 2 where what is new makes
     what is old invalid."""
-    novelty_gain: Annotated[float | None, open_option("2.0 with most_missed", "FLOAT")] = None
+    novelty_gain: Annotated[float | None, open_option("4.0 with most_missed", "FLOAT")] = None
     """How many times more what is unusual in a slot counts in its keys and values."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
