@@ -24,7 +24,7 @@ from ctrl.laws.stream import Breach, Differs, NotApplicable
 from ctrl.laws.trial import Trial
 
 ROUNDING = 10
-"""Times the tolerance, by how much results may differ at most if they do not in float64."""
+"""By how many times the tolerance results may differ at most where they do not in float64."""
 
 Status = Literal["kept", "broken", "not applicable"]
 
@@ -74,8 +74,8 @@ def check_core(
     """Check the five laws for any core, ours or yours. The core itself is neither run nor changed.
 
     Takes under 10 s for cores of the default's size; wide and deep ones take longer. In float32 rounding alone may
-    exceed `tolerance` where weights are large: what differs by up to ten times of it is looked at again in float64,
-    and a law that is kept there has a remark. It may also tip a hard choice: then check
+    exceed `tolerance` where weights are large: what differs by up to `ROUNDING` times of it is looked at again with the
+    same inputs in float64, and a law that is kept there has a remark. It may also tip a hard choice: then check
     `copy.deepcopy(core).double()`.
 
     :param core: copies of it are run, on its device and with its dtype
@@ -108,22 +108,16 @@ def judge_all(trial: Trial) -> Iterator[Finding]:
     devices = [trial.given.device] if trial.given.device.type == "cuda" else []
     for number, law in enumerate(LAWS):
         with torch.random.fork_rng(devices), torch.enable_grad():
-            torch.manual_seed(trial.seed)
             finding = judge(law, trial)
         yield finding
         if number < 2 and finding.status == "broken":
             return
 
 
-def _may_be_rounding(law: Law, trial: Trial, breach: Differs) -> bool:
-    """Whether what differs is at most `ROUNDING` times beyond the tolerance, and does not in float64."""
-    if not breach.size <= ROUNDING * trial.tolerance or trial.in_double is None:
-        return False
-    return judge(law, trial.in_double).status == "kept"
-
-
 def judge(law: Law, trial: Trial) -> Finding:
     """Say what comes of one law. Whatever a core raises breaks the law; warnings are not shown."""
+    torch.manual_seed(trial.seed)
+    trial.draw_anew()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -136,3 +130,10 @@ def judge(law: Law, trial: Trial) -> Finding:
         return Finding(law.name, "broken", breach.detail, breach.env, breach.step)
     except Exception as error:
         return Finding(law.name, "broken", f"{type(error).__name__}: {error}")
+
+
+def _may_be_rounding(law: Law, trial: Trial, breach: Differs) -> bool:
+    """Whether what differs does so by at most `ROUNDING` times the tolerance, and not in float64."""
+    if not breach.size <= ROUNDING * trial.tolerance or trial.in_double is None:
+        return False
+    return judge(law, trial.in_double).status == "kept"

@@ -85,7 +85,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param recency: 0, or the power of age with which the weights of half of the heads fall at first, at most: 2 where
         what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it
     :param novelty_gain: how many times more what is unusual in a slot counts in its keys and values, in layers of which
-        a compressor measures novelty; 4 if None
+        a compressor measures novelty; `Novelty.GAIN` = 4 if None
     :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
         or "post_norm" (sums that are normed; Transformer-XL and the paper)
     :raises ValueError: where options do not fit each other
@@ -224,8 +224,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 "'most_missed', or leave novelty_gain at None"
             )
         for number in asking:
-            measure = Novelty(self.output_size) if gain is None else Novelty(self.output_size, gain)
-            cast(MemoryLayer, self.layers[number]).attention.novelty = measure
+            novelty = Novelty(self.output_size, Novelty.GAIN if gain is None else gain)
+            cast(MemoryLayer, self.layers[number]).attention.novelty = novelty
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""

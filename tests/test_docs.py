@@ -12,6 +12,7 @@ import pytest
 
 from ctrl.envs import TASKS, Rules, field
 from ctrl.experiments.summary import count_text
+from ctrl.novelty import Novelty
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,6 +101,43 @@ def test_table_of_steady_learning_is_what_the_runs_brought() -> None:
     assert [each["command"].split(" --jobs")[0] for each in written] == [line.split(" --out")[0] for line in commands]
 
 
+def test_table_of_gains_is_what_the_runs_brought() -> None:
+    written = [
+        each
+        for name in ("recall_gains.json", "recall.json")
+        for each in json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))
+    ]
+    stated = re.findall(r"^\| gain \d \|.*$", LEARNING_PAGE, flags=re.MULTILINE)
+    assert stated == [gain_row(each["command"], each["runs"]) for each in written]
+
+
+def gain_row(command: str, runs: list[dict[str, Any]]) -> str:
+    """Write a comparison of docs/recall_gains.json or docs/recall.json as a line of the table."""
+    length, gain = re.search(r"length=(\d+)", command), re.search(r"--novelty-gain (\d)", command)
+    assert length
+    learned = [(run, at) for run in runs if (at := reached(run)) is not None]
+    cells = (
+        f"gain {int(gain[1]) if gain else round(Novelty.GAIN)}",
+        f"{int(length[1]):,}",
+        f"{len(learned)} of {len(runs)}",
+        count_text(max(run["checkpoints"][at][0] for run, at in learned)),
+        f"{min(lowest_since(run, at) for run, at in learned):.2f}",
+        f"{min(run['longer'] for run, _ in learned):.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def reached(run: dict[str, Any]) -> int | None:
+    """Return the number of the first checkpoint at 0.95 or more."""
+    return next((at for at, (_, success) in enumerate(run["checkpoints"]) if success >= 0.95), None)
+
+
+def lowest_since(run: dict[str, Any], at: int) -> float:
+    """Return the least success from a checkpoint on, the last model's too."""
+    found: float = min([*(success for _, success in run["checkpoints"][at:]), run["success"]])
+    return found
+
+
 def test_table_of_impala_is_what_the_runs_brought() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     written = json.loads((ROOT / "docs" / "impala.json").read_text(encoding="utf-8"))
@@ -145,14 +183,13 @@ def recall_row(command: str, run: dict[str, Any]) -> str:
     """Write a run of docs/recall.json as a line of the table."""
     length = re.search(r"length=(\d+)", command)
     assert length
-    good = [at for at, (_, success) in enumerate(run["checkpoints"]) if success >= 0.95]
-    since = [success for _, success in run["checkpoints"][good[0] :]] if good else []
+    at = reached(run)
     minutes, seconds = divmod(run["wall_seconds"], 60)
     cells = (
         f"{int(length[1]):,}",
         str(run["seed"]),
-        count_text(run["checkpoints"][good[0]][0]) if good else "–",
-        f"{min([*since, run['success']]):.2f}",
+        "–" if at is None else count_text(run["checkpoints"][at][0]),
+        f"{run['success'] if at is None else lowest_since(run, at):.2f}",
         f"{run['success']:.2f}",
         f"{run['longer']:.2f}",
         f"{count_text(run['steps'])}, {minutes} min {seconds:02d} s",

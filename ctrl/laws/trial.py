@@ -77,7 +77,11 @@ class Trial:
                 raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
         self.given, self.batch_size, self.tolerance, self.noise, self.seed = core, batch_size, tolerance, noise, seed
         self._length, self._history = length, history
-        self._generator = torch.Generator().manual_seed(seed)
+        self.draw_anew()
+
+    def draw_anew(self) -> None:
+        """Begin `randn` again from the seed, so that what a law draws does not hang on the laws before it."""
+        self._generator = torch.Generator().manual_seed(self.seed)
 
     @cached_property
     def pristine(self) -> Core:
@@ -119,7 +123,10 @@ class Trial:
 
     @cached_property
     def in_double(self) -> Trial | None:
-        """Another with the core in float64, where rounding is hardly in question; None where there can be none."""
+        """The same with the core in float64, where rounding is hardly in question; None where there can be none.
+
+        It draws the same inputs and weights.
+        """
         if self.given.dtype == torch.float64:
             return None
         try:
@@ -168,12 +175,12 @@ class Trial:
                 True  # ages of all sizes and phases
             )
         reset = torch.cat([early, self._resets(self.length)], dim=1)
-        return self._stream(reset, self.pristine.initial_state(self.batch_size), "from the initial state")
+        return self._stream(reset, self.pristine.initial_state(self.batch_size), "from the initial state", 1)
 
     @cached_property
     def _young(self) -> Stream:
         state = self.pristine.initial_state(self.batch_size)
-        return self._stream(self._resets(self.length), state, "from the initial state")
+        return self._stream(self._resets(self.length), state, "from the initial state", 2)
 
     @cached_property
     def _old(self) -> Stream:
@@ -194,14 +201,16 @@ class Trial:
             reset[env, [(place + env // 3) % length for place in places]] = True
         return reset
 
-    def _stream(self, reset: Tensor, state: Any, name: str) -> Stream:
-        core = self.pristine
-        inputs = self.randn(*reset.shape, core.input_size)
-        return Stream(inputs, reset.to(core.device), state, name)
+    def _stream(self, reset: Tensor, state: Any, name: str, number: int) -> Stream:
+        core, generator = self.pristine, torch.Generator().manual_seed(self.seed + number)
+        return Stream(self._drawn((*reset.shape, core.input_size), generator), reset.to(core.device), state, name)
 
     def randn(self, *shape: int) -> Tensor:
         """Draw normal numbers."""
-        return torch.randn(shape, generator=self._generator).to(self.pristine.device, self.pristine.dtype)
+        return self._drawn(shape, self._generator)
+
+    def _drawn(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator).to(self.pristine.device, self.pristine.dtype)
 
     @property
     def huge(self) -> float:

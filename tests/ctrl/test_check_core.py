@@ -14,8 +14,10 @@ from torch import Tensor
 import ctrl
 from ctrl import Tier, check_core, compressor_names
 from ctrl.band import age_row, ages
+from ctrl.checking import judge
 from ctrl.core import Acting
-from ctrl.laws import LAWS
+from ctrl.laws import LAWS, Law
+from ctrl.laws.trial import Trial, shake
 from ctrl.recurrent import GRUState
 
 SOUND: dict[str, tuple[str, dict[str, Any]]] = {
@@ -153,9 +155,40 @@ def test_what_is_but_rounding_breaks_no_law() -> None:
     assert "differ at env" in remarks[0]
 
 
+def test_float64_sees_the_same_inputs_and_weights() -> None:
+    trial = Trial(Small())
+    trial.randn(3)
+    exact = trial.in_double
+    assert exact is not None and exact.in_double is None
+    for one, other in [(trial.young, exact.young), (trial.old, exact.old)]:
+        assert torch.equal(one.inputs.double(), other.inputs) and torch.equal(one.reset, other.reset)
+    for (name, one), other in zip(trial.pristine.named_parameters(), exact.pristine.parameters(), strict=True):
+        torch.testing.assert_close(one.double(), other, msg=name)
+
+
+def test_each_law_draws_the_same_whatever_came_before() -> None:
+    drawn: list[Tensor] = []
+
+    def law(trial: Trial) -> str:
+        drawn.append(trial.randn(3))
+        return ""
+
+    trial = Trial(Small())
+    for _ in range(2):
+        judge(Law("none", law), trial)
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("core", [Rougher, Roughest, Single, Stays])
 def test_what_cannot_be_told_from_a_breach_is_one(core: type[Rough]) -> None:
     assert "law 1" in broken(core()).law
+
+
+def test_parameters_of_one_value_are_moved_too() -> None:
+    """By noise, but a square map by noise times its Xavier spread, so that it does not stretch with its width."""
+    module = torch.nn.ParameterList([torch.zeros(400, 400), torch.ones(100, 1600), torch.zeros(160_000)])
+    shake(module, 0.2, torch.Generator().manual_seed(0))
+    assert [round(float(parameter.std()), 3) for parameter in module] == [0.01, 0.2, 0.2]
 
 
 def test_what_a_check_cannot_reach_is_told() -> None:

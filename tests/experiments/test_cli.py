@@ -117,3 +117,14 @@ def test_a_reader_that_leaves_early_is_no_error(arguments: list[str]) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_a_pipe_of_something_else_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that to a dead worker."""
+
+    def broken(_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("ctrl.experiments.cli.run", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["envs"])
