@@ -113,6 +113,23 @@ def last_read(core: CompressiveCore, inputs: Tensor, reset: Tensor, rare: Tensor
     return reads[-1].detach()
 
 
+def test_the_reconstruction_loss_compares_what_attention_reads() -> None:
+    """With keys and values in which the unusual counts more, and with all weights held fixed."""
+    torch.manual_seed(0)
+    core = CompressiveCore(3, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "most_missed")])
+    attention = core.layers[0].attention
+    torch.nn.init.normal_(attention.novelty.rebuild)
+    passes: list[tuple[Tensor, Tensor]] = []
+    attention.register_forward_hook(lambda _, given, attended: passes.append((given[0], attended.keys_values)))
+    core.unroll(torch.randn(2, 5, 3), core.initial_state(2), torch.zeros(2, 5, dtype=torch.bool))
+    columns, keys_values = passes[-1]
+    slots = columns.detach().requires_grad_()
+    found = attention.fixed_keys_values(slots)
+    torch.testing.assert_close(found, keys_values)
+    found.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert slots.grad is not None and all(parameter.grad is None for parameter in attention.parameters())
+
+
 def test_acting_follows_the_map() -> None:
     """Keys and values that are kept are those of the map as it is now."""
     torch.manual_seed(0)
