@@ -23,7 +23,6 @@ from ctrl.compressors import Compressor, usage_of
 from ctrl.core import Acting
 from ctrl.layer import AgeAttention, MemoryLayer, SlotNorm, finish, normalise
 from ctrl.memory import Tiers, reach
-from ctrl.novelty import Novelty
 from ctrl.timeline import EMPTY, rhythms, ring_centres
 
 if TYPE_CHECKING:
@@ -166,6 +165,7 @@ class LayerRings:
         self, layer: MemoryLayer, slots: Tensor, usage: Tensor, ranked: list[slice], rows: Tensor | None
     ) -> None:
         self._layer = layer
+        self._novelty = layer.attention.novelty
         self._rows = rows
         self.slots = slots
         self.usage = usage
@@ -188,17 +188,17 @@ class LayerRings:
         self._norm = norm.weight, norm.bias
         scale = 1 / math.sqrt(features)
         self._query = attention.query.weight * scale, attention.query.bias * scale
-        self._key_value = attention.key_value_weight().unflatten(0, (2, -1)).transpose(1, 2)  # [2, D, D]
+        self._key_value = attention.key_value.weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, D, D]
         biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
         self._biases = biases if self._rows is None else biases.index_select(1, self._rows)
         self._finish = self._layer.finish_weights()
-        projected = self._project(normalise(self._flat_slots, *self._norm))
+        projected = self._project(normalise(self._flat_slots, *self._norm), self._flat_slots)
         self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
-    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor], novelty: Novelty | None) -> Tensor:
+    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
         batch, heads, features = self._shape
-        normed = self._write(self._new_slots(hidden, moves, compressors, novelty), moves)
+        normed = self._write(self._new_slots(hidden, moves, compressors), moves)
         query = F.linear(normed[-batch:], *self._query).view(batch * heads, 1, features)
         biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
         scores = biases.transpose(0, 1).reshape(batch * heads, 1, -1).baddbmm_(query, self._key)
@@ -208,9 +208,7 @@ class LayerRings:
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
         return finish(hidden, read.view_as(hidden), self._finish)
 
-    def _new_slots(
-        self, hidden: Tensor, moves: Moves, compressors: list[Compressor], novelty: Novelty | None
-    ) -> Tensor:
+    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
         """Return [K + B, D] what the tiers form, and the step itself."""
         if not moves.merges:
             return hidden
@@ -220,7 +218,7 @@ class LayerRings:
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
                 attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            formed.append(compressor(blocks, usage_of(compressor, blocks, attention, novelty)))
+            formed.append(compressor(blocks, usage_of(compressor, blocks, attention, self._novelty)))
         return torch.cat([*formed, hidden])
 
     def _write(self, slots: Tensor, moves: Moves) -> Tensor:
@@ -229,12 +227,14 @@ class LayerRings:
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
         normed = normalise(slots, *self._norm)
-        keys_values = self._project(normed).view(-1, self._shape[2])
+        keys_values = self._project(normed, slots).view(-1, self._shape[2])
         self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
         return normed
 
-    def _project(self, normed: Tensor) -> Tensor:
-        """[N, D] -> keys and values [2, N, D]."""
+    def _project(self, normed: Tensor, slots: Tensor) -> Tensor:
+        """[N, D] normed slots, [N, D] slots -> keys and values [2, N, D]."""
+        if self._novelty is not None:
+            normed = self._novelty.emphasise(normed, slots)
         return torch.bmm(normed.expand(2, -1, -1), self._key_value)
 
 
@@ -251,7 +251,6 @@ class CompressiveActing(Acting["CompressiveState"]):
             tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers)) for tiers in dict.fromkeys(self._tiers)
         }
         self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
-        self._novelties = [core.novelty_of(number) for number in range(len(core.layers))]
         self._embed, self._norm = core.embed, cast(nn.LayerNorm, core.norm)
         self._places = [
             (owner._parameters, name)
@@ -303,9 +302,8 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock += 1
         embed, norm = self._embed, self._norm
         hidden = F.linear(inputs, embed.weight, embed.bias)
-        parts = zip(self._layers, self._tiers, self._compressors, self._novelties, strict=True)
-        for layer, tiers, compressors, novelty in parts:
-            hidden = layer.step(hidden, moves[tiers], compressors, novelty)
+        for layer, tiers, compressors in zip(self._layers, self._tiers, self._compressors, strict=True):
+            hidden = layer.step(hidden, moves[tiers], compressors)
         return torch.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias)
 
     def _forget(self, envs: Integers) -> None:

@@ -77,8 +77,7 @@ class MemoryAttention(nn.Module, ABC):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.novelty: Novelty | None = None
-        """What measures how unusual slots are, where a compressor asks for it; the core sets it. What is unusual then
-        has larger keys and values."""
+        """What measures how unusual slots are, where a compressor asks for it; the core sets it."""
 
     def forward(self, columns: Tensor, own: slice, band: Band) -> Attended:
         """Attend.
@@ -88,7 +87,7 @@ class MemoryAttention(nn.Module, ABC):
         :param band: which step sees which of them, and at what age
         """
         normed = self.norm(columns)
-        queries, keys_values = self.query(normed[:, own]), F.linear(normed, self.key_value_weight())
+        queries, keys_values = self.query(normed[:, own]), self.key_value(self.emphasised(normed, columns))
         read, weights = self._read(queries, keys_values, band)
         return Attended(read, queries, keys_values, weights)
 
@@ -96,10 +95,9 @@ class MemoryAttention(nn.Module, ABC):
     def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
         """Return what the heads read, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
-    def key_value_weight(self) -> Tensor:
-        """Return the [2 D, D] weights by which normed slots become keys and values."""
-        weight = self.key_value.weight
-        return weight if self.novelty is None else self.novelty.magnify(weight)
+    def emphasised(self, normed: Tensor, slots: Tensor) -> Tensor:
+        """Return normed slots [.., D] as they become keys and values: the larger, the more unusual the slots are."""
+        return normed if self.novelty is None else self.novelty.emphasise(normed, slots)
 
     def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
         """Attend by content alone, without age and output projection.
@@ -120,7 +118,7 @@ class MemoryAttention(nn.Module, ABC):
 
         Fixed by functional use of detached weights: the parameters themselves stay as they are.
         """
-        return F.linear(self.norm.fixed(slots), self.key_value_weight().detach())
+        return F.linear(self.emphasised(self.norm.fixed(slots), slots), self.key_value.weight.detach())
 
 
 class AgeAttention(MemoryAttention):

@@ -24,7 +24,7 @@ class Novelty(nn.Module):
     xᵀ (S + r)⁻¹ x do (Alaoui & Mahoney 2015, arXiv 1411.0306), by which a few columns are picked that stand for many.
 
     :param width: D
-    :param gain: how many times more the unusual part of a slot counts in `magnify`
+    :param gain: how much more a slot counts in `emphasise` for each unit of novelty
     """
 
     NOISE = 0.5
@@ -53,15 +53,14 @@ class Novelty(nn.Module):
         noise = self.NOISE * self.rebuild.square().sum() / inputs.shape[-1]
         return self._left(inputs.detach()).square().mean() + noise
 
-    def magnify(self, weight: Tensor) -> Tensor:
-        """[O, D] the weights of a linear map of normed inputs -> those of the same map of x + gain (x - rebuilt x).
+    def emphasise(self, normed: Tensor, slots: Tensor) -> Tensor:
+        """[.., D] slots as attention norms them, [.., D] these slots -> the former times 1 + gain * novelty.
 
-        For inputs as attention norms them, with a scale and a shift of its own. Any linear map can still be learned, as
-        long as no eigenvalue of the map that rebuilds is 1 + 1 / gain; those of the best one are below 1. But what it
-        makes of the usual is smaller beside what it makes of the unusual, and so are their gradients: one rare slot
-        among many is read from the beginning. No gradient reaches the measure.
+        So the keys and values of what is unusual are larger, and one rare slot among many is read from the beginning.
+        By a number for each slot, as what is left of it changes little when the map and the inputs do; the directions
+        that are left change much more. No gradient reaches the measure.
         """
-        return weight + self.gain * (weight - weight @ self.rebuild.detach().T)
+        return normed * (1 + self.gain * self(slots)).unsqueeze(-1) if self.gain else normed
 
     def _left(self, slots: Tensor) -> Tensor:
         normed = F.layer_norm(slots, slots.shape[-1:])

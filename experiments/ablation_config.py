@@ -73,7 +73,7 @@ MEMORY = "8,8x4"
 """8 raw steps and 8 slots of 4 steps: 40 steps of reach, and a cue is one of the 4 steps that its slot stands for."""
 TASK = TaskOptions(env_kwargs=(f"length={LENGTH}", "num_cues=4"), num_envs=32)
 RUN = RunOptions(steps=180_000, eval_episodes=200)
-PPO = PPOOptions(n_steps=64, gamma=0.9, learning_rate=1e-3, anneal=True)
+PPO = PPOOptions(n_steps=64, gamma=0.9, learning_rate=1e-3)
 """As in `demo`."""
 
 

@@ -148,7 +148,7 @@ class PPOOptions:
 
     learning_rate: float = 3e-4
     """Adam's step size for all but the compressors."""
-    anneal: bool = False
+    anneal: bool = True
     """Let the learning rate fall linearly to 0 over the run."""
     memory_learning_rate: Annotated[float | None, open_option("0.001", "FLOAT")] = None
     """Adam's step size for the compressors."""

@@ -19,7 +19,7 @@ MEMORY = "8,8x4"
 LAYERS = 1
 LEARNING_RATES = {"compressive": 1e-3, "lstm": 3e-3}
 """Each core's best of a few; docs/benchmarks.md says which and how they were judged."""
-PPO = PPOOptions(n_steps=64, gamma=0.9, anneal=True)
+PPO = PPOOptions(n_steps=64, gamma=0.9)
 """Only the last action counts, so a short horizon keeps the noise of the others out of its credit."""
 EVAL_EPISODES = 200
 

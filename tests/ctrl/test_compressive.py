@@ -73,6 +73,11 @@ class SlowReference:
         left = normed - normed @ self.core.layers[number].attention.novelty.rebuild
         return left.square().mean(dim=1).detach()
 
+    def _emphasis(self, number: int, slot: Tensor) -> Tensor | float:
+        """How much more a slot counts in keys and values."""
+        novelty = self.core.layers[number].attention.novelty
+        return 1.0 if novelty is None else 1 + novelty.gain * self._unusual(number, slot[None])
+
     def _attend(self, number: int, hidden: Tensor) -> Tensor:
         attention = self.core.layers[number].attention
         width, heads = self.core.output_size, attention.heads
@@ -89,7 +94,7 @@ class SlowReference:
                 of_tier = []
                 newer += len(slots)
                 for index, slot in enumerate(slots):
-                    key, value = attention.key_value(magnified(attention, attention.norm(slot.value))).chunk(2)
+                    key, value = attention.key_value(self._emphasis(number, slot.value) * attention.norm(slot.value)).chunk(2)
                     age, distance = self.time - slot.first - span // 2, newer - 1 - index
                     of_tier.append(score(attention, part, query[part], key[part], age, distance))
                     values.append(value[part])
@@ -100,12 +105,6 @@ class SlowReference:
             weights = torch.stack(scores).softmax(dim=0)
             result[part] = weights @ torch.stack(values)
         return result
-
-
-def magnified(attention: MemoryAttention, normed: Tensor) -> Tensor:
-    """What is unusual in a slot counts `1 + gain` times."""
-    novelty = attention.novelty
-    return normed if novelty is None else normed + novelty.gain * (normed - normed @ novelty.rebuild.detach())
 
 
 @dataclass

@@ -66,22 +66,20 @@ def test_its_loss_reaches_the_map_alone_and_its_measure_nothing() -> None:
     assert not novelty(inputs).requires_grad
 
 
-def test_what_is_unusual_counts_more_in_a_linear_map() -> None:
-    """By 1 + gain where the map rebuilds nothing of an input, and once where it rebuilds all."""
+def test_what_is_unusual_counts_more() -> None:
+    """By 1 + gain where the map rebuilds nothing of a slot, and once where it rebuilds all; whatever its norm says."""
     torch.manual_seed(0)
-    novelty, weight = Novelty(WIDTH, gain=3.0), torch.randn(5, WIDTH, requires_grad=True)
+    novelty = Novelty(4, gain=3.0)
     with torch.no_grad():
         novelty.rebuild[:2, :2] = torch.eye(2)
-    inputs = torch.randn(7, WIDTH)
-    counts = torch.tensor([1.0, 1.0, 4.0, 4.0, 4.0, 4.0])
-    found = inputs @ novelty.magnify(weight).T
-    torch.testing.assert_close(found, (inputs * counts) @ weight.T)
-    with torch.no_grad():
-        novelty.rebuild.normal_()
-    expected = (inputs + 3 * (inputs - inputs @ novelty.rebuild)) @ weight.T
-    torch.testing.assert_close(inputs @ novelty.magnify(weight).T, expected)
-    novelty.magnify(weight).square().sum().backward()  # type: ignore[no-untyped-call]
-    assert weight.grad is not None and novelty.rebuild.grad is None
+    slots = torch.tensor([[9.0, -9.0, 0.0, 0.0], [0.0, 0.0, 5.0, -5.0], [8.0, -8.0, 8.0, -8.0]])
+    projected = torch.randn(3, 4, requires_grad=True)
+    found = novelty.emphasise(projected, slots.requires_grad_())
+    counts = torch.tensor([[1.0], [4.0], [2.5]])
+    torch.testing.assert_close(found, counts * projected)
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(projected.grad, counts.expand(3, 4))
+    assert slots.grad is None and novelty.rebuild.grad is None
 
 
 def test_what_is_rare_is_read_from_the_beginning() -> None:

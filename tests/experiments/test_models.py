@@ -88,11 +88,11 @@ def test_an_agent_that_cannot_be_built_says_why(env: VecEnv) -> None:
         build_model(replace(SMALL, ppo=replace(SMALL.ppo, batch_size=5)), env)
 
 
-def test_an_annealed_learning_rate_falls_to_zero(env: VecEnv) -> None:
-    constant = build_model(SMALL, env)
-    annealed = build_model(replace(SMALL, ppo=replace(SMALL.ppo, learning_rate=2e-3, anneal=True)), env)
-    assert [constant.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [3e-4] * 3
+def test_the_learning_rate_falls_to_zero_unless_told_otherwise(env: VecEnv) -> None:
+    annealed = build_model(replace(SMALL, ppo=replace(SMALL.ppo, learning_rate=2e-3)), env)
+    constant = build_model(replace(SMALL, ppo=replace(SMALL.ppo, anneal=False)), env)
     assert [annealed.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([2e-3, 1e-3, 0.0])
+    assert [constant.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [3e-4] * 3
 
 
 def test_the_other_algorithm_gets_what_it_shares_and_its_own(env: VecEnv, tmp_path: Path) -> None:
