@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -53,7 +54,8 @@ class FaultyEpisodes(PlacedEpisodes):
     :param fault: what goes wrong, see `go_wrong`
     :param at: the step in which it does, counted over all episodes; 0 for the first reset
     :param once: a file that says whether it has happened; None for again and again
-    :param helper: whether it starts a process of its own, which nobody ends
+    :param helper: whether it starts a process of its own, which nobody ends and which holds all that was open, as a
+        fork does
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class FaultyEpisodes(PlacedEpisodes):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         if self.steps == 0 and os.getpid() != self.home:
             if self.helper:
-                subprocess.Popen(["sleep", "1000"])
+                subprocess.Popen(["sleep", "1000"], close_fds=False)
             self.maybe_go_wrong()
         return super().reset(seed=seed, options=options)
 
@@ -94,7 +96,23 @@ class FaultyEpisodes(PlacedEpisodes):
             raise BrokenPipeError("the cable is out")
         if self.fault == "exiting":
             os._exit(7)
+        if self.fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         return self.fault == "nan"
+
+
+class Drawn(ToldEpisodes):
+    """Shows (process, a number of its own generator, one of numpy's global one), drawn at each reset."""
+
+    drawn = (0.0, 0.0)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.drawn = (self.np_random.random(), np.random.random())  # noqa: NPY002 - as some envs do
+        return self.observe(), {}
+
+    def observe(self) -> np.ndarray:
+        return np.array([os.getpid() % 997, *self.drawn], dtype=np.float32)
 
 
 class Everything(gym.Env[Any, Any]):

@@ -102,6 +102,32 @@ def test_a_killed_actor_is_replaced() -> None:
     assert model.logger.name_to_value["time/actor_restarts"] == 1
 
 
+def test_a_death_in_a_window_is_noticed_in_half_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner waits: there is no other actor, and the second window is half written.
+
+    A process that the env has started lives on and holds the connection open, so only who looks finds out.
+    """
+    died, slack = tmp_path / "died", 1.5
+    model = faulty("killed", once=died, at=WINDOW + 3, helper=True)
+    warned: list[tuple[float, str]] = []
+    looked: list[int] = []
+
+    def look(model: MemoryImpala) -> None:
+        assert_contiguous(model)
+        looked.append(len(set(model.rollout_buffer.observations[:, 0, 3])))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda told, *_: warned.append((time.time(), str(told))))
+        model.learn(2 * UPDATE, AtRolloutEnd(look))
+    assert [told for _, told in warned] == [
+        "actor 0 is restarted with another seed: an actor was killed by SIGKILL",
+    ]
+    assert warned[0][0] - died.stat().st_mtime < 0.5 + slack
+    assert looked == [2, 1], "the first window of the dead, all others of the one in its place"
+    assert model.logger.name_to_value["time/actor_restarts"] == 1
+
+
 def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
     """Meanwhile the learner waits: there is no other actor."""
     model = faulty("hanging", once=tmp_path / "hung", actor_timeout=2.0, at=UPDATE // 3 + 5)
@@ -178,9 +204,14 @@ def test_neither_side_runs_away() -> None:
     """Actors wait for a learner that is slow, with no more windows than they have room for."""
     model = faulty(actors=2, window_slots=3)
     lags: list[int] = []
+    means: list[float] = []
+    logged: list[float] = []
 
     def be_slow(model: MemoryImpala) -> None:
         assert model._actors is not None
+        if means:
+            logged.append(model.logger.name_to_value["train/policy_lag"])
+        means.append(float(model._lags.mean()))
         steps = [actor.memory.arrays["steps"] for actor in model._actors._actors]
         if not all(steps):
             return  # one is still starting
@@ -192,6 +223,7 @@ def test_neither_side_runs_away() -> None:
 
     model.learn(1000 * UPDATE, [AtRolloutEnd(be_slow), StopOnce(lambda: len(lags) >= 32)])
     assert 0 < max(lags) <= -(-2 * 3 // model.windows_per_update) + 1
+    assert logged == means[:-1] and max(logged) > 0
 
 
 SCRIPT = """
