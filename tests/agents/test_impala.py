@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from actor_toys import UPDATE, WINDOW, WINDOWS, evaluated, fill_once, make_impala, targets
-from agent_toys import CORES, makers, same_weights, staggered_env, vectorized, weights_of
+from agent_toys import CORES, AtRolloutEnd, makers, same_weights, staggered_env, vectorized, weights_of
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import Tensor
@@ -166,6 +166,22 @@ def test_each_optimizer_has_its_own_clip() -> None:
         assert optimizer is not None
         grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         assert float(torch.cat(grads).norm()) == pytest.approx(limit, rel=1e-2)
+
+
+def test_each_optimizer_follows_a_schedule_of_its_own() -> None:
+    """Before the first of two updates all is still to do, in the first half of it, in the second nothing."""
+    schedules = {"learning_rate": lambda left: 1e-3 + left, "memory_learning_rate": lambda left: 1e-4 + 2 * left}
+    model = make_impala(staggered_env(), **schedules)
+    found: list[list[float]] = []
+
+    def look(model: MemoryImpala) -> None:
+        optimizers = (model.policy.optimizer, model.policy.memory_optimizer)
+        found.append([group["lr"] for optimizer in optimizers for group in optimizer.param_groups])
+
+    look(model.learn(2 * UPDATE, AtRolloutEnd(look)))
+    assert found == [pytest.approx(rates) for rates in ([1.001, 2.0001], [0.501, 1.0001], [1e-3, 1e-4])]
+    logged = [model.logger.name_to_value[f"{part}/learning_rate"] for part in ("train", "memory")]
+    assert logged == found[-1]
 
 
 @pytest.mark.parametrize(
