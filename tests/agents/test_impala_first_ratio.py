@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from ctrl import Tier
 from ctrl.agents import MemoryImpala
 from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
 
@@ -73,13 +74,28 @@ def test_for_other_kinds_of_action_too(action_space: spaces.Space[Any]) -> None:
     assert_faithful(make_impala(staggered_env(action_space=action_space), **FAST))
 
 
-@pytest.mark.parametrize(("core", "num_actors"), [("compressive", 2), ("lstm", 1)])
-def test_with_the_weights_that_an_actor_had_the_ratio_is_one(core: str, num_actors: int) -> None:
+MOST_MISSED = {"width": 8, "heads": 2, "layers": 1, "memory": [Tier(3), Tier(3, 2, "most_missed")]}
+
+
+@pytest.mark.parametrize(
+    ("core", "core_kwargs", "num_actors"),
+    [
+        ("compressive", CORES["compressive"], 2),
+        ("compressive", MOST_MISSED, 1),
+        ("gtrxl", CORES["gtrxl"], 1),
+        ("lstm", CORES["lstm"], 1),
+    ],
+    ids=["compressive", "most_missed", "gtrxl", "lstm"],
+)
+def test_with_the_weights_that_an_actor_had_the_ratio_is_one(
+    core: str, core_kwargs: dict[str, Any], num_actors: int
+) -> None:
     """Each window is judged with the very weights that its version names, whatever the learner has by then.
 
     An actor reads new weights in mid-episode, so the state before a window was made by older ones.
     """
-    model = make_impala(staggered_env(), core, num_actors=num_actors, policy_kwargs={"previous_reward": True}, **FAST)
+    inputs = {"previous_reward": True, "core_kwargs": core_kwargs}
+    model = make_impala(staggered_env(), core, num_actors=num_actors, policy_kwargs=inputs, **FAST)
     published: dict[int, dict[str, Tensor]] = {}
     found: list[float] = []
     with_weights_of_now: list[float] = []
