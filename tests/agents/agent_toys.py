@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
@@ -118,6 +119,20 @@ class AtRolloutEnd(BaseCallback):
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
         self.call(self.model)
+
+
+class Scalars(KVWriter):
+    """A writer for SB3's logger that keeps every value."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Any]] = {}
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        for key, value in key_values.items():
+            self.values.setdefault(key, []).append(value)
+
+    def close(self) -> None:
+        pass
 
 
 class Books(NamedTuple):

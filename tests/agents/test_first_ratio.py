@@ -10,28 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_toys import CORES, AtRolloutEnd, make_model, makers, staggered_env, vectorized
+from agent_toys import CORES, AtRolloutEnd, Scalars, make_model, makers, staggered_env, vectorized
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 
 from ctrl.agents import MemoryPPO
 
 UPDATES = 4
-
-
-class Scalars(KVWriter):
-    """A writer for SB3's logger that keeps every value."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Any]] = {}
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        for key, value in key_values.items():
-            self.values.setdefault(key, []).append(value)
-
-    def close(self) -> None:
-        pass
 
 
 def difference(model: MemoryPPO) -> float:

@@ -20,6 +20,7 @@ from agent_toys import (
     CORES,
     STAGGERED,
     AtRolloutEnd,
+    Scalars,
     ToldEpisodes,
     makers,
     same_weights,
@@ -47,11 +48,15 @@ def policy_kwargs(core: str = "gru") -> dict[str, Any]:
 
 
 class Told(BaseCallback):
-    """Remembers what a step's callback is told."""
+    """Remembers what a step's callback is told, and what is logged."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[int, np.ndarray, np.ndarray, list[dict[str, Any]]]] = []
+        self.logged = Scalars()
+
+    def _on_training_start(self) -> None:
+        self.logger.output_formats.append(self.logged)
 
     def _on_step(self) -> bool:
         told = self.locals
@@ -72,7 +77,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[MemoryImpala, Tol
         ),
         AtRolloutEnd(lambda model: check_memory(model) if model.num_timesteps == UPDATE else None),
     ]
-    model = make_impala(staggered_env(), "gru", num_actors=1, tensorboard_log=str(folder / "logs"))
+    env = DummyVecEnv([lambda make=make: Monitor(make()) for make in makers()])  # type: ignore[misc]
+    model = make_impala(env, "gru", num_actors=1, tensorboard_log=str(folder / "logs"))
     return model.learn(4 * UPDATE, CallbackList(callbacks)), told, folder
 
 
@@ -96,8 +102,26 @@ def test_infos_tell_of_the_ends_of_episodes(watched: tuple[MemoryImpala, Told, P
                 assert {"TimeLimit.truncated", "is_success"} <= info.keys() and "terminal_observation" not in info
 
 
+def ended_episodes(steps: int) -> list[tuple[int, bool]]:
+    """Return length and success of all episodes that end within so many steps of each of the staggered envs."""
+    found = []
+    for lengths in STAGGERED:
+        ends = np.cumsum(np.resize(lengths, steps))
+        found += [(lengths[n % len(lengths)], n % 2 == 0) for n in range(int((ends <= steps).sum()))]
+    return found
+
+
 def test_what_an_actor_adds_to_the_log(watched: tuple[MemoryImpala, Told, Path]) -> None:
-    model, _, folder = watched
+    model, told, folder = watched
+    lengths, successes = zip(*ended_episodes(4 * WINDOWS * WINDOW), strict=True)
+    last = {key: values[-1] for key, values in told.logged.values.items() if key.startswith("rollout/")}
+    assert last == pytest.approx(
+        {
+            "rollout/ep_len_mean": np.mean(lengths),
+            "rollout/ep_rew_mean": np.mean([length * (length + 1) / 2 for length in lengths]),
+            "rollout/success_rate": np.mean(successes),
+        }
+    )
     logged = model.logger.name_to_value
     assert 0 <= logged["train/policy_lag"] <= 4 and 0 < logged["train/rho_mean"] < 10
     assert logged["time/actor_restarts"] == 0 and logged["train/n_updates"] == 4
