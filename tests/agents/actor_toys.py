@@ -138,6 +138,17 @@ class Everything(gym.Env[Any, Any]):
         return self.observation_space.sample(), 1.0, ended, False, {"big": np.zeros(10**6), "text": "x"}
 
 
+class Images(ToldEpisodes):
+    """Shows `side` by `side` pixels; no episode ends."""
+
+    def __init__(self, side: int) -> None:
+        self.observation_space = spaces.Box(0, 255, (side, side), np.uint8)
+        super().__init__(lengths=[10**9])
+
+    def observe(self) -> np.ndarray:
+        return np.full(self.observation_space.shape, self.step_count % 256, dtype=np.uint8)
+
+
 class Locked(ToldEpisodes):
     """Can't be pickled."""
 
@@ -217,6 +228,11 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def named_memory() -> set[str]:
+    """Return the names of the shared memory that outlives those who use it."""
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
 
 
 def descriptors() -> int:

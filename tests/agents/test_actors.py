@@ -27,6 +27,7 @@ from actor_toys import (
     children,
     descriptors,
     make_impala,
+    named_memory,
     placed_makers,
     wait_until,
 )
@@ -45,10 +46,11 @@ START = 20.0
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     """After each of these tests there is no process, no memory and no pipe that was not there before."""
-    before = children(), descriptors()
+    before, names = (children(), descriptors()), named_memory()
     yield
     wait_until(lambda: children() == before[0], 1.0)  # killed, they take a moment
     assert descriptors() == before[1]
+    wait_until(lambda: named_memory() <= names, 1.0)  # others' semaphores come and go
 
 
 def faulty(fault: str = "none", *, actors: int = 1, **options: Any) -> MemoryImpala:
