@@ -219,7 +219,7 @@ class BenchImpala(TorchBench):
     agents: Names = IMPALA_AGENTS[:-1]
     """Agents to measure: impala_compressive, impala_lstm, ppo_compressive, ppo_lstm, and with --rllib rllib_lstm."""
     rllib: Annotated[Path | None, open_option("leave RLlib out", "PYTHON")] = None
-    """The Python of an environment of its own, where RLlib is installed: pip install "ray[rllib]" torch."""
+    """The Python of an environment of its own, where RLlib is installed: pip install "ray[rllib]==2.60.0" torch."""
     seconds: float = 20.0
     """Timed seconds of a turn, after some that are not timed."""
 

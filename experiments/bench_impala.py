@@ -61,6 +61,8 @@ class Turn:
     parameters: int
     policy_lag: float | None = None
     """By how many updates the weights that acted were older, at the end; None for PPO and where it is not told."""
+    ray: str | None = None
+    """Version of ray, for RLlib's: the report's other versions are those of our own environment."""
 
 
 class Timed(BaseCallback):
@@ -153,7 +155,7 @@ def run_rllib(asked: BenchImpala, parameters: int) -> Turn:
     if result.returncode or not lines:
         raise UserError(f"--rllib {asked.rllib} failed:\n{result.stderr.strip()[-2000:]}")
     told = json.loads(lines[-1])
-    return Turn(told["steps_per_second"], told["parameters"])
+    return Turn(told["steps_per_second"], told["parameters"], ray=told["ray"])
 
 
 def measure(asked: BenchImpala, console: Console) -> dict[str, list[Turn]]:

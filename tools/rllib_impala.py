@@ -1,8 +1,10 @@
 """Measure RLlib's IMPALA with its LSTM on CartPole without velocities, for `ctrl bench impala --rllib PYTHON`.
 
-    PYTHON tools/rllib_impala.py --parameters 212000 --seconds 20     # PYTHON: of an environment with ray[rllib]
+    python -m venv rllib && rllib/bin/pip install "ray[rllib]==2.60.0" torch==2.13.0
+    rllib/bin/python tools/rllib_impala.py --parameters 212000 --seconds 20
 
-It runs by itself, in an environment of its own: nothing of `ctrl` is imported. The last line that it prints is JSON.
+It runs by itself, in that environment: nothing of `ctrl` is imported. The last line that it prints is JSON, with the
+version of ray in it.
 """
 
 from __future__ import annotations

@@ -81,6 +81,19 @@ def test_the_table_has_ratios_to_the_last_agent() -> None:
     ]
 
 
+def test_the_report_keeps_the_version_of_ray(tmp_path: Path) -> None:
+    """The program stands for an environment with ray: it prints what the tool does, after what ray may say itself."""
+    python = tmp_path / "python"
+    told = {"steps_per_second": 5.0, "parameters": 7, "lstm_cell_size": 3, "ray": "2.60.0"}
+    python.write_text(f"#!/bin/sh\necho ray is old\necho '{json.dumps(told)}'\n")
+    python.chmod(0o755)
+    asked = BenchImpala(agents=("rllib_lstm",), rllib=python, repeats=1, num_envs=4)
+    report = bench_impala.run(asked, Console(width=100, quiet=True))
+    assert report["agents"][0]["turns"] == [
+        {"steps_per_second": 5.0, "parameters": 7, "policy_lag": None, "ray": "2.60.0"}
+    ]
+
+
 def test_an_environment_without_rllib_says_so() -> None:
     asked = BenchImpala(agents=("rllib_lstm",), rllib=Path(sys.executable), seconds=1.0)
     with pytest.raises(UserError, match="--rllib .* failed:(.|\n)*No module named 'ray'"):
