@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ctrl.envs import TASKS, Rules, field
+from ctrl.experiments import provenance
 from ctrl.experiments.summary import count_text
 from ctrl.novelty import Novelty
 
@@ -143,6 +147,42 @@ def test_table_of_impala_is_what_the_runs_brought() -> None:
     written = json.loads((ROOT / "docs" / "impala.json").read_text(encoding="utf-8"))
     stated = re.findall(r"^\| Memory(?:PPO|Impala) \| \d.*$", page, flags=re.MULTILINE)
     assert stated == [impala_row(name, run) for name, each in written.items() for run in each["runs"]]
+
+
+def test_table_of_impalas_speed_is_what_the_code_prints_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    written = json.loads((ROOT / "docs" / "bench_impala.json").read_text(encoding="utf-8"))
+    table = next(block for block in blocks("", page) if "2 × 8 envs" in block)
+    monkeypatch.setattr(provenance, "machine", lambda: written["machine"])
+    assert lines_of(table) == lines_of(printed_speeds(written))
+    stated = re.search(r"`(ctrl bench impala [^`]*)`, \[bench_impala.json\]", page)
+    assert stated and stated[1].split() == written["command"].split(" --out")[0].split()
+    version = re.search(r"ray (\S+) and RLlib", page)
+    assert version and f'"ray[rllib]=={version[1]}"' in (ROOT / "tools" / "rllib_impala.py").read_text(encoding="utf-8")
+
+
+def lines_of(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().splitlines()]
+
+
+def printed_speeds(written: dict[str, Any]) -> str:
+    """Print the table of a report of `ctrl bench impala`."""
+    from ctrl.experiments import bench_impala
+    from ctrl.experiments.cli import parse
+
+    command = written["command"].replace("PYTHON", sys.executable)
+    asked: Any = parse(shlex.split(command)[1:])
+    turns = {each["agent"]: [bench_impala.Turn(**turn) for turn in each["turns"]] for each in written["agents"]}
+    printed = io.StringIO()
+    Console(width=100, file=printed).print(bench_impala.impala_table(turns, asked.what, written["torch_threads"]))
+    return printed.getvalue()
+
+
+def test_ratio_of_the_readme_is_that_of_the_file() -> None:
+    written = json.loads((ROOT / "docs" / "bench_impala.json").read_text(encoding="utf-8"))
+    medians = {each["agent"]: each["steps_per_second"]["median"] for each in written["agents"]}
+    stated = re.search(r"takes in (\S+) times as many steps a second as RLlib's IMPALA", README)
+    assert stated and stated[1] == f"{medians['impala_compressive'] / medians['rllib_lstm']:.0f}"
 
 
 def test_table_of_rates_is_what_the_runs_brought() -> None:
