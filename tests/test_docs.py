@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from ctrl.novelty import Novelty
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LEARNING_PAGE = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
+DETAILS_PAGE = (ROOT / "docs" / "implementation-details.md").read_text(encoding="utf-8")
 COMPRESSORS_PAGE = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
 TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
 
@@ -176,6 +178,21 @@ def printed_speeds(written: dict[str, Any]) -> str:
     printed = io.StringIO()
     Console(width=100, file=printed).print(bench_impala.impala_table(turns, asked.what, written["torch_threads"]))
     return printed.getvalue()
+
+
+def test_what_ppo_alone_takes_is_what_the_code_says() -> None:
+    from ctrl.agents import MemoryImpala, MemoryPPO
+
+    section = DETAILS_PAGE.split("### From `MemoryPPO` to `MemoryImpala`")[1].split("\n## ")[0]
+    stated = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)))
+    ppo, impala = (inspect.signature(kind).parameters for kind in (MemoryPPO, MemoryImpala))
+    assert sorted(stated) == sorted(ppo.keys() - impala.keys())
+    in_place = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| `.*? \| (.*) \|$", section, flags=re.MULTILINE)))
+    assert in_place and impala.keys() >= {*in_place, "windows_per_update", "batch_size", "ent_coef"}
+    defaults = dict(re.findall(r"`(\w+)` \(([\d.]+)\)", section))
+    assert len(defaults) == 6
+    for name, default in defaults.items():
+        assert float(default) == {**ppo, **impala}[name].default, name
 
 
 def test_ratio_of_the_readme_is_that_of_the_file() -> None:
