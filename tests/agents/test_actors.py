@@ -119,7 +119,7 @@ def test_a_death_in_a_window_is_noticed_in_half_a_second(tmp_path: Path, monkeyp
         looked.append(len(set(model.rollout_buffer.observations[:, 0, 3])))
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always")
+        warnings.filterwarnings("always", message="actor 0 is restarted")
         monkeypatch.setattr(warnings, "showwarning", lambda told, *_: warned.append((time.time(), str(told))))
         model.learn(2 * UPDATE, AtRolloutEnd(look))
     assert [told for _, told in warned] == [
