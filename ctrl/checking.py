@@ -73,14 +73,14 @@ def check_core(
 ) -> list[Finding]:
     """Check the five laws for any core, ours or yours. The core itself is neither run nor changed.
 
-    Takes under 10 s for cores of the default's size; wide and deep ones take longer. In float32 rounding alone may
+    Takes under 10 s for up to four layers of the default's width; wider ones take longer. In float32 rounding alone may
     exceed `tolerance` where weights are large: what differs by up to `ROUNDING` times of it is looked at again with the
     same inputs in float64, and a law that is kept there has a remark. It may also tip a hard choice: then check
     `copy.deepcopy(core).double()`.
 
     :param core: copies of it are run, on its device and with its dtype
     :param batch_size: B, at least 2
-    :param length: T, steps of the windows, at least 8; None for 40, and fewer where the state is large
+    :param length: T, steps of the windows, at least 8; None for 40, and fewer where the state is not small
     :param history: steps that the oldest env has lived before a window, which should go beyond what the core remembers;
         None for a compressive core's reach and some more, 64 for others, and a limit where that would take long
     :param noise: how far the copies' parameters are moved, relative to their spread, since zeros and identities of a

@@ -21,8 +21,9 @@ CHUNK = 512
 """Steps that are unrolled at once while envs only live on."""
 LONGEST = 1024
 """Steps of the longest window that is looked at as a whole."""
-LARGE_STATE = 2**17
-"""Bytes of state per env from which on a check does with fewer steps, so that it stays quick."""
+SMALL_STATE, LARGE_STATE = 9_000, 2**17
+"""Bytes of state per env from which on windows are shorter, and envs live less long before them, so that a check stays
+quick. The default core's are the former, and few more."""
 
 
 def shake(module: nn.Module, noise: float, generator: torch.Generator) -> None:
@@ -45,7 +46,7 @@ class Trial:
 
     :param core: the core
     :param batch_size: B, at least 2
-    :param length: T, steps of the windows, at least 8; None for 40, and fewer where the state is large
+    :param length: T, steps of the windows, at least 8; None for 40, and fewer where the state is not small
     :param history: steps that the oldest env has lived before a window; None for a compressive core's reach and some
         more, 64 for other cores, and a limit where that would take long
     :param noise: how far the copies' parameters are moved, see `shake`
@@ -94,20 +95,19 @@ class Trial:
         """Return a copy that nobody has run."""
         return copy.deepcopy(self.pristine)
 
-    @cached_property
-    def _thrift(self) -> float:
-        """By which factor fewer steps are taken where the state is large."""
-        return min(1.0, LARGE_STATE / max(1, self.pristine.state_bytes))
+    def _thrift(self, size: int) -> float:
+        """By which factor fewer steps are taken where the state has more than `size` bytes per env."""
+        return min(1.0, size / max(1, self.pristine.state_bytes))
 
     @property
     def length(self) -> int:
         """T."""
-        return self._length or max(8, int(40 * self._thrift))
+        return self._length or max(8, int(40 * self._thrift(SMALL_STATE) ** 0.5))
 
     @property
     def history(self) -> int:
         """Steps that the oldest env has lived before a window."""
-        return self._history or min(max(64, self.wanted_history), max(256, int(4096 * self._thrift)))
+        return self._history or min(max(64, self.wanted_history), max(256, int(4096 * self._thrift(LARGE_STATE))))
 
     @property
     def wanted_history(self) -> int:

@@ -94,7 +94,9 @@ class SlowReference:
                 of_tier = []
                 newer += len(slots)
                 for index, slot in enumerate(slots):
-                    key, value = attention.key_value(self._emphasis(number, slot.value) * attention.norm(slot.value)).chunk(2)
+                    key, value = attention.key_value(
+                        self._emphasis(number, slot.value) * attention.norm(slot.value)
+                    ).chunk(2)
                     age, distance = self.time - slot.first - span // 2, newer - 1 - index
                     of_tier.append(score(attention, part, query[part], key[part], age, distance))
                     values.append(value[part])
