@@ -57,8 +57,7 @@ class Novelty(nn.Module):
         """[.., D] slots as attention norms them, [.., D] these slots -> the former times 1 + gain * novelty.
 
         So the keys and values of what is unusual are larger, and one rare slot among many is read from the beginning.
-        By a number for each slot, as what is left of it changes little when the map and the inputs do; the directions
-        that are left change much more. No gradient reaches the measure.
+        No gradient reaches the measure.
         """
         return normed * (1 + self.gain * self(slots)).unsqueeze(-1) if self.gain else normed
 

@@ -73,10 +73,11 @@ def table_row(rules: Rules[Any]) -> list[str]:
     return [str(rules.max_episode_steps), str(rules.memory_steps), *(f"{score:.4g}" for score in scores)]
 
 
-def test_table_of_trained_agents_is_what_the_runs_brought() -> None:
-    section = TASKS_PAGE.split("## Trained agents")[1]
+@pytest.mark.parametrize(("number", "name"), [(0, "task_runs.json"), (1, "default_runs.json")])
+def test_tables_of_trained_agents_are_what_the_runs_brought(number: int, name: str) -> None:
+    section = TASKS_PAGE.split("## Trained agents")[1].split("### With the defaults")[number]
     stated = [line for line in section.splitlines() if line.startswith("| `")]
-    runs = json.loads((ROOT / "docs" / "task_runs.json").read_text(encoding="utf-8"))
+    runs = json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))
     assert stated == [run_row(run) for run in runs]
     assert all(shlex.join(["--env", run["env"]]) in run["command"] for run in runs)
 
@@ -107,23 +108,23 @@ def test_table_of_steady_learning_is_what_the_runs_brought() -> None:
     assert [each["command"].split(" --jobs")[0] for each in written] == [line.split(" --out")[0] for line in commands]
 
 
-def test_table_of_gains_is_what_the_runs_brought() -> None:
+def test_table_of_variants_is_what_the_runs_brought() -> None:
     written = [
         each
-        for name in ("recall_gains.json", "recall.json")
+        for name in ("recall_variants.json", "recall.json")
         for each in json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))
     ]
-    stated = re.findall(r"^\| gain \d \|.*$", LEARNING_PAGE, flags=re.MULTILINE)
-    assert stated == [gain_row(each["command"], each["runs"]) for each in written]
+    stated = re.findall(r"^\| (?:most_used|no gain|by \w+, gain \d), (?:constant|falling) rate.*$", LEARNING_PAGE, flags=re.MULTILINE)
+    assert stated == [variant_row(each) for each in written]
 
 
-def gain_row(command: str, runs: list[dict[str, Any]]) -> str:
-    """Write a comparison of docs/recall_gains.json or docs/recall.json as a line of the table."""
-    length, gain = re.search(r"length=(\d+)", command), re.search(r"--novelty-gain (\d)", command)
+def variant_row(each: dict[str, Any]) -> str:
+    """Write a comparison of docs/recall_variants.json, or the default of docs/recall.json, as a line of the table."""
+    length, runs = re.search(r"length=(\d+)", each["command"]), each["runs"]
     assert length
     learned = [(run, at) for run in runs if (at := reached(run)) is not None]
     cells = (
-        f"gain {int(gain[1]) if gain else round(Novelty.GAIN)}",
+        each.get("variant", f"by slot, gain {Novelty.GAIN:.0f}, falling rate (default)"),
         f"{int(length[1]):,}",
         f"{len(learned)} of {len(runs)}",
         count_text(max(run["checkpoints"][at][0] for run, at in learned)),
@@ -208,6 +209,8 @@ def test_table_of_rates_is_what_the_runs_brought() -> None:
     stated = re.findall(r"^\| rate \d.*$", page, flags=re.MULTILINE)
     assert stated == [rate_row(name, run) for name, each in written.items() for run in each["runs"]]
     assert all(len(each["runs"]) == 3 for each in written.values())
+    means = [sum(run["evaluation"]["return_mean"] for run in each["runs"]) / 3 for each in written.values()]
+    assert "{:.1f}, {:.1f}, {:.1f} and {:.1f} for the four rates".format(*means) in page
 
 
 def rate_row(name: str, run: dict[str, Any]) -> str:

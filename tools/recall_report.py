@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import csv
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ctrl.experiments.config import EvaluateConfig
 from ctrl.experiments.evaluate import evaluate_saved
@@ -44,6 +46,14 @@ def curve(run: Path) -> list[tuple[int, float]]:
     return points
 
 
+def staleness(run: Path) -> dict[str, float]:
+    """Return the median and the largest `memory/staleness` of a run's updates."""
+    events = EventAccumulator(str(run.parents[2] / "tensorboard" / run.parent.name / run.name), {"scalars": 0})
+    events.Reload()
+    values = [event.value for event in events.Scalars("memory/staleness")]
+    return {"median": round(median(values), 4), "highest": round(max(values), 4)}
+
+
 def report(run: Path, longer: int | None) -> dict[str, Any]:
     """Evaluate one run's models."""
     summary = read_json(run / "summary.json")
@@ -55,6 +65,7 @@ def report(run: Path, longer: int | None) -> dict[str, Any]:
         "parameters": summary["parameters"],
         "checkpoints": [(int(path.stem.removeprefix("step_")), success(path)) for path in checkpoints],
         "success": success(run / "model.zip"),
+        "staleness": staleness(run),
         "training": curve(run),
     }
     if longer is not None:
