@@ -21,6 +21,7 @@ from ctrl.novelty import Novelty
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SPEED_PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 LEARNING_PAGE = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
 DETAILS_PAGE = (ROOT / "docs" / "implementation-details.md").read_text(encoding="utf-8")
 COMPRESSORS_PAGE = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
@@ -146,22 +147,127 @@ def lowest_since(run: dict[str, Any], at: int) -> float:
 
 
 def test_table_of_impala_is_what_the_runs_brought() -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     written = json.loads((ROOT / "docs" / "impala.json").read_text(encoding="utf-8"))
-    stated = re.findall(r"^\| Memory(?:PPO|Impala) \| \d.*$", page, flags=re.MULTILINE)
+    stated = re.findall(r"^\| Memory(?:PPO|Impala) \| \d.*$", SPEED_PAGE, flags=re.MULTILINE)
     assert stated == [impala_row(name, run) for name, each in written.items() for run in each["runs"]]
 
 
 def test_table_of_impalas_speed_is_what_the_code_prints_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     written = json.loads((ROOT / "docs" / "bench_impala.json").read_text(encoding="utf-8"))
-    table = next(block for block in blocks("", page) if "2 × 8 envs" in block)
+    table = next(block for block in blocks("", SPEED_PAGE) if "2 × 8 envs" in block)
     monkeypatch.setattr(provenance, "machine", lambda: written["machine"])
     assert lines_of(table) == lines_of(printed_speeds(written))
-    stated = re.search(r"`(ctrl bench impala [^`]*)`, \[bench_impala.json\]", page)
+    stated = re.search(r"`(ctrl bench impala [^`]*)`, \[bench_impala.json\]", SPEED_PAGE)
     assert stated and stated[1].split() == written["command"].split(" --out")[0].split()
-    version = re.search(r"ray (\S+) and RLlib", page)
+    version = re.search(r"ray (\S+) and RLlib", SPEED_PAGE)
     assert version and f'"ray[rllib]=={version[1]}"' in (ROOT / "tools" / "rllib_impala.py").read_text(encoding="utf-8")
+
+
+BENCHES = (
+    "bench_train",
+    "bench_train_2_threads",
+    "bench_act",
+    "bench_act_2_threads",
+    "bench_profile",
+    "bench_unroll",
+    "bench_scale",
+)
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_tables_of_speed_are_what_the_code_prints_of_the_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ctrl.experiments.cli import parse
+
+    written = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(provenance, "machine", lambda: written["machine"])
+    printed = io.StringIO()
+    for table in TABLES[written["command"].split()[2]](written):
+        Console(width=100, file=printed).print(table)
+    expected = lines_of(printed.getvalue())
+    tables = [lines_of(block) for block in blocks("", SPEED_PAGE)]
+    alike = [table for table in tables if (table[0], table[-1]) == (expected[0], expected[-1])]
+    assert alike == [expected]
+    stated = re.search(rf"`(ctrl bench [^`]*)`,\s+\[{name}.json\]", SPEED_PAGE)
+    commands = stated and (stated[1], written["command"].split(" --out")[0])
+    assert commands and len({repr(parse(shlex.split(command)[1:])) for command in commands}) == 1, commands
+
+
+def train_tables(written: dict[str, Any]) -> list[Any]:
+    from ctrl.experiments.bench_train import Measured, Turn, train_table
+
+    results = [
+        Measured(*values(each, "agent num_envs parameters"), [Turn(**turn) for turn in each["turns"]], ratios_of(each))
+        for each in written["agents"]
+    ]
+    return [train_table(results, written["torch_threads"])]
+
+
+def act_tables(written: dict[str, Any]) -> list[Any]:
+    from ctrl.experiments.bench_act import Measured, Prediction, predictions_table, steps_table
+
+    steps = [Measured(*values(each, "model batch_size parameters seconds ratio")) for each in written["steps"]]
+    predictions = [Prediction(*values(each, "core predict core_step")) for each in written["predict"]]
+    threads = written["torch_threads"]
+    return [steps_table(steps, threads), predictions_table(predictions, threads)]
+
+
+def profile_tables(written: dict[str, Any]) -> list[Any]:
+    from ctrl.experiments.bench_profile import Measured, profile_table
+
+    results = [Measured(*values(each, "core num_envs turns")) for each in written["cores"]]
+    cores = dict.fromkeys(result.core for result in results)
+    return [profile_table([each for each in results if each.core == core], written["torch_threads"]) for core in cores]
+
+
+def unroll_tables(written: dict[str, Any]) -> list[Any]:
+    from ctrl.experiments.bench_unroll import Measured, unroll_table
+
+    names = "model width length batch_size parameters memory turns share_of_peak"
+    results = [Measured(*values(each, names), ratios_of(each)) for each in written["models"]]
+    return [unroll_table(results, written["peak_flops_per_second"]["turns"], written["torch_threads"])]
+
+
+def scale_tables(written: dict[str, Any]) -> list[Any]:
+    from ctrl.experiments.bench_scale import (
+        Case,
+        Measured,
+        Rollout,
+        Slice,
+        cases_table,
+        episode_table,
+        rollouts_table,
+    )
+
+    slices = [Slice(**each) for each in written["episode"]["slices"]]
+    steps, before, threads = (
+        written["sizes"]["episode_steps"],
+        written["episode"]["resident_bytes_before"],
+        written["torch_threads"],
+    )
+    cases = [
+        Measured(each["varied"], Case(**each["case"]), *values(each, "state_bytes seconds ratio"))
+        for each in written["cases"]
+    ]
+    rollouts = [Rollout(*values(each, "core window snapshots rest every_step")) for each in written["rollouts"]]
+    return [episode_table(slices, steps, before, threads), cases_table(cases, threads), rollouts_table(rollouts)]
+
+
+TABLES = {
+    "train": train_tables,
+    "act": act_tables,
+    "profile": profile_tables,
+    "unroll": unroll_tables,
+    "scale": scale_tables,
+}
+"""What rebuilds the tables of a report, by the benchmark's name."""
+
+
+def values(each: dict[str, Any], names: str) -> list[Any]:
+    return [each[name] for name in names.split()]
+
+
+def ratios_of(each: dict[str, Any]) -> dict[str, float]:
+    return {name: ratio for name, ratio in each.items() if name.startswith("ratio_to_")}
 
 
 def lines_of(text: str) -> list[str]:
@@ -204,9 +310,8 @@ def test_ratio_of_the_readme_is_that_of_the_file() -> None:
 
 
 def test_table_of_rates_is_what_the_runs_brought() -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     written = json.loads((ROOT / "docs" / "impala_rates.json").read_text(encoding="utf-8"))
-    stated = re.findall(r"^\| rate \d.*$", page, flags=re.MULTILINE)
+    stated = re.findall(r"^\| rate \d.*$", SPEED_PAGE, flags=re.MULTILINE)
     assert stated == [rate_row(name, run) for name, each in written.items() for run in each["runs"]]
     assert all(len(each["runs"]) == 3 for each in written.values())
     means = [sum(run["evaluation"]["return_mean"] for run in each["runs"]) / 3 for each in written.values()]
