@@ -192,6 +192,48 @@ def test_tables_of_speed_are_what_the_code_prints_of_the_file(name: str, monkeyp
     assert commands and len({repr(parse(shlex.split(command)[1:])) for command in commands}) == 1, commands
 
 
+def test_what_the_page_says_of_windows_is_what_the_file_says() -> None:
+    written = json.loads((ROOT / "docs" / "bench_unroll.json").read_text(encoding="utf-8"))["models"]
+    cases = {(each["model"], each["width"], each["length"]): each for each in written}
+    for (model, width, length), each in list(cases.items()):
+        if model == "compressive":  # at equal slots: at T = 32 those are its own
+            cases.setdefault(("compressive_long", width, length), each)
+    widths, lengths = (sorted({each[name] for each in written}) for name in ("width", "length"))
+    equal = [cases["compressive_long", width, length] for width in widths for length in lengths]
+    assert re.findall(r"^\| width \d.*$", SPEED_PAGE, flags=re.MULTILINE) == [at_the_peak_row(each) for each in equal]
+    assert windows_text(equal) in SPEED_PAGE
+    few = [cases["compressive", 512, length]["share_of_peak"] for length in lengths]
+    long = [cases["compressive_long", 512, length]["share_of_peak"] for length in (128, 512, 2048)]
+    shares = ", ".join(f"{100 * share:.0f}" for share in long)
+    assert (
+        f"{100 * min(few):.0f}–{100 * max(few):.0f} % with 32 + 32 slots; with the package's memory {shares} %"
+        in SPEED_PAGE
+    )
+    kept = [
+        speed_of(cases["compressive", width, 2048]) / speed_of(cases["compressive", width, 128]) for width in widths
+    ]
+    assert f"{min(kept):.2f}–{max(kept):.2f} with 32 + 32 slots" in SPEED_PAGE
+
+
+def at_the_peak_row(each: dict[str, Any]) -> str:
+    """Write a row of docs/bench_unroll.json as a line of the table of ratios at the machine's peak."""
+    ratio, share = each["ratio_to_package"], each["share_of_peak"]
+    cells = (f"width {each['width']}", f"{each['length']:,}", f"{ratio:.2f}", f"{share:.0%}", f"{ratio / share:.1f}")
+    return f"| {' | '.join(cells)} |".replace("%", " %")
+
+
+def windows_text(equal: list[dict[str, Any]]) -> str:
+    """Write the ratios to the package as they stand in the table of aims."""
+    widths = dict.fromkeys(each["width"] for each in equal)
+    ratios = {w: ", ".join(f"{each['ratio_to_package']:.1f}" for each in equal if each["width"] == w) for w in widths}
+    return "; ".join(f"width {width}: {text}" for width, text in ratios.items())
+
+
+def speed_of(each: dict[str, Any]) -> float:
+    speed: float = each["tokens_per_second"]["median"]
+    return speed
+
+
 def train_tables(written: dict[str, Any]) -> list[Any]:
     from ctrl.experiments.bench_train import Measured, Turn, train_table
 
