@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -213,6 +214,27 @@ def test_what_the_page_says_of_windows_is_what_the_file_says() -> None:
         speed_of(cases["compressive", width, 2048]) / speed_of(cases["compressive", width, 128]) for width in widths
     ]
     assert f"{min(kept):.2f}–{max(kept):.2f} with 32 + 32 slots" in SPEED_PAGE
+
+
+def test_table_of_budgets_is_what_the_file_says() -> None:
+    from ctrl.experiments.bench_train import LABELS
+
+    written = json.loads((ROOT / "docs" / "bench_train.json").read_text(encoding="utf-8"))["agents"]
+    measured = {(LABELS.get(each["agent"], each["agent"]), each["num_envs"]): each for each in written}
+    stated = re.findall(r"^\| (\w+), (\d) × ([^|]+) \| (\d+) \| (.*) \|$", SPEED_PAGE, flags=re.MULTILINE)
+    assert len(stated) == 6
+    for agent, times, reference, envs, numbers in stated:
+        assert numbers.split(" | ") == budget(measured[agent, int(envs)], int(times), measured[reference, int(envs)])
+
+
+def budget(agent: dict[str, Any], times: int, reference: dict[str, Any]) -> list[str]:
+    """Write the ms that an update may take to be `times` as fast as a reference, and what they are spent on."""
+    allowed = 1e3 * 128 * agent["num_envs"] / (times * reference["steps_per_second"]["median"])
+    acting, learning = (
+        1e3 * fmean(turn[name] for turn in agent["turns"]) for name in ("acting_seconds", "learning_seconds")
+    )
+    left = round(allowed) - round(acting)  # so that the row adds up as it stands
+    return [f"{ms:,.0f}" for ms in (allowed, acting, left, learning)]
 
 
 def at_the_peak_row(each: dict[str, Any]) -> str:
