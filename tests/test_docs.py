@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import pytest
@@ -235,6 +235,27 @@ def budget(agent: dict[str, Any], times: int, reference: dict[str, Any]) -> list
     )
     left = round(allowed) - round(acting)  # so that the row adds up as it stands
     return [f"{ms:,.0f}" for ms in (allowed, acting, left, learning)]
+
+
+def test_table_of_before_and_now_is_what_both_files_say() -> None:
+    from ctrl.experiments.bench_profile import PHASES, TOTAL
+    from ctrl.experiments.bench_turns import number_of
+
+    before, now = (
+        {f"{each['core']}, {each['num_envs']} envs": each["turns"] for each in json.loads(text)["cores"]}
+        for text in ((ROOT / "docs" / f"{name}.json").read_text("utf-8") for name in PROFILES)
+    )
+    assert before.keys() == now.keys()
+    table = [["phase", *now]]
+    for phase in (*PHASES, TOTAL):
+        ms = [[number_of(1e3 * median(turn[phase] for turn in file[case])) for file in (before, now)] for case in now]
+        table.append([phase, *(" → ".join(pair) for pair in ms)])
+    expected = [f"| {' | '.join(cells)} |" for cells in table]
+    section = SPEED_PAGE.split("**Before and now**")[1].split("\n\n")[1].splitlines()
+    assert [line for line in section if line.startswith("| ")] == expected
+
+
+PROFILES = ("bench_profile_before", "bench_profile")
 
 
 def at_the_peak_row(each: dict[str, Any]) -> str:
