@@ -255,6 +255,19 @@ def test_table_of_before_and_now_is_what_both_files_say() -> None:
     assert [line for line in section if line.startswith("| ")] == expected
 
 
+def test_share_of_the_loop_is_what_the_file_says() -> None:
+    written = json.loads((ROOT / "docs" / "bench_profile.json").read_text(encoding="utf-8"))["cores"]
+    shares = []
+    for each in written:
+        medians = {phase: seconds["median"] for phase, seconds in each["seconds_per_update"].items()}
+        spent = sum(medians[phase] for phase in ("env", "buffer", "advantage", "rest"))
+        shares += [spent / medians["total"]] if each["core"] == "compressive" else []
+    few, many = shares
+    text = " ".join(DETAILS_PAGE.split())
+    assert f"are {few:.0%} of an update with compressive memory at 8 envs and {many:.0%} at".replace("%", " %") in text
+    assert f"at most {1 / (1 - few):.2f} times at 8 envs and {1 / (1 - many):.2f} at 64" in text
+
+
 PROFILES = ("bench_profile_before", "bench_profile")
 
 
