@@ -7,6 +7,7 @@ See `ctrl.core` for what a core is.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,15 @@ def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
     known = [option for option in inspect.signature(factory).parameters if option != "input_size"]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f"core {name!r} does not take {', '.join(unknown)}; its options are {', '.join(known)}")
+        hints = "".join(f"; {hint}" for option in unknown if (hint := _hint(option, known)))
+        raise ValueError(f"core {name!r} does not take {', '.join(unknown)}; its options are {', '.join(known)}{hints}")
     core: MemoryCore[Any] = factory(input_size, **options)
     return core
+
+
+def _hint(option: str, known: list[str]) -> str:
+    """Say what an unknown option of a core may stand for; nothing where that is anyone's guess."""
+    if option == "adaptive_rate":
+        return "core 'adaptive' chooses its rates by itself"
+    nearest = difflib.get_close_matches(option, known, n=1)
+    return f"for {option} use {nearest[0]}" if nearest else ""

@@ -10,7 +10,6 @@ default, those of the paper on request (`ctrl.presets.paper_config`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
 from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
-from ctrl.compressors import Compressor, make_compressor, usage_of
-from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_positive
+from ctrl.compressors import Compressor, compressor_factory, make_compressor, usage_of
+from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_finite, require_positive
 from ctrl.explanation import Explained, explain_layer
 from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, tiers_by_layer
@@ -83,7 +82,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param position: "age" (a learned bias on a slot's age in steps) or "sinusoidal" (Transformer-XL's encoding of its
         distance in slots)
     :param recency: 0, or the power of age with which the weights of half of the heads fall at first, at most: 2 where
-        what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it
+        what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it.
+        Above 0 it needs 2 heads and `position="age"`
     :param novelty_gain: how many times more what is unusual in a slot counts in its keys and values, in layers of which
         a compressor measures novelty; `Novelty.GAIN` = 4 if None
     :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
@@ -111,10 +111,11 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         feedforward = 2 * width if feedforward is None else feedforward
         require_positive(feedforward=feedforward)
         super().__init__(input_size, width)
-        if width % heads:
-            raise ValueError(f"heads must divide width, got heads = {heads} and width = {width}")
+        _check_heads(heads, width)
         self.heads = heads
         self.tiers: list[Tiers] = tiers_by_layer(memory, layers)
+        for raw, *_ in self.tiers:
+            compressor_factory(raw.compressor)  # nothing else looks at the name
         self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
         _, attention = choose("position", position, POSITIONS)
         layer = choose("residual", residual, RESIDUALS)
@@ -211,8 +212,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def _measure_novelty(self, gain: float | None) -> None:
         """Give the layers of which a compressor asks for it a measure of novelty; a ValueError if `gain` fits none."""
-        if gain is not None and not 0 <= gain < math.inf:
-            raise ValueError(f"novelty_gain must be a finite number, at least 0, got {gain}")
+        if gain is not None:
+            require_finite(novelty_gain=gain)
         asking = [
             number
             for number in range(len(self.layers))
@@ -401,6 +402,16 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return statistics
 
 
+def _check_heads(heads: int, width: int) -> None:
+    if width % heads:
+        fitting = [count for count in range(1, width + 1) if width % count == 0]
+        nearest = [max(count for count in fitting if count < heads), *(count for count in fitting if count > heads)][:2]
+        raise ValueError(
+            f"heads must divide width, got heads = {heads} and width = {width}; use heads = "
+            f"{' or '.join(map(str, nearest))}"
+        )
+
+
 def _check_learning(
     reconstruction: str, compression_gradient: str, layers: list[Tiers], parameters: list[nn.Parameter]
 ) -> None:
@@ -410,6 +421,11 @@ def _check_learning(
         raise ValueError(
             f"compression_gradient='task' lets the task loss alone train the compressors, but reconstruction is "
             f"{reconstruction!r}; use reconstruction='none' with it, or compression_gradient='reconstruction'"
+        )
+    if reconstruction != "none" and all(len(tiers) == 1 for tiers in layers):
+        raise ValueError(
+            f"reconstruction={reconstruction!r} needs a compressed tier, but memory has none; use "
+            "reconstruction='none', or leave it at None"
         )
     if (by_task or reconstruction == "auto_encoding") and not parameters:
         asked = "compression_gradient='task'" if by_task else "reconstruction='auto_encoding'"
@@ -423,10 +439,19 @@ def _check_learning(
 
 def _prefer_recent(layers: nn.ModuleList, recency: float, position: str) -> None:
     """Give half of the heads of all layers their first preference; a ValueError where there can be none."""
-    if recency < 0 or (recency and position != "age"):
-        raise ValueError(f"recency must be 0, or above with position='age', got {recency} with {position!r}")
+    require_finite(recency=recency)
+    if recency and position != "age":
+        raise ValueError(
+            f"recency needs position='age', got recency = {recency} with {position!r}; use recency = 0 with it"
+        )
     for layer in layers if recency else ():
-        cast(AgeAttention, layer.attention).prefer_recent(recency)
+        attention = cast(AgeAttention, layer.attention)
+        if attention.heads < 2:
+            raise ValueError(
+                f"recency needs at least 2 heads, of which half prefer what is recent, got recency = {recency} and "
+                f"heads = {attention.heads}; use heads = 2 or recency = 0"
+            )
+        attention.prefer_recent(recency)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -286,12 +286,18 @@ def register_compressor(name: str, factory: CompressorFactory) -> None:
     _COMPRESSORS[name] = factory
 
 
+def compressor_factory(name: str) -> CompressorFactory:
+    """Return what builds the compressor `name`; a ValueError where the name is unknown."""
+    factory: CompressorFactory = choose("compressor", name, _COMPRESSORS)
+    return factory
+
+
 def make_compressor(name: str, width: int, rate: int) -> Compressor:
     """Build the compressor `name` for slots of `width` features, `rate` of them a block.
 
     :raises ValueError: where the name is unknown, or what is registered under it builds no `Compressor`
     """
-    compressor = choose("compressor", name, _COMPRESSORS)(width, rate)
+    compressor = compressor_factory(name)(width, rate)
     if not isinstance(compressor, Compressor):
         raise ValueError(f"compressor {name!r} must be a ctrl.Compressor, got {type(compressor).__name__}")
     return compressor

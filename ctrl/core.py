@@ -14,6 +14,7 @@ are the property tests in `tests/ctrl/test_laws.py`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -304,6 +305,13 @@ def require_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+
+
+def require_finite(**amounts: Any) -> None:
+    """Raise a ValueError that names the first of `amounts` that is not a finite number of at least 0."""
+    for name, amount in amounts.items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+            raise ValueError(f"{name} must be a finite number, at least 0, got {amount!r}")
 
 
 def choose(kind: str, name: str, choices: dict[str, Any]) -> Any:

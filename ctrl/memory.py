@@ -21,7 +21,7 @@ class Tier:
     rate: int = 1
     """How many slots of the tier before become one slot of this one; 1 for tier 0."""
     compressor: str = "most_missed"
-    """The name of the compressor that forms this tier's slots; tier 0 has no use for it."""
+    """The name of the compressor that forms this tier's slots; tier 0 has no use for it, but it must be one."""
 
     def __post_init__(self) -> None:
         require_positive(slots=self.slots, rate=self.rate)
@@ -87,7 +87,8 @@ def _check_tiers(layer: int, tiers: tuple[object, ...]) -> None:
         if previous.slots < tier.rate:
             raise ValueError(
                 f"tier {position} merges rate = {tier.rate} slots, "
-                f"but tier {position - 1} has only slots = {previous.slots}; it needs at least as many"
+                f"but tier {position - 1} has only slots = {previous.slots}; it needs at least as many: use "
+                f"rate = {previous.slots}, or slots = {tier.rate} for tier {position - 1}"
             )
         previous = tier
     if reach((first, *rest)) >= FURTHEST:

@@ -131,7 +131,7 @@ class MemoryOptions:
         for name in ("width", "layers", "heads", "chrono_horizon"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        require(self.recency >= 0, f"--recency must be at least 0, got {self.recency}")
+        require(0 <= self.recency < math.inf, f"--recency must be a number, at least 0, got {self.recency}")
         gain = self.novelty_gain
         require(gain is None or 0 <= gain < math.inf, f"--novelty-gain must be a number, at least 0, got {gain}")
         _ = self.tiers

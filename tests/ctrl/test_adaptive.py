@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -24,6 +25,18 @@ def test_choices_are_half_once_and_twice_the_rate_as_far_as_the_tier_below_allow
     assert rate_choices((Tier(7), Tier(5, 7))) == (3, 7)
     assert rate_choices((Tier(7),)) == ()
     assert with_rate(TIERS, 8) == (Tier(9), Tier(5, 8, "max"), Tier(3, 2, "mean"))
+
+
+def test_the_rate_may_rise_and_fall_by_default() -> None:
+    core = ctrl.AdaptiveCore(3)
+    name = "reconstruction_error/layer0/tier1"
+    moved = []
+    for error in (0.0, 1.0):
+        for _ in range(30):
+            core.adapt({name: error})
+        moved.append(core.tiers[0][1].rate)
+    assert moved == [8, 2] and ctrl.AdaptiveCore(3).rates.tolist() == [4]
+    assert inspect.signature(ctrl.AdaptiveCore).parameters["memory"].default == ctrl.AdaptiveCore(3).tiers[0]
 
 
 def test_the_rate_follows_the_error() -> None:
@@ -200,7 +213,12 @@ def test_compressors_of_other_rates_are_idle() -> None:
     ("options", "words"),
     [
         ({"reconstruction": "auto_encoding"}, "auto_encoding' does not fit core 'adaptive'.*use 'attention_recon"),
-        ({"memory": [Tier(4)]}, "memory must have a compressed tier for core 'adaptive'"),
+        (
+            {"memory": [Tier(4)]},
+            r"two rates to choose from: half, once and twice .* got \[\(\)\] by layer; use core 'compressive', or a "
+            r"memory such as \[Tier\(32\), Tier\(32, rate=4",
+        ),
+        ({"layers": 2, "memory": [[Tier(1), Tier(9)], [Tier(9)]]}, r"got \[\(1,\), \(\)\] by layer"),
         ({"rate": 3}, "core 'adaptive' does not take rate; its options are .*memory"),
     ],
 )

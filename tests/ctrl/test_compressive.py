@@ -331,21 +331,39 @@ def test_compressed_slots_are_read() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"heads": 3}, "heads must divide width, got heads = 3 and width = 64"),
+        ({"heads": 3}, "heads must divide width, got heads = 3 and width = 64; use heads = 2 or 4$"),
+        ({"heads": 100}, "heads must divide width, got heads = 100 and width = 64; use heads = 64$"),
         ({"layers": 0}, "layers"),
         ({"width": 0}, "width must be a whole number of at least 1, got 0"),
         ({"reconstruction": "l2"}, "unknown reconstruction 'l2'.*attention_reconstruction"),
         ({"memory": [Tier(4), Tier(4, rate=2, compressor="zip")]}, "unknown compressor 'zip'.*conv.*max.*mean"),
-        ({"memory": [Tier(2), Tier(4, 4, "conv")]}, "rate = 4"),
-        ({"recency": -1.0}, "recency must be 0, or above with position='age', got -1.0 with 'age'"),
-        ({"recency": 1.0, "position": "sinusoidal"}, "recency must be 0, .* got 1.0 with 'sinusoidal'"),
+        ({"memory": [Tier(4, compressor="zip")]}, "unknown compressor 'zip'.*conv.*max.*mean"),
+        (
+            {"memory": [Tier(2), Tier(4, 4, "conv")]},
+            "tier 1 merges rate = 4 slots, but tier 0 has only slots = 2; .* use rate = 2, or slots = 4 for tier 0",
+        ),
+        ({"recency": -1.0}, "recency must be a finite number, at least 0, got -1.0"),
+        ({"recency": math.nan}, "recency must be a finite number, at least 0, got nan"),
+        ({"recency": math.inf}, "recency must be a finite number, at least 0, got inf"),
+        ({"recency": "2"}, "recency must be a finite number, at least 0, got '2'"),
+        (
+            {"recency": 1.0, "position": "sinusoidal"},
+            "recency needs position='age', .* 1.0 with 'sinusoidal'; use .* 0",
+        ),
+        (
+            {"recency": 2.0, "heads": 1},
+            "recency needs at least 2 heads, of which .* recency = 2.0 and heads = 1; use heads = 2 or recency = 0",
+        ),
         ({"novelty_gain": -1.0}, "novelty_gain must be a finite number, at least 0, got -1.0"),
         ({"novelty_gain": math.inf}, "novelty_gain must be .* got inf"),
+        ({"novelty_gain": "2"}, "novelty_gain must be .* got '2'"),
         (
             {"novelty_gain": 2.0, "memory": [Tier(8), Tier(8, 4, "conv")]},
             "novelty_gain = 2.0 needs a compressor that measures novelty.* use compressor 'most_missed'",
         ),
-        ({"widht": 3}, "does not take widht; its options are .*width"),
+        ({"widht": 3}, "does not take widht; its options are .*width.*; for widht use width$"),
+        ({"adaptive_rate": True}, "does not take adaptive_rate; .*; core 'adaptive' chooses its rates by itself$"),
+        ({"dropout": 0.1}, "does not take dropout; .*, residual$"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, words: str) -> None:
@@ -417,7 +435,7 @@ def test_age_rows_are_exact_then_four_per_doubling() -> None:
     assert hidden_row(299) == 45
 
 
-@pytest.mark.parametrize(("heads", "slopes"), [(1, [0]), (2, [0, 2]), (3, [0, 0, 2]), (4, [0, 0, 1, 2])])
+@pytest.mark.parametrize(("heads", "slopes"), [(2, [0, 2]), (3, [0, 0, 2]), (4, [0, 0, 1, 2])])
 def test_half_of_the_heads_can_start_with_what_is_recent(heads: int, slopes: list[int]) -> None:
     """A head's weights fall with age as (1 + age)^-slope."""
     core = CompressiveCore(3, layers=1, width=12, heads=heads, memory=[Tier(4), Tier(8, 4), Tier(8, 4)], recency=2)

@@ -291,6 +291,13 @@ def test_questions_are_bounded() -> None:
             "reconstruction='auto_encoding' needs compressors with something to train.*'most_used'; use compressor "
             "'conv', or reconstruction='attention_reconstruction'",
         ),
+        *(
+            (
+                {"reconstruction": loss, "layers": 2, "memory": [Tier(4)]},
+                f"reconstruction='{loss}' needs a compressed tier, but memory has none; use reconstruction='none'",
+            )
+            for loss in ("attention_reconstruction", "auto_encoding")
+        ),
         ({"reconstruction": ["none"]}, r"unknown reconstruction \['none'\]; valid are 'attention_reconstruction'"),
     ],
 )
