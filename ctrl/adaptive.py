@@ -121,9 +121,10 @@ def _signature() -> inspect.Signature:
 class AdaptiveCore(CompressiveCore):
     """A `CompressiveCore`, with the same options, whose layers choose the rate of their first compressed tier.
 
-    By default `memory` is `MEMORY`: that of a `CompressiveCore` has the highest rate that its tier 0 allows, which could
-    only fall. Call `adapt` with the diagnostics of an unroll between two rollouts; `MemoryPPO` does. Each choice of a
-    rate has a compressor of its own. A decoder is made for one rate, so `reconstruction="auto_encoding"` is refused.
+    By default `memory` is `MEMORY`: that of a `CompressiveCore` has the highest rate that its tier 0 allows, and such
+    a rate can only fall. Call `adapt` with the diagnostics of an unroll between two rollouts; `MemoryPPO` does. Each
+    choice of a rate has a compressor of its own. A decoder is made for one rate, so `reconstruction="auto_encoding"` is
+    refused.
     """
 
     __signature__ = _signature()
@@ -272,7 +273,7 @@ class AdaptiveActing(CompressiveActing):
     """An `AdaptiveCore`, acting in B envs; it goes on with other rates as soon as the core has them."""
 
     def __init__(self, core: AdaptiveCore, state: AdaptiveState) -> None:
-        core.check_state(state, len(state.clock))
+        core.check_state(state, len(state[0]))
         super().__init__(core, cast(CompressiveState, core._with_rates(core.now(state))))
         self._rates = core._present_rates(len(state.clock))
 
