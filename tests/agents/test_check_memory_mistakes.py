@@ -17,6 +17,8 @@ from ctrl.acting import CompressiveActing
 from ctrl.agents import MemoryPPO, MlpMemoryPolicy
 from ctrl.agents.buffers import WindowBatch, WindowBuffer
 from ctrl.agents.policies import Acted, PolicyState
+from ctrl.band import age_row
+from ctrl.compressive import CompressiveCore, CompressiveState
 
 
 class ForgetfulActing(CompressiveActing):
@@ -95,6 +97,21 @@ def test_a_snapshot_one_step_late() -> None:
     model.rollout_buffer.__class__ = LateSnapshot
     found = find(broken(model), "learning sees what acting saw")
     assert found.step == 8, "the second window is the first that does not begin with a reset"
+
+
+def test_positions_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctrl.acting.age_row", lambda age: age_row((age - 1).clamp_min(0)))
+    assert find(broken(build(core="compressive")), "learning sees what acting saw").step is not None
+
+
+def test_compression_by_batch_element_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = CompressiveCore.plan
+
+    def by_the_first(core: CompressiveCore, state: CompressiveState, reset: Tensor) -> Any:
+        return plan(core, state._replace(clock=state.clock[:1].expand_as(state.clock).clone()), reset)
+
+    monkeypatch.setattr(CompressiveCore, "plan", by_the_first)
+    assert find(broken(build(core="compressive")), "learning sees what acting saw").env in range(1, len(STAGGERED))
 
 
 def test_frozen_keys_and_values() -> None:

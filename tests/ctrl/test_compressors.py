@@ -49,11 +49,22 @@ def test_max_is_taken_feature_by_feature() -> None:
 @pytest.mark.parametrize("rate", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("name", ["conv", "dilated_conv", "gru", "attention"])
 def test_every_slot_of_the_block_has_a_say_and_no_other_block_has(name: str, rate: int) -> None:
+    """Also beside the mean, in which all have one anyway."""
     compressor = scrambled(name, rate)
     blocks = torch.randn(BLOCKS, rate, WIDTH, requires_grad=True)
-    (gradient,) = torch.autograd.grad(compress(compressor, blocks)[3].sum(), blocks)
-    heard = gradient.abs().sum(dim=2) > 0
+    (gradient,) = torch.autograd.grad((compress(compressor, blocks) - blocks.mean(dim=1))[3].sum(), blocks)
+    heard = gradient.abs().sum(dim=2) > 1e-6  # what is left of the mean's own gradient is rounding
     assert heard[3].all() and not heard[[0, 1, 2, 4, 5, 6]].any()
+
+
+def test_gru_by_hand() -> None:
+    """The mean, and what is read in order, the oldest slot first."""
+    compressor, blocks = scrambled("gru"), torch.randn(BLOCKS, RATE, WIDTH)
+    hidden = torch.zeros(BLOCKS, WIDTH)
+    for place in range(RATE):
+        hidden = torch.gru_cell(blocks[:, place], hidden, *compressor.rnn._flat_weights)  # type: ignore[union-attr, misc, arg-type]
+    expected = blocks.mean(dim=1) + hidden @ compressor.output.weight.T + compressor.output.bias  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(compress(compressor, blocks), expected)
 
 
 @pytest.mark.parametrize("name", ["conv", "dilated_conv", "gru", "attention"])
@@ -150,7 +161,7 @@ def test_only_compressors_that_ask_for_attention_get_it(monkeypatch: pytest.Monk
 def build(compressor: str = "conv", **options: Any) -> CompressiveCore:
     torch.manual_seed(0)
     memory = options.pop("memory", [Tier(4), Tier(3, 3, compressor), Tier(4, 2, compressor)])
-    core = CompressiveCore(3, width=8, heads=2, layers=1, memory=memory, **options)
+    core = CompressiveCore(3, width=8, heads=2, memory=memory, **{"layers": 1, **options})
     with torch.no_grad():
         for parameter in core.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -188,6 +199,47 @@ def test_auto_encoding_by_hand() -> None:
     # At step 6 env 0 has 7 steps for 3 slots, so it has evicted 4; env 1 has 4 steps, and has evicted 2.
     decoded = (core.compressors[0][0](blocks) @ core.decoders[0][0].weight).view(3, 2, 8)  # type: ignore[index]
     torch.testing.assert_close(loss, (decoded - blocks).square().mean())
+
+
+class OwnDecoder(torch.nn.Module):
+    def __init__(self, width: int, rate: int) -> None:
+        super().__init__()
+        self.places = torch.nn.Parameter(torch.randn(rate, width))
+
+    def forward(self, slots: Tensor) -> Tensor:
+        return slots[:, None] * self.places
+
+
+class WithDecoder(ctrl.compressors.ConvCompressor):
+    def decoder(self) -> torch.nn.Module:
+        return OwnDecoder(self.width, self.rate)
+
+
+def test_a_compressors_own_decoder_is_what_is_used_and_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ctrl.compressors._COMPRESSORS, "with decoder", WithDecoder)
+    core = build(memory=[Tier(3), Tier(3, 2, "with decoder")], reconstruction="auto_encoding")
+    inputs, reset = window(length=7, batch=1)
+    decoder = core.decoders[0][0]  # type: ignore[index]
+    assert isinstance(decoder, OwnDecoder)
+    places = decoder.places
+    assert any(places is parameter for parameter in core.compression_parameters())
+    loss = core.unroll(inputs, core.initial_state(1), reset).reconstruction_loss
+    blocks = core.embed(inputs[0, :4]).view(2, 2, 8).detach()  # by step 6 the four oldest of 7 steps have left 3 slots
+    decoded = core.compressors[0][0](blocks)[:, None] * places  # type: ignore[index]
+    expected = (decoded - blocks).square().mean()
+    torch.testing.assert_close(loss, expected)
+    (found, wanted) = (torch.autograd.grad(of, places)[0] for of in (loss, expected))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_loss_is_the_sum_of_its_parts() -> None:
+    core = build(layers=2, memory=[Tier(4), Tier(3, 3, "conv"), Tier(4, 2, "conv")])
+    inputs, reset = window()
+    unrolled = core.unroll(inputs, core.initial_state(2), reset)
+    places = [f"layer{layer}/tier{tier}" for layer in range(2) for tier in (1, 2)]
+    parts = [unrolled.diagnostics[f"reconstruction_loss/{place}"] for place in places]
+    assert len({round(part.item(), 6) for part in parts}) == 4 and min(parts) > 0
+    torch.testing.assert_close(unrolled.reconstruction_loss, torch.stack(parts).sum())
 
 
 def test_what_is_read_within_blocks_is_compared_block_by_block() -> None:

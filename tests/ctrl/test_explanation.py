@@ -57,6 +57,27 @@ def test_each_step_sees_just_the_slots_and_ages_that_the_timeline_gives_it() -> 
             time += 1
 
 
+def test_weights_are_those_of_each_head_by_hand() -> None:
+    """One layer, two heads; at step 6 the steps 4 to 6 are raw, and two slots stand for steps 0, 1 and 2, 3."""
+    torch.manual_seed(0)
+    core = CompressiveCore(4, layers=1, width=6, heads=2, memory=[Tier(3), Tier(4, 2, "conv")])
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    inputs, reset = torch.randn(1, 7, 4), torch.zeros(1, 7, dtype=torch.bool)
+    (raw, compressed) = core.explain(inputs, core.initial_state(1), reset).layers[0]
+    attention, steps = core.layers[0].attention, core.embed(inputs[0])
+    merged = core.compressors[0][0](steps[:4].view(2, 2, 6))  # type: ignore[index]
+    slots, ages = torch.cat([steps[4:], merged]), torch.tensor([2, 1, 0, 5, 3])
+    keys = attention.key_value(attention.norm(slots))[:, :6]  # type: ignore[union-attr, operator]
+    query = attention.query(attention.norm(steps[6]))  # type: ignore[union-attr, operator]
+    for head in range(2):
+        part = slice(3 * head, 3 * head + 3)
+        scores = keys[:, part] @ query[part] / 3**0.5 + attention.age_bias[head, ages]  # type: ignore[union-attr, index]
+        found = [tier.attention[0, head, 6][tier.age[0, 6] >= 0] for tier in (raw, compressed)]
+        torch.testing.assert_close(torch.cat(found), scores.softmax(dim=0).detach())
+
+
 def test_errors_are_there_for_just_the_blocks_that_were_compressed() -> None:
     core, inputs, state, reset = explained()
     for tiers in core.explain(inputs, state, reset).layers:  # type: ignore[arg-type]

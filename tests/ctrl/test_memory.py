@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import ctrl
 from ctrl.memory import always_seen, reach, spans
@@ -68,6 +71,15 @@ def test_horizons_that_cannot_be_are_refused(steps: int, slots: int, words: str)
         ctrl.memory_for_horizon(steps, slots=slots)
 
 
+def with_another_cue(tiers: list[ctrl.Tier], core: Any, state: Any, inputs: Tensor, reset: Tensor) -> Tensor:
+    """The outputs of a core of one layer where only the oldest slot that its first step can see is another."""
+    oldest = count_slots(tiers, state.clock + 1)[-1].evicted % tiers[-1].slots
+    slots = state.slots.clone()
+    slots[torch.arange(len(slots)), sum(tier.slots for tier in tiers[:-1]) + oldest] = torch.randn(slots.shape[2])
+    changed: Tensor = core.unroll(inputs, state._replace(slots=slots), reset).outputs
+    return changed
+
+
 def test_a_cue_is_seen_a_million_steps_later() -> None:
     """A window at the end of a long episode, whose oldest slots still stand for its first steps."""
     tiers = ctrl.memory_for_horizon(10**6, slots=199)
@@ -77,9 +89,12 @@ def test_a_cue_is_seen_a_million_steps_later() -> None:
     slots = torch.randn(empty.slots.shape)
     state = empty._replace(clock=torch.tensor([10**6, 999_983]), slots=slots)
     inputs, reset = torch.randn(2, 17, 3), torch.zeros(2, 17, dtype=torch.bool)
+    unrolled = core.unroll(inputs, state, reset)
+    assert (
+        (with_another_cue(tiers, core, state, inputs, reset) - unrolled.outputs)[:, 0].abs().amax(dim=1) > 1e-6
+    ).all()
     layers = core.explain(inputs, state, reset).layers  # type: ignore[operator]
     assert int(layers[0][-1].age.max()) > 10**6 - 8**5
-    unrolled = core.unroll(inputs, state, reset)
     acting = core.acting(state)
     for t in range(17):
         stepped, state = core.step(inputs[:, t], state, reset[:, t])
