@@ -13,8 +13,10 @@ from statistics import fmean, median
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+import ctrl
 from ctrl.envs import TASKS, Rules, field
 from ctrl.experiments import provenance
 from ctrl.experiments.summary import count_text
@@ -61,6 +63,18 @@ def test_examples_of_the_tasks_page_run() -> None:
     examples = blocks("python", TASKS_PAGE)
     assert len(examples) == 2
     exec("\n".join(examples), {"__name__": "tasks"})
+
+
+def test_the_compressor_of_its_page_is_used_and_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctrl.compressors._COMPRESSORS", dict(ctrl.compressors._COMPRESSORS))
+    (example,) = blocks("python", COMPRESSORS_PAGE)
+    made: dict[str, Any] = {"__name__": "compressors"}
+    exec(example, made)
+    core = made["core"]
+    reset = torch.zeros(2, 20, dtype=torch.bool)
+    core.unroll(torch.randn(2, 20, 24), core.initial_state(2), reset).reconstruction_loss.backward()
+    compressor = core.compressors[0][0]
+    assert type(compressor) is made["WeightedMean"] and bool(compressor.places.grad.any())
 
 
 def test_table_of_the_tasks_page_is_what_the_code_says() -> None:
