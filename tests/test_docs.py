@@ -130,7 +130,9 @@ def test_table_of_variants_is_what_the_runs_brought() -> None:
         for name in ("recall_variants.json", "recall.json")
         for each in json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))
     ]
-    stated = re.findall(r"^\| (?:most_used|no gain|by \w+, gain \d), (?:constant|falling) rate.*$", LEARNING_PAGE, flags=re.MULTILINE)
+    stated = re.findall(
+        r"^\| (?:most_used|no gain|by \w+, gain \d), (?:constant|falling) rate.*$", LEARNING_PAGE, flags=re.MULTILINE
+    )
     assert stated == [variant_row(each) for each in written]
 
 
@@ -427,7 +429,7 @@ def test_table_of_rates_is_what_the_runs_brought() -> None:
     assert stated == [rate_row(name, run) for name, each in written.items() for run in each["runs"]]
     assert all(len(each["runs"]) == 3 for each in written.values())
     means = [sum(run["evaluation"]["return_mean"] for run in each["runs"]) / 3 for each in written.values()]
-    assert "{:.1f}, {:.1f}, {:.1f} and {:.1f} for the four rates".format(*means) in page
+    assert "{:.1f}, {:.1f}, {:.1f} and {:.1f} for the four rates".format(*means) in SPEED_PAGE
 
 
 def rate_row(name: str, run: dict[str, Any]) -> str:
