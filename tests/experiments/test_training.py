@@ -76,7 +76,7 @@ def test_impala_with_actors_leaves_the_same(tmp_path: Path, capsys: pytest.Captu
     assert sum(point.episodes for point in read_curve(folder / "curve.csv")) >= 200 // 6 - 4
     capsys.readouterr()
     assert main(["evaluate", str(folder), "--episodes", "8"]) == 0
-    assert f"{summary.evaluation.success:.2f}" in capsys.readouterr().out
+    assert f"{summary.evaluation.success:.3f}" in capsys.readouterr().out
 
 
 def test_an_env_that_fails_in_actors_ends_the_run_with_its_own_words(
