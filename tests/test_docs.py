@@ -124,6 +124,15 @@ def test_table_of_steady_learning_is_what_the_runs_brought() -> None:
     assert [each["command"].split(" --jobs")[0] for each in written] == [line.split(" --out")[0] for line in commands]
 
 
+def test_staleness_of_recall_is_that_of_the_runs() -> None:
+    written = json.loads((ROOT / "docs" / "recall.json").read_text(encoding="utf-8"))
+    told = [run["staleness"] for each in written for run in each["runs"]]
+    medians = sorted(each["median"] for each in told)
+    highest = max(each["highest"] for each in told)
+    stated = f"{medians[0]:.2f} to {medians[-1]:.2f} in the median of each run's updates, and at most {highest:.2f}"
+    assert stated in LEARNING_PAGE.replace("\n", " ")
+
+
 def test_table_of_variants_is_what_the_runs_brought() -> None:
     written = [
         each
