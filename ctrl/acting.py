@@ -165,7 +165,7 @@ class LayerRings:
         self, layer: MemoryLayer, slots: Tensor, usage: Tensor, ranked: list[slice], rows: Tensor | None
     ) -> None:
         self._layer = layer
-        self._novelty = layer.attention.novelty
+        self._attention = layer.attention
         self._rows = rows
         self.slots = slots
         self.usage = usage
@@ -218,7 +218,7 @@ class LayerRings:
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
                 attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            formed.append(compressor(blocks, usage_of(compressor, blocks, attention, self._novelty)))
+            formed.append(compressor(blocks, usage_of(compressor, blocks, attention, self._attention.novelty)))
         return torch.cat([*formed, hidden])
 
     def _write(self, slots: Tensor, moves: Moves) -> Tensor:
@@ -233,9 +233,8 @@ class LayerRings:
 
     def _project(self, normed: Tensor, slots: Tensor) -> Tensor:
         """[N, D] normed slots, [N, D] slots -> keys and values [2, N, D]."""
-        if self._novelty is not None:
-            normed = self._novelty.emphasise(normed, slots)
-        return torch.bmm(normed.expand(2, -1, -1), self._key_value)
+        emphasised = self._attention.emphasised(normed, slots)
+        return torch.bmm(emphasised.expand(2, -1, -1), self._key_value)
 
 
 class CompressiveActing(Acting["CompressiveState"]):

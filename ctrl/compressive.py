@@ -84,8 +84,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param recency: 0, or the power of age with which the weights of half of the heads fall at first, at most: 2 where
         what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it.
         Above 0 it needs 2 heads and `position="age"`
-    :param novelty_gain: how many times more what is unusual in a slot counts in its keys and values, in layers of which
-        a compressor measures novelty; `Novelty.GAIN` = 4 if None
+    :param novelty_gain: keys and values of a slot of novelty n are 1 + n times this as large, in layers of which a
+        compressor measures novelty; `Novelty.GAIN` = 4 if None
     :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
         or "post_norm" (sums that are normed; Transformer-XL and the paper)
     :raises ValueError: where options do not fit each other

@@ -18,6 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
+from numbers import Real
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -310,7 +311,7 @@ def require_positive(**sizes: int) -> None:
 def require_finite(**amounts: Any) -> None:
     """Raise a ValueError that names the first of `amounts` that is not a finite number of at least 0."""
     for name, amount in amounts.items():
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+        if isinstance(amount, bool) or not isinstance(amount, Real) or not 0 <= amount < math.inf:
             raise ValueError(f"{name} must be a finite number, at least 0, got {amount!r}")
 
 

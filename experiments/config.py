@@ -97,7 +97,8 @@ class TaskOptions:
 _MEMORY_HELP = (
     "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
     "32 + 32·4 = 160 steps of reach. More tiers may follow: the default reaches 8 + 8·8 + 8·64 + 8·512 = 4,680 steps. "
-    "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw."
+    "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw; adaptive has 32,32x4 "
+    "of conv where neither this nor --compressor is given."
 )
 
 
@@ -123,7 +124,7 @@ class MemoryOptions:
     """Power of a slot's age with which the attention of half of the heads falls at first; 2 where what is new makes
     what is old invalid."""
     novelty_gain: Annotated[float | None, open_option("4.0 with most_missed", "FLOAT")] = None
-    """How many times more what is unusual in a slot counts in its keys and values."""
+    """Keys and values of a slot of novelty n are 1 + n times this as large."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 
@@ -140,6 +141,11 @@ class MemoryOptions:
     def tiers(self) -> list[tuple[int, int]]:
         """Slots and rate of each tier, the raw memory first."""
         return parse_memory(self.memory)
+
+    @property
+    def has_default_tiers(self) -> bool:
+        """Whether neither the tiers nor their compressor were asked for."""
+        return (self.memory, self.compressor) == (MemoryOptions.memory, MemoryOptions.compressor)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ LONGEST = 1024
 """Steps of the longest window that is looked at as a whole."""
 SMALL_STATE, LARGE_STATE = 9_000, 2**17
 """Bytes of state per env from which on windows are shorter, and envs live less long before them, so that a check stays
-quick. The default core's are the former, and few more."""
+quick. The default core has just under the former."""
 
 
 def shake(module: nn.Module, noise: float, generator: torch.Generator) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -443,3 +445,9 @@ def test_half_of_the_heads_can_start_with_what_is_recent(heads: int, slopes: lis
     found = core.layers[0].attention.age_bias[:, age_row(ages)].exp()
     expected = (1.0 + ages) ** -torch.tensor(slopes)[:, None]
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("amount", [2, 2.0, np.float32(2), np.int64(2)])
+def test_amounts_may_be_any_real_numbers(amount: Any) -> None:
+    core = ctrl.make_core("compressive", input_size=3, recency=amount, novelty_gain=amount)
+    assert core.layers[0].attention.novelty.gain == 2  # type: ignore[union-attr]

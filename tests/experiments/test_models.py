@@ -53,6 +53,9 @@ def test_each_core_gets_the_options_that_it_has() -> None:
 
 def test_what_is_left_open_is_left_to_the_core() -> None:
     assert core_kwargs("lstm", MemoryOptions()) == {}
+    assert "memory" not in core_kwargs("adaptive", MemoryOptions())
+    for asked in (MemoryOptions(memory="4,4x2"), MemoryOptions(compressor="conv")):
+        assert [tier.slots for tier in core_kwargs("adaptive", asked)["memory"]] == [slots for slots, _ in asked.tiers]
 
 
 @pytest.mark.parametrize("core", ctrl.core_names())
