@@ -311,7 +311,7 @@ def require_positive(**sizes: int) -> None:
 def require_finite(**amounts: Any) -> None:
     """Raise a ValueError that names the first of `amounts` that is not a finite number of at least 0."""
     for name, amount in amounts.items():
-        if isinstance(amount, bool) or not isinstance(amount, Real) or not 0 <= amount < math.inf:
+        if isinstance(amount, bool) or not isinstance(amount, Real) or not 0 <= float(amount) < math.inf:
             raise ValueError(f"{name} must be a finite number, at least 0, got {amount!r}")
 
 
