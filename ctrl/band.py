@@ -19,8 +19,8 @@ from torch import Tensor
 from ctrl.memory import Tiers, reach
 from ctrl.timeline import Rhythm, WindowPlan, count_slots, rhythms
 
-BLOCK = 32
-"""Steps in a block: enough for good matrix products, and not many columns that are masked for most of its steps."""
+SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256
+"""Steps in a block, at least and at most; see `block_size`."""
 COPIES = 8
 """Copies of each bias, read in turn along the columns: neighbours often have the same row, and a sum that waits for the
 one before it is slow."""
@@ -88,11 +88,22 @@ def hidden_row(reach: int) -> int:
     return int(age_row(torch.tensor(reach))) + 1
 
 
+def block_size(tiers: Tiers, length: int) -> int:
+    """Return the steps of a block: a power of two, about an eighth of the slots that a step sees.
+
+    The more steps, the better the matrix products, and the fewer blocks have a copy of the same column; but the more
+    columns of a block are masked for one of its steps: about as many as the block has steps.
+    """
+    eighth = max(1, sum(tier.slots for tier in tiers) // 8)
+    size = 1 << (eighth.bit_length() - 1)
+    return min(max(size, SMALLEST_BLOCK), LARGEST_BLOCK, length)
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # what is kept may be first asked for by an agent that acts, and then learned with
 def lay_out(tiers: Tiers, length: int, device: torch.device) -> Layout:
     """Cut windows of `length` steps into blocks."""
-    size = min(BLOCK, length)
+    size = block_size(tiers, length)
     blocks = -(-length // size)
     columns, widths, offset = [], [], 0
     for rhythm in rhythms(tiers):

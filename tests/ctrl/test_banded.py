@@ -8,23 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl.band import COPIES, Band, band_rows, hidden_row, lay_out
+from ctrl.band import COPIES, Band, band_rows, block_size, hidden_row, lay_out
 from ctrl.banded import HIDDEN, banded_attention
-from ctrl.memory import Tier, reach
+from ctrl.memory import Tier, Tiers, reach
 from ctrl.timeline import plan_window
 
 BATCH, HEADS, WIDTH = 2, 3, 6
 TIERS = (Tier(5), Tier(4, rate=3), Tier(2, rate=2))
+MANY = (Tier(500), Tier(40, rate=3))
+"""So many slots that blocks are larger."""
 
 
-def band_of(length: int) -> tuple[Band, int]:
+def band_of(length: int, tiers: Tiers = TIERS) -> tuple[Band, int]:
     """Return the band of a window in the middle of episodes that end at different times, and its count of columns."""
     torch.manual_seed(0)
     reset = torch.zeros(BATCH, length, dtype=torch.bool)
     reset[0, length // 3] = reset[1, length // 2] = True
-    plan = plan_window(TIERS, torch.tensor([7, 31]), reset)
-    layout = lay_out(TIERS, length, reset.device)
-    return Band(layout.columns, band_rows(TIERS, plan, layout).long(), len(layout.columns) == 1), sum(
+    plan = plan_window(tiers, torch.tensor([7, 31]), reset)
+    layout = lay_out(tiers, length, reset.device)
+    return Band(layout.columns, band_rows(tiers, plan, layout).long(), len(layout.columns) == 1), sum(
         tier.columns.number.shape[1] for tier in plan.tiers
     )
 
@@ -48,12 +50,23 @@ def plain_attention(queries: Tensor, keys_values: Tensor, biases: Tensor, band: 
     return torch.cat(read, dim=2)
 
 
-@pytest.mark.parametrize("length", [1, 9, 32, 33, 81])
-def test_output_and_gradients_are_those_of_plain_attention(length: int) -> None:
-    band, count = band_of(length)
+@pytest.mark.parametrize(
+    ("raw", "compressed", "size"), [(1, 1, 32), (256, 255, 32), (256, 256, 64), (2048, 512, 256), (90_000, 99, 256)]
+)
+def test_blocks_grow_with_the_slots(raw: int, compressed: int, size: int) -> None:
+    tiers = Tier(raw), Tier(compressed, rate=1)
+    assert (block_size(tiers, 999), block_size(tiers, 7)) == (size, 7)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "length"), [*((TIERS, length) for length in (1, 9, 32, 33, 81)), (MANY, 63), (MANY, 64), (MANY, 150)]
+)
+def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length: int) -> None:
+    band, count = band_of(length, tiers)
+    assert band.row.shape[2] == block_size(tiers, length)
     queries = torch.randn(BATCH, length, WIDTH, dtype=torch.float64, requires_grad=True)
     keys_values = torch.randn(BATCH, count, 2 * WIDTH, dtype=torch.float64, requires_grad=True)
-    biases = torch.randn(HEADS, hidden_row(reach(TIERS)), dtype=torch.float64, requires_grad=True)
+    biases = torch.randn(HEADS, hidden_row(reach(tiers)), dtype=torch.float64, requires_grad=True)
     arguments = (queries, keys_values, biases)
     read, weights = banded_attention(*arguments, band)
     expected = plain_attention(*arguments, band)

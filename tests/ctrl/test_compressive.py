@@ -451,3 +451,23 @@ def test_half_of_the_heads_can_start_with_what_is_recent(heads: int, slopes: lis
 def test_amounts_may_be_any_real_numbers(amount: Any) -> None:
     core = ctrl.make_core("compressive", input_size=3, recency=amount, novelty_gain=amount)
     assert core.layers[0].attention.novelty.gain == 2  # type: ignore[union-attr]
+
+
+def test_many_slots_whose_blocks_are_larger_are_read_alike() -> None:
+    """A window of several larger blocks, in pieces and step by step."""
+    torch.manual_seed(0)
+    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(500), Tier(40, 3, "most_missed")]).double()
+    inputs, reset = torch.randn(2, 150, 3, dtype=torch.float64), torch.zeros(2, 150, dtype=torch.bool)
+    reset[1, 70] = True
+    state = core.unroll(
+        torch.randn(2, 640, 3, dtype=torch.float64), core.initial_state(2), reset.new_zeros(2, 640)
+    ).state
+    whole = core.unroll(inputs, state, reset)
+    outputs, acting = [], core.acting(state)
+    for first, last in ((0, 90), (90, 150)):
+        part = core.unroll(inputs[:, first:last], state, reset[:, first:last])
+        outputs.append(part.outputs)
+        state = part.state
+    acted = torch.stack([acting.step(inputs[:, t], reset[:, t]) for t in range(150)], dim=1)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), whole.outputs)
+    torch.testing.assert_close(acted, whole.outputs)

@@ -1,0 +1,80 @@
+"""Write docs/bench_operators.json: what torch's operators take of the windows and the acting step that miss their aims.
+
+    python tools/operators_report.py docs/bench_operators.json
+
+By torch.profiler, with one thread, as shares of the operators' own time: what Python takes between them is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ctrl.experiments.bench_act import models, stepper
+from ctrl.experiments.bench_unroll import Shape, build
+from ctrl.experiments.folders import write_json
+from ctrl.experiments.provenance import machine, versions
+
+WINDOWS = ((64, 128), (256, 512), (256, 2048), (512, 2048))
+"""Width and T, with the package's memory."""
+TOKENS = 4096
+ENVS = 256
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "linear"),
+    "softmax": ("_softmax", "_softmax_backward_data"),
+    "copies": ("copy_", "cat", "index_select", "index_copy_", "index_add_", "index_fill_", "gather", "fill_", "_index"),
+}
+"""Operators by kind; all others go by element, or reduce."""
+REST = "by element and reductions"
+
+
+def kind_of(operator: str) -> str:
+    """Return the kind of an operator, such as `aten::bmm`."""
+    name = operator.removeprefix("aten::")
+    return next((kind for kind, names in KINDS.items() if name in names), REST)
+
+
+def shares(work: Callable[[], object], calls: int) -> dict[str, Any]:
+    """Return the ms of a call in all operators, and the share of each kind."""
+    work()
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(calls):
+            work()
+    spent: dict[str, float] = defaultdict(float)
+    for each in recorded.key_averages():
+        spent[kind_of(each.key)] += each.self_cpu_time_total
+    total = sum(spent.values())
+    order = (*KINDS, REST)
+    return {"ms": round(total / calls / 1e3, 2), "shares": {kind: round(spent[kind] / total, 3) for kind in order}}
+
+
+def measured() -> list[dict[str, Any]]:
+    """Profile all cases."""
+    cases = []
+    for width, length in WINDOWS:
+        work, _ = build("compressive_long", Shape(width, length, max(1, TOKENS // length)))
+        cases.append({"case": f"window, width {width}, T = {length:,}", **shares(work, 5)})
+    step = stepper(models()["compressive"], ENVS)
+    cases.append({"case": f"acting step, {ENVS} envs", **shares(step, 200)})
+    return cases
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    out: Path = parser.parse_args().out
+    torch.set_num_threads(1)
+    command = f"python tools/operators_report.py {out}"
+    told = {"command": command, "versions": versions(), "machine": machine(), "cases": measured()}
+    write_json(out, told)
+
+
+if __name__ == "__main__":
+    main()
