@@ -91,7 +91,5 @@ def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
 
 def _hint(option: str, known: list[str]) -> str:
     """Say what an unknown option of a core may stand for; nothing where that is anyone's guess."""
-    if option == "adaptive_rate":
-        return "core 'adaptive' chooses its rates by itself"
     nearest = difflib.get_close_matches(option, known, n=1)
     return f"for {option} use {nearest[0]}" if nearest else ""

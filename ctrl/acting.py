@@ -165,7 +165,7 @@ class LayerRings:
         self, layer: MemoryLayer, slots: Tensor, usage: Tensor, ranked: list[slice], rows: Tensor | None
     ) -> None:
         self._layer = layer
-        self._attention = layer.attention
+        self._attention = cast(AgeAttention, layer.attention)
         self._rows = rows
         self.slots = slots
         self.usage = usage
@@ -182,7 +182,7 @@ class LayerRings:
 
     def refresh(self) -> None:
         """Take the weights as they are now, and project all slots with them."""
-        attention = cast(AgeAttention, self._layer.attention)
+        attention = self._attention
         norm = cast(SlotNorm, attention.norm)
         batch, heads, features = self._shape
         self._norm = norm.weight, norm.bias

@@ -25,7 +25,7 @@ from ctrl.acting import CompressiveActing, ranked_parts
 from ctrl.compressive import CompressiveCore, CompressiveState
 from ctrl.compressors import Compressor, make_compressor
 from ctrl.core import Acting, PlainActing
-from ctrl.memory import MemorySpec, Tier, Tiers
+from ctrl.memory import Tier, Tiers
 from ctrl.timeline import EMPTY, ring_centres
 from ctrl.window import LayerPass, LayerPlan
 
@@ -35,10 +35,6 @@ START = (LOW + HIGH) / 2
 """Where the running mean starts, and starts again when the rate has changed."""
 DECAY = 0.9
 """What the running mean keeps in each update."""
-
-
-MEMORY = (Tier(32), Tier(32, rate=4, compressor="conv"))
-"""Of an `AdaptiveCore` by default: the rate may rise to 8 and fall to 2, and a compressor that mixes loses little."""
 
 
 def rate_choices(tiers: Tiers) -> tuple[int, ...]:
@@ -111,13 +107,6 @@ class AdaptiveState(NamedTuple):
     """[B, L] int64, of each layer's first compressed tier; 1 where a layer has none."""
 
 
-def _signature() -> inspect.Signature:
-    """Return that of a `CompressiveCore` with another default of `memory`."""
-    signature = inspect.signature(CompressiveCore)
-    own = {**signature.parameters, "memory": signature.parameters["memory"].replace(default=MEMORY)}
-    return signature.replace(parameters=list(own.values()))
-
-
 class AdaptiveCore(CompressiveCore):
     """A `CompressiveCore`, with the same options, whose layers choose the rate of their first compressed tier.
 
@@ -127,14 +116,17 @@ class AdaptiveCore(CompressiveCore):
     refused.
     """
 
-    __signature__ = _signature()
+    MEMORY = (Tier(32), Tier(32, rate=4, compressor="conv"))
+    """By default the rate may rise to 8 and fall to 2, and a compressor that mixes loses little."""
+
+    __signature__ = inspect.signature(CompressiveCore)
 
     rates: Tensor
     """[L] the present rates; a buffer, so that they are saved and loaded with the weights."""
     errors: Tensor
     """[L] running means of the reconstruction errors; likewise."""
 
-    def __init__(self, input_size: int, *, memory: MemorySpec = MEMORY, **options: Any) -> None:
+    def __init__(self, input_size: int, **options: Any) -> None:
         if options.get("reconstruction") == "auto_encoding":
             raise ValueError(
                 "reconstruction='auto_encoding' does not fit core 'adaptive', since a decoder is made for one rate; "
@@ -142,7 +134,7 @@ class AdaptiveCore(CompressiveCore):
             )
         self._choices: list[tuple[int, ...]] = []
         self._rows = 0
-        super().__init__(input_size, memory=memory, **options)
+        super().__init__(input_size, **options)
         _check_choices(self._choices)
         self.register_buffer("rates", torch.tensor([_rate(tiers) for tiers in self.tiers]))
         self.register_buffer("errors", torch.full((len(self.tiers),), START))
@@ -260,8 +252,8 @@ def _check_choices(by_layer: list[tuple[int, ...]]) -> None:
     if all(len(choices) < 2 for choices in by_layer):
         raise ValueError(
             "memory must give a layer of core 'adaptive' two rates to choose from: half, once and twice that of its "
-            f"first compressed tier, up to the slots of tier 0; got {by_layer} by layer; use core 'compressive', or a "
-            "memory such as [Tier(32), Tier(32, rate=4, compressor='conv')]"
+            f"first compressed tier, up to the slots of tier 0; got {by_layer} by layer; use core 'compressive', or "
+            "leave memory at its default"
         )
 
 

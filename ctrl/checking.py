@@ -134,6 +134,6 @@ def judge(law: Law, trial: Trial) -> Finding:
 
 def _may_be_rounding(law: Law, trial: Trial, breach: Differs) -> bool:
     """Whether what differs does so by at most `ROUNDING` times the tolerance, and not in float64."""
-    if not breach.size <= ROUNDING * trial.tolerance or trial.in_double is None:
+    if not breach.times <= ROUNDING or trial.in_double is None:  # NaN is none
         return False
     return judge(law, trial.in_double).status == "kept"

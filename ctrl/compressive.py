@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
 from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
-from ctrl.compressors import Compressor, compressor_factory, make_compressor, usage_of
-from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_finite, require_positive
+from ctrl.compressors import Compressor, make_compressor, usage_of
+from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
 from ctrl.explanation import Explained, explain_layer
 from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, tiers_by_layer
@@ -91,6 +91,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :raises ValueError: where options do not fit each other
     """
 
+    MEMORY: MemorySpec = (Tier(8), Tier(8, rate=8), Tier(8, rate=8), Tier(8, rate=8))
+    """What `memory` is where it is None."""
+
     def __init__(
         self,
         input_size: int,
@@ -98,7 +101,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         layers: int = 1,
         width: int = 64,
         heads: int = 4,
-        memory: MemorySpec = (Tier(8), Tier(8, rate=8), Tier(8, rate=8), Tier(8, rate=8)),
+        memory: MemorySpec | None = None,
         feedforward: int | None = None,
         reconstruction: str | None = None,
         compression_gradient: str = "reconstruction",
@@ -113,9 +116,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         super().__init__(input_size, width)
         _check_heads(heads, width)
         self.heads = heads
-        self.tiers: list[Tiers] = tiers_by_layer(memory, layers)
-        for raw, *_ in self.tiers:
-            compressor_factory(raw.compressor)  # nothing else looks at the name
+        self.tiers: list[Tiers] = tiers_by_layer(self.MEMORY if memory is None else memory, layers)
         self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
         _, attention = choose("position", position, POSITIONS)
         layer = choose("residual", residual, RESIDUALS)
@@ -126,8 +127,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for tiers in self.tiers
         )
         self.compressors = nn.ModuleList(
-            nn.ModuleList(self._make_compressor(tiers, position) for position in range(1, len(tiers)))
-            for tiers in self.tiers
+            nn.ModuleList(self._make_compressor(tiers, tier) for tier in range(1, len(tiers))) for tiers in self.tiers
         )
         self._measure_novelty(novelty_gain)
         parameters = list(self.compressors.parameters())
@@ -213,7 +213,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def _measure_novelty(self, gain: float | None) -> None:
         """Give the layers of which a compressor asks for it a measure of novelty; a ValueError if `gain` fits none."""
         if gain is not None:
-            require_finite(novelty_gain=gain)
+            require_not_negative(novelty_gain=gain)
         asking = [
             number
             for number in range(len(self.layers))
@@ -439,7 +439,7 @@ def _check_learning(
 
 def _prefer_recent(layers: nn.ModuleList, recency: float, position: str) -> None:
     """Give half of the heads of all layers their first preference; a ValueError where there can be none."""
-    require_finite(recency=recency)
+    require_not_negative(recency=recency)
     if recency and position != "age":
         raise ValueError(
             f"recency needs position='age', got recency = {recency} with {position!r}; use recency = 0 with it"

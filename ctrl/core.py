@@ -308,7 +308,7 @@ def require_positive(**sizes: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
 
 
-def require_finite(**amounts: Any) -> None:
+def require_not_negative(**amounts: Any) -> None:
     """Raise a ValueError that names the first of `amounts` that is not a finite number of at least 0."""
     for name, amount in amounts.items():
         if isinstance(amount, bool) or not isinstance(amount, Real) or not 0 <= float(amount) < math.inf:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ctrl.compressors import compressor_factory
 from ctrl.core import require_positive
 
 
@@ -21,7 +22,7 @@ class Tier:
     rate: int = 1
     """How many slots of the tier before become one slot of this one; 1 for tier 0."""
     compressor: str = "most_missed"
-    """The name of the compressor that forms this tier's slots; tier 0 has no use for it, but it must be one."""
+    """The name of the compressor that forms this tier's slots; tier 0 has no use for it."""
 
     def __post_init__(self) -> None:
         require_positive(slots=self.slots, rate=self.rate)
@@ -82,6 +83,8 @@ def _check_tiers(layer: int, tiers: tuple[object, ...]) -> None:
     first, *rest = (tier for tier in tiers if isinstance(tier, Tier))
     if first.rate != 1:
         raise ValueError(f"tier 0 holds single steps, so its rate must be 1, got {first.rate}")
+    for tier in (first, *rest):
+        compressor_factory(tier.compressor)
     previous = first
     for position, tier in enumerate(rest, start=1):
         if previous.slots < tier.rate:

@@ -102,12 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_is_gone():
+        if not _give_up_unread_stdout():
             raise
         return 1
 
 
-def _reader_is_gone() -> bool:
+def _give_up_unread_stdout() -> bool:
     """Whether stdout is a pipe that nobody reads; then the interpreter shall not try again as it ends."""
     try:
         print(flush=True)

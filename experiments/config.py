@@ -94,6 +94,7 @@ class TaskOptions:
         return f"{self.env} ({', '.join(self.env_kwargs)})" if self.env_kwargs else self.env
 
 
+DEFAULT_TIERS = "8,8x8,8x8,8x8"
 _MEMORY_HELP = (
     "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
     "32 + 32·4 = 160 steps of reach. More tiers may follow: the default reaches 8 + 8·8 + 8·64 + 8·512 = 4,680 steps. "
@@ -112,8 +113,10 @@ class MemoryOptions:
     """Layers of the core."""
     heads: int = 4
     """Attention heads of a layer; must divide the width."""
-    memory: Annotated[str, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP)] = "8,8x8,8x8,8x8"
-    compressor: str = "most_missed"
+    memory: Annotated[
+        str | None, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP, help_behavior_hint=f"(default: {DEFAULT_TIERS})")
+    ] = None
+    compressor: Annotated[str | None, open_option("most_missed", "NAME")] = None
     """How slots are merged: most_missed, most_used and select keep one of them; conv, dilated_conv, gru and attention
     are learned; mean, max."""
     reconstruction: Annotated[str | None, open_option("attention_reconstruction, where it trains", "LOSS")] = None
@@ -132,20 +135,16 @@ class MemoryOptions:
         for name in ("width", "layers", "heads", "chrono_horizon"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        require(0 <= self.recency < math.inf, f"--recency must be a number, at least 0, got {self.recency}")
-        gain = self.novelty_gain
-        require(gain is None or 0 <= gain < math.inf, f"--novelty-gain must be a number, at least 0, got {gain}")
+        for name in ("recency", "novelty_gain"):
+            value = getattr(self, name)
+            told = f"--{name.replace('_', '-')} must be a number, at least 0, got {value}"
+            require(value is None or 0 <= value < math.inf, told)
         _ = self.tiers
 
     @property
     def tiers(self) -> list[tuple[int, int]]:
         """Slots and rate of each tier, the raw memory first."""
-        return parse_memory(self.memory)
-
-    @property
-    def has_default_tiers(self) -> bool:
-        """Whether neither the tiers nor their compressor were asked for."""
-        return (self.memory, self.compressor) == (MemoryOptions.memory, MemoryOptions.compressor)
+        return parse_memory(self.memory or DEFAULT_TIERS)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
     if core in ATTENTION_CORES:
         options["heads"] = memory.heads
     if core in COMPRESSIVE_CORES:
-        if core != "adaptive" or not memory.has_default_tiers:  # whose rate could only fall with them
-            options["memory"] = [Tier(slots, rate, memory.compressor) for slots, rate in memory.tiers]
+        if (memory.memory, memory.compressor) != (None, None):
+            compressor = memory.compressor or Tier.compressor
+            options["memory"] = [Tier(slots, rate, compressor) for slots, rate in memory.tiers]
         options["reconstruction"] = memory.reconstruction
         options["compression_gradient"] = memory.compression_gradient
         options["recency"] = memory.recency or None

@@ -40,12 +40,12 @@ class Breach(AssertionError):
 class Differs(Breach):
     """Two results that must be the same but for rounding are further apart than the tolerance.
 
-    :param size: by how much at most, relative to 1 + size
+    :param times: how many times the tolerance the largest difference is; NaN where one of them is
     """
 
-    def __init__(self, detail: str, size: float, env: int | None = None, step: int | None = None) -> None:
+    def __init__(self, detail: str, times: float, env: int | None = None, step: int | None = None) -> None:
         super().__init__(detail, env, step)
-        self.size = size
+        self.times = times
 
 
 class NotApplicable(Exception):

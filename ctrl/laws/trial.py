@@ -202,6 +202,7 @@ class Trial:
         return reset
 
     def _stream(self, reset: Tensor, state: Any, name: str, number: int) -> Stream:
+        """Draw inputs; `number` sets them apart from those of other streams."""
         core, generator = self.pristine, torch.Generator().manual_seed(self.seed + number)
         return Stream(self._drawn((*reset.shape, core.input_size), generator), reset.to(core.device), state, name)
 
@@ -248,7 +249,7 @@ class Trial:
             raise Differs(
                 f"{names} differ at env {env}, step {step} of {stream.length} {stream.name}: {found.one:.6g} and "
                 f"{found.other:.6g} in feature {feature} ({stream.resets_of(env)})",
-                found.size,
+                found.size / self.tolerance,
                 env,
                 step,
             )
@@ -262,7 +263,7 @@ class Trial:
                 raise Differs(
                     f"{names}: state.{field} of env {env} differs: {found.one:.6g} and {found.other:.6g} "
                     f"at {list(found.place[1:])}",
-                    found.size,
+                    found.size / self.tolerance,
                     env,
                     step,
                 )

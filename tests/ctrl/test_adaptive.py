@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -36,7 +35,6 @@ def test_the_rate_may_rise_and_fall_by_default() -> None:
             core.adapt({name: error})
         moved.append(core.tiers[0][1].rate)
     assert moved == [8, 2] and ctrl.AdaptiveCore(3).rates.tolist() == [4]
-    assert inspect.signature(ctrl.AdaptiveCore).parameters["memory"].default == ctrl.AdaptiveCore(3).tiers[0]
 
 
 def test_the_rate_follows_the_error() -> None:
@@ -215,8 +213,8 @@ def test_compressors_of_other_rates_are_idle() -> None:
         ({"reconstruction": "auto_encoding"}, "auto_encoding' does not fit core 'adaptive'.*use 'attention_recon"),
         (
             {"memory": [Tier(4)]},
-            r"two rates to choose from: half, once and twice .* got \[\(\)\] by layer; use core 'compressive', or a "
-            r"memory such as \[Tier\(32\), Tier\(32, rate=4",
+            r"two rates to choose from: half, once and twice .* got \[\(\)\] by layer; use core 'compressive', or "
+            "leave memory at its default",
         ),
         ({"layers": 2, "memory": [[Tier(1), Tier(9)], [Tier(9)]]}, r"got \[\(1,\), \(\)\] by layer"),
         ({"rate": 3}, "core 'adaptive' does not take rate; its options are .*memory"),

@@ -364,7 +364,6 @@ def test_compressed_slots_are_read() -> None:
             "novelty_gain = 2.0 needs a compressor that measures novelty.* use compressor 'most_missed'",
         ),
         ({"widht": 3}, "does not take widht; its options are .*width.*; for widht use width$"),
-        ({"adaptive_rate": True}, "does not take adaptive_rate; .*; core 'adaptive' chooses its rates by itself$"),
         ({"dropout": 0.1}, "does not take dropout; .*, residual$"),
     ],
 )

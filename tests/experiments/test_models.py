@@ -9,7 +9,17 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import ctrl
 from ctrl.agents import MemoryImpala, MemoryPPO
-from ctrl.experiments.config import ImpalaOptions, MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
+from ctrl.compressive import CompressiveCore
+from ctrl.experiments.config import (
+    DEFAULT_TIERS,
+    ImpalaOptions,
+    MemoryOptions,
+    PPOOptions,
+    RunOptions,
+    TaskOptions,
+    TrainConfig,
+    parse_memory,
+)
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.models import (
     arguments,
@@ -53,9 +63,12 @@ def test_each_core_gets_the_options_that_it_has() -> None:
 
 def test_what_is_left_open_is_left_to_the_core() -> None:
     assert core_kwargs("lstm", MemoryOptions()) == {}
-    assert "memory" not in core_kwargs("adaptive", MemoryOptions())
-    for asked in (MemoryOptions(memory="4,4x2"), MemoryOptions(compressor="conv")):
-        assert [tier.slots for tier in core_kwargs("adaptive", asked)["memory"]] == [slots for slots, _ in asked.tiers]
+    assert all("memory" not in core_kwargs(core, MemoryOptions()) for core in ("compressive", "adaptive"))
+    for asked in ({"memory": DEFAULT_TIERS}, {"compressor": "most_missed"}, {"memory": "4,4x2", "compressor": "conv"}):
+        memory = core_kwargs("adaptive", MemoryOptions(**asked))["memory"]
+        assert {tier.compressor for tier in memory} == {asked.get("compressor", "most_missed")}
+        assert [(tier.slots, tier.rate) for tier in memory] == parse_memory(asked.get("memory", DEFAULT_TIERS))
+    assert [(tier.slots, tier.rate) for tier in CompressiveCore.MEMORY] == parse_memory(DEFAULT_TIERS)
 
 
 @pytest.mark.parametrize("core", ctrl.core_names())
