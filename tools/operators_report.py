@@ -28,15 +28,15 @@ ENVS = 256
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "linear"),
     "softmax": ("_softmax", "_softmax_backward_data"),
-    "copies": ("copy_", "cat", "index_select", "index_copy_", "index_add_", "index_fill_", "gather", "fill_", "_index"),
+    "copies": ("copy", "cat", "index_select", "index_copy", "index_add", "index_fill", "scatter_add", "gather", "fill"),
 }
-"""Operators by kind; all others go by element, or reduce."""
-REST = "by element and reductions"
+"""Operators by kind, in place or not. Most others go by element, or reduce."""
+REST = "all else"
 
 
 def kind_of(operator: str) -> str:
     """Return the kind of an operator, such as `aten::bmm`."""
-    name = operator.removeprefix("aten::")
+    name = operator.removeprefix("aten::").removesuffix("_")
     return next((kind for kind, names in KINDS.items() if name in names), REST)
 
 
