@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ctrl.band import age_row
+from ctrl.band import age_row, exact_ages
 from ctrl.banded import HIDDEN
+from ctrl.clock import clock_features
 from ctrl.compressors import Compressor, usage_of
 from ctrl.core import Acting
-from ctrl.layer import AgeAttention, MemoryLayer, SlotNorm, finish, normalise
+from ctrl.layer import AgeAttention, MemoryLayer
 from ctrl.memory import Tiers, reach
 from ctrl.timeline import EMPTY, rhythms, ring_centres
 
@@ -69,6 +70,8 @@ class Moves(NamedTuple):
     """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
     row: Tensor
     """[B S] the row of the table of biases for each position; see `Rings.rows`."""
+    times: Tensor
+    """[K + B] the time of each new slot."""
 
 
 class Rings:
@@ -83,12 +86,13 @@ class Rings:
     def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int) -> None:
         self._rhythms = rhythms(tiers)
         self._oldest = reach(tiers)
+        self._exact = exact_ages(tiers)
         self._hidden = hidden
         self.rows: Tensor | None = None
         """[E] the rows of the biases of all ages, and last the hidden one; layers then have a bias for each age. None
         where there are too many ages for that."""
         if self._oldest < TABLE:
-            self.rows = F.pad(age_row(torch.arange(self._oldest + 1)), (0, 1), value=hidden).to(clock.device)
+            self.rows = F.pad(age_row(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(clock.device)
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
@@ -132,7 +136,7 @@ class Rings:
         targets.append(self._base + time % self._rhythms[0].slots)
         flat[targets[-1]] = time
         target = np.concatenate(targets) if merges else targets[0]
-        parts = (target, self._by_head(target), self._rows(time))
+        parts = (target, self._by_head(target), self._rows(time), flat[target])
         return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
 
     def _by_head(self, target: Integers) -> Integers:
@@ -146,7 +150,7 @@ class Rings:
         age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # + 1 where nothing is
         if self.rows is not None:
             return age
-        return np.where(age > self._oldest, self._hidden, age_row(torch.from_numpy(age)).numpy())
+        return np.where(age > self._oldest, self._hidden, age_row(torch.from_numpy(age), self._exact).numpy())
 
 
 class LayerRings:
@@ -155,27 +159,27 @@ class LayerRings:
     Views are made once and weights are at hand: at a small B, looking them up would take most of a step's time.
 
     :param layer: whose weights project them
-    :param slots: [B, S, D]
-    :param usage: [B, S] the attention that each has received so far, see `MostUsedCompressor`
-    :param ranked: positions of the tiers for which it counts
-    :param rows: see `Rings`
+    :param memory: slots [B, S, D], the attention [B, S] that each has received so far, and decay [B, S, F]
+    :param ranked: positions of the tiers for which attention counts
+    :param rings: which slot is where
     """
 
     def __init__(
-        self, layer: MemoryLayer, slots: Tensor, usage: Tensor, ranked: list[slice], rows: Tensor | None
+        self, layer: MemoryLayer, memory: tuple[Tensor, Tensor, Tensor], ranked: list[slice], rings: Rings
     ) -> None:
         self._layer = layer
         self._attention = cast(AgeAttention, layer.attention)
-        self._rows = rows
-        self.slots = slots
-        self.usage = usage
+        self._rings = rings
+        self.slots, self.usage, self.decay = memory
         self._ranked = ranked
-        batch, size, width = slots.shape
+        batch, size, width = self.slots.shape
         heads = layer.attention.heads
         self._shape = (batch, heads, width // heads)
+        self._forgetting = heads - self.decay.shape[2]
         # Env by env, so that what a slot is written to lies close together.
-        self._keys_values = slots.new_empty(2, batch, heads, size, width // heads)
-        self._flat_slots, self._flat_keys_values = slots.view(-1, width), self._keys_values.view(-1, width // heads)
+        self._keys_values = self.slots.new_empty(2, batch, heads, size, width // heads)
+        self._flat_slots, self._flat_keys_values = self.slots.view(-1, width), self._keys_values.view(-1, width // heads)
+        self._flat_decay = self.decay.flatten(0, 1)
         key, self._value = self._keys_values.view(2, batch * heads, size, -1)  # [B H, S, d]
         self._key = key.transpose(1, 2)
         self.refresh()
@@ -183,58 +187,90 @@ class LayerRings:
     def refresh(self) -> None:
         """Take the weights as they are now, and project all slots with them."""
         attention = self._attention
-        norm = cast(SlotNorm, attention.norm)
         batch, heads, features = self._shape
-        self._norm = norm.weight, norm.bias
         scale = 1 / math.sqrt(features)
         self._query = attention.query.weight * scale, attention.query.bias * scale
         self._key_value = attention.key_value.weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, D, D]
-        biases = F.pad(attention.age_bias, (0, 1), value=HIDDEN)
-        self._biases = biases if self._rows is None else biases.index_select(1, self._rows)
-        self._finish = self._layer.finish_weights()
-        projected = self._project(normalise(self._flat_slots, *self._norm), self._flat_slots)
+        self._clocks: tuple[Tensor, Tensor] | None = None
+        if attention.query_clock is not None and attention.key_clock is not None:
+            heads_before, heads_after = attention.clock_heads.start, heads - attention.clock_heads.stop
+            around = (0, 0, heads_before * features, heads_after * features)
+            self._clocks = (
+                F.pad(attention.query_clock.weight * scale, around).t().contiguous(),
+                F.pad(attention.key_clock.weight, around).t().contiguous(),
+            )
+        biases = F.pad(attention.age_biases(), (0, 1), value=HIDDEN)
+        rows = self._rings.rows
+        self._biases = biases if rows is None else biases.index_select(1, rows)
+        self._join = self._layer.weights().join
+        times = torch.from_numpy(np.maximum(self._rings.centre, 0).reshape(-1)).to(self.slots.device)
+        projected = self._project(attention.norm(self._flat_slots), self._flat_slots, self._features(times))
         self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
-    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
-        """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them."""
+    def step(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
+        """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them.
+
+        :param times: [K + B, CLOCK_FEATURES] of the new slots
+        """
         batch, heads, features = self._shape
-        normed = self._write(self._new_slots(hidden, moves, compressors), moves)
-        query = F.linear(normed[-batch:], *self._query).view(batch * heads, 1, features)
+        normed = self._write(hidden, moves, times, compressors)
+        query = F.linear(normed[-batch:], *self._query)
+        if self._clocks is not None and times is not None:
+            query = query.addmm_(times[-batch:], self._clocks[0])
         biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
-        scores = biases.transpose(0, 1).reshape(batch * heads, 1, -1).baddbmm_(query, self._key)
+        scores = biases.transpose(0, 1).reshape(batch * heads, 1, -1).baddbmm_(
+            query.view(batch * heads, 1, features), self._key
+        )
+        if self._forgetting < heads:
+            scores.view(batch, heads, -1)[:, self._forgetting :] += self.decay.transpose(1, 2)
         for part in self._ranked:
             shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
             self.usage[:, part] += shares.mean(dim=1)
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
-        return finish(hidden, read.view_as(hidden), self._finish)
+        return self._join(hidden, read.view_as(hidden))
 
-    def _new_slots(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> Tensor:
-        """Return [K + B, D] what the tiers form, and the step itself."""
-        if not moves.merges:
-            return hidden
-        formed = []
+    def _form(self, moves: Moves, compressors: list[Compressor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what the tiers form: slots, and their decay."""
+        slots, decays = [], []
         for merge in moves.merges:
-            blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, hidden.shape[1])
+            blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, self._flat_slots.shape[1])
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
                 attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            formed.append(compressor(blocks, usage_of(compressor, blocks, attention, self._attention.novelty)))
-        return torch.cat([*formed, hidden])
+            usage = usage_of(compressor, blocks, attention, self._attention.novelty)
+            slots.append(compressor(blocks, usage))
+            if self.decay.shape[2]:
+                decay = self._flat_decay.index_select(0, merge.source).view(-1, merge.rate, self.decay.shape[2])
+                decays.append(compressor.carry(decay, blocks, usage))
+        return slots, decays
 
-    def _write(self, slots: Tensor, moves: Moves) -> Tensor:
-        """Write new slots, their keys and values; return the slots normed."""
+    def _write(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
+        """Write new slots, their keys and values; return the slots normed, [K + B, D], the step itself last."""
+        formed, decays = self._form(moves, compressors)
+        slots = torch.cat([*formed, hidden]) if formed else hidden
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
-        normed = normalise(slots, *self._norm)
-        keys_values = self._project(normed, slots).view(-1, self._shape[2])
+        normed = self._attention.norm(slots)
+        if self.decay.shape[2]:
+            log_forget = self._attention.log_forget(hidden)  # [B, F]
+            # All slots fade by it, but for the step itself, which ends at 0.
+            self._flat_decay.index_copy_(0, moves.target, torch.cat([*decays, -log_forget]))
+            self.decay += log_forget[:, None]
+        keys_values = self._project(normed, slots, times).view(-1, self._shape[2])
         self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
         return normed
 
-    def _project(self, normed: Tensor, slots: Tensor) -> Tensor:
-        """[N, D] normed slots, [N, D] slots -> keys and values [2, N, D]."""
+    def _features(self, times: Tensor) -> Tensor | None:
+        return None if self._clocks is None else clock_features(times, self.slots.dtype)
+
+    def _project(self, normed: Tensor, slots: Tensor, times: Tensor | None) -> Tensor:
+        """[N, D] normed slots, [N, D] slots, [N, CLOCK_FEATURES] their times -> keys and values [2, N, D]."""
         emphasised = self._attention.emphasised(normed, slots)
-        return torch.bmm(emphasised.expand(2, -1, -1), self._key_value)
+        projected = torch.bmm(emphasised.expand(2, -1, -1), self._key_value)
+        if self._clocks is not None and times is not None:
+            projected[0].addmm_(times, self._clocks[1])
+        return projected
 
 
 class CompressiveActing(Acting["CompressiveState"]):
@@ -250,7 +286,6 @@ class CompressiveActing(Acting["CompressiveState"]):
             tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers)) for tiers in dict.fromkeys(self._tiers)
         }
         self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
-        self._embed, self._norm = core.embed, cast(nn.LayerNorm, core.norm)
         self._places = [
             (owner._parameters, name)
             for owner in core.layers.modules()
@@ -263,15 +298,16 @@ class CompressiveActing(Acting["CompressiveState"]):
         usages = iter(
             state.usage.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
         )
+        decays = state.decay.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         with torch.no_grad():
             self._layers = []
-            for layer, tiers, slots, ranked in zip(core.layers, core.tiers, parts, self._ranked, strict=True):
+            for number, (layer, tiers, ranked) in enumerate(zip(core.layers, core.tiers, self._ranked, strict=True)):
                 kept = self._kept(tiers)
-                usage = slots.new_zeros(slots.shape[:2])
+                usage = parts[number].new_zeros(parts[number].shape[:2])
                 for part in ranked:
                     usage[:, part] = torch.where(kept[:, part, 0], next(usages), 0)
-                rings = torch.where(kept, slots, 0), usage, ranked, self._rings[tiers].rows
-                self._layers.append(LayerRings(cast(MemoryLayer, layer), *rings))
+                memory = torch.where(kept, parts[number], 0), usage, torch.where(kept, decays[number], 0)
+                self._layers.append(LayerRings(cast(MemoryLayer, layer), memory, ranked, self._rings[tiers]))
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
         """Return a copy of the state, of all envs or some."""
@@ -287,11 +323,16 @@ class CompressiveActing(Acting["CompressiveState"]):
             for layer, tiers, ranked in zip(self._layers, self._tiers, self._ranked, strict=True)
             for part in ranked
         ]
+        decay = [
+            torch.where(self._kept(tiers)[index], layer.decay[index], 0)
+            for layer, tiers in zip(self._layers, self._tiers, strict=True)
+        ]
         joined = torch.cat(slots, dim=1)
-        return self._make_state(clock, joined, torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1))
+        usages = torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1)
+        return self._make_state(clock, joined, usages, torch.cat(decay, dim=1))
 
-    def _make_state(self, clock: Tensor, slots: Tensor, usage: Tensor) -> CompressiveState:
-        return self.core.make_state([clock, slots, usage])
+    def _make_state(self, *leaves: Tensor) -> CompressiveState:
+        return self.core.make_state(leaves)
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         self._follow_weights()
@@ -299,11 +340,18 @@ class CompressiveActing(Acting["CompressiveState"]):
             self._forget(restarted)
         moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
         self._clock += 1
-        embed, norm = self._embed, self._norm
-        hidden = F.linear(inputs, embed.weight, embed.bias)
+        core = self.core
+        hidden = core.embed(inputs)
+        times: dict[Tiers, Tensor | None] = dict.fromkeys(moves)
+        if core.output_clock is not None:
+            times = {tiers: clock_features(own.times, inputs.dtype) for tiers, own in moves.items()}
         for layer, tiers, compressors in zip(self._layers, self._tiers, self._compressors, strict=True):
-            hidden = layer.step(hidden, moves[tiers], compressors)
-        return torch.layer_norm(hidden, norm.weight.shape, norm.weight, norm.bias)
+            hidden = layer.step(hidden, moves[tiers], times[tiers], compressors)
+        outputs: Tensor = core.norm(hidden)
+        last = times[self._tiers[0]]
+        if core.output_clock is not None and last is not None:
+            outputs = outputs + core.output_clock(last[-len(inputs) :])
+        return outputs
 
     def _forget(self, envs: Integers) -> None:
         """Empty the memory of some envs. What is left in place has no weight, and `normalise` kept it finite."""

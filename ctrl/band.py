@@ -25,8 +25,7 @@ COPIES = 8
 """Copies of each bias, read in turn along the columns: neighbours often have the same row, and a sum that waits for the
 one before it is slow."""
 EXACT = 32
-"""Ages below this have a row each, older ones share four per doubling."""
-_EXACT_BITS = int(torch.tensor(float(EXACT)).view(torch.int32)) >> 21
+"""At least all ages below this have a row each."""
 
 
 class Layout(NamedTuple):
@@ -66,26 +65,36 @@ class Band(NamedTuple):
         return blocks.flatten(1, 2)[:, :length]
 
 
-def age_row(age: Tensor) -> Tensor:
-    """Return the row of each age, int64: one per step up to 32 steps, then 4 per doubling, evenly within it.
+def exact_ages(tiers: Tiers) -> int:
+    """Return how many ages, from 0 on, have a row each: a power of two, no fewer than there are raw slots."""
+    return max(EXACT, 1 << (tiers[0].slots - 1).bit_length())
 
-    The exponent and the first two binary digits of a float are just that.
+
+def age_row(age: Tensor, exact: int = EXACT) -> Tensor:
+    """Return the row of each age, int64: one per step below `exact`, then 4 per doubling, evenly within it.
+
+    The exponent and the first two binary digits of a float are just that, if `exact` is a power of two.
     """
-    rounded = (age.clamp_min(EXACT).float().view(torch.int32) >> 21) - (_EXACT_BITS - EXACT)
-    return torch.where(age < EXACT, age, rounded)
+    first = (exact.bit_length() - 1 + _FLOAT_BIAS) * 4
+    rounded = (age.clamp_min(exact).float().view(torch.int32) >> 21) - (first - exact)
+    return torch.where(age < exact, age, rounded)
 
 
-def youngest_age(rows: int) -> Tensor:
+_FLOAT_BIAS = 127
+"""What a float32 adds to its exponent."""
+
+
+def youngest_age(rows: int, exact: int) -> Tensor:
     """Return [rows] float64, the lowest age of each row: what `age_row` undoes."""
     row = torch.arange(rows)
-    octave, quarter = (row - EXACT) // 4, (row - EXACT) % 4
-    return torch.where(row < EXACT, row.double(), EXACT * 2.0**octave * (1 + quarter / 4))
+    octave, quarter = (row - exact) // 4, (row - exact) % 4
+    return torch.where(row < exact, row.double(), exact * 2.0**octave * (1 + quarter / 4))
 
 
 @lru_cache
-def hidden_row(reach: int) -> int:
-    """Return the row after that of the oldest age, `reach`; it stands for all that is not visible."""
-    return int(age_row(torch.tensor(reach))) + 1
+def hidden_row(tiers: Tiers) -> int:
+    """Return the row after that of the oldest age that these tiers reach; it stands for all that is not visible."""
+    return int(age_row(torch.tensor(reach(tiers)), exact_ages(tiers))) + 1
 
 
 def block_size(tiers: Tiers, length: int) -> int:
@@ -174,7 +183,7 @@ class Rows(NamedTuple):
     """Returns the row for all that is not visible, one after the last that is in use."""
 
 
-BY_AGE = Rows(lambda tiers, plan, layout: age_row(ages(plan, layout)), lambda tiers: hidden_row(reach(tiers)))
+BY_AGE = Rows(lambda tiers, plan, layout: age_row(ages(plan, layout), exact_ages(tiers)), hidden_row)
 BY_DISTANCE = Rows(distances, lambda tiers: sum(tier.slots for tier in tiers))
 
 

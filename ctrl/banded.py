@@ -8,7 +8,7 @@ the C columns; H heads of d = D / H features.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +21,51 @@ HIDDEN = -1e30
 exactly 0 beside a real score."""
 
 
-def banded_attention(queries: Tensor, keys_values: Tensor, biases: Tensor, band: Band) -> tuple[Tensor, Tensor]:
-    """Read the columns of each block.
+class ColumnTerms(NamedTuple):
+    """What some heads know of each column beside its content."""
+
+    decay: Tensor
+    """[B, C, F] added to the scores of the last F heads; F may be 0."""
+    clock_keys: Tensor
+    """[B, C, K d] added to the keys of K heads; K may be 0."""
+    clock_from: int
+    """The first of these K heads."""
+
+
+def banded_attention(
+    queries: Tensor, keys_values: Tensor, biases: Tensor, terms: ColumnTerms, band: Band
+) -> tuple[Tensor, Tensor]:
+    """Attend from each block's steps to its columns.
 
     :param queries: [B, T, D]
     :param keys_values: [B, C, 2 D]
     :param biases: [H, E], one for each row of the band but the hidden one
-    :return: what was read, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
+    :param terms: of all columns
+    :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
     """
-    read, weights = _BandedAttention.apply(queries, keys_values, biases, band)  # type: ignore[no-untyped-call]
+    read, weights = _BandedAttention.apply(queries, keys_values, biases, *terms, band)  # type: ignore[no-untyped-call]
     return read, weights
 
 
 class _BandedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys_values: Tensor, biases: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys_values: Tensor,
+        biases: Tensor,
+        decay: Tensor,
+        clock_keys: Tensor,
+        clock_from: int,
+        band: Band,
+    ) -> tuple[Tensor, Tensor]:
         heads, (_, _, size, width) = len(biases), band.row.shape
         scale = 1 / math.sqrt(queries.shape[2] // heads)
         query = _split_heads(band.split(queries) * scale, heads)  # [H, B, N, Q, d]
         columns = keys_values.unflatten(2, (2, heads, -1)).permute(2, 3, 0, 1, 4).contiguous()  # [2, H, B, C, d]
+        clocked = slice(clock_from, clock_from + clock_keys.shape[2] // query.shape[4])
+        if clock_keys.shape[2]:
+            columns[0, clocked] += clock_keys.unflatten(2, (-1, query.shape[4])).permute(2, 0, 1, 3)
         if not band.whole:
             columns = columns.index_select(3, band.columns.flatten())
         columns = columns.view(2, -1, width, query.shape[4])
@@ -47,9 +73,14 @@ class _BandedAttention(torch.autograd.Function):
         table = F.pad(biases, (0, 1), value=HIDDEN).repeat_interleave(COPIES, dim=1)
         scores = table.index_select(1, band.row.flatten()).view(-1, size, width)
         scores.baddbmm_(query.flatten(0, 2), key.transpose(1, 2))
+        forgetting = slice(heads - decay.shape[2], heads)
+        if decay.shape[2]:
+            lost = decay.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)  # [B, N, W, F]
+            scores.view(heads, *band.row.shape)[forgetting] += lost.permute(3, 0, 1, 2)[:, :, :, None]
         weights = torch.softmax(scores, 2, out=scores)
         read = _join_heads(torch.bmm(weights, value).view_as(query))
         ctx.band, ctx.scale, ctx.counts = band, scale, (keys_values.shape[1], biases.shape[1])
+        ctx.clocked, ctx.forgetting = clocked, forgetting
         ctx.save_for_backward(query, columns, weights)
         ctx.set_materialize_grads(False)  # none arrives for the weights
         weights = weights.view(heads, *band.row.shape)
@@ -57,7 +88,7 @@ class _BandedAttention(torch.autograd.Function):
         return band.join(read, queries.shape[1]), weights
 
     @staticmethod
-    def backward(ctx: Any, of_output: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, of_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
         band, (count, rows) = ctx.band, ctx.counts
         query, columns, weights = ctx.saved_tensors
         key, value = columns
@@ -68,16 +99,25 @@ class _BandedAttention(torch.autograd.Function):
         of_columns = torch.empty_like(columns)
         torch.bmm(of_scores.transpose(1, 2), query.flatten(0, 2), out=of_columns[0])
         torch.bmm(weights.transpose(1, 2), of_read, out=of_columns[1])
-        of_columns = of_columns.view(2, heads, batch, -1, features)  # [2, H, B, N W, d]
-        if not band.whole:
-            whole = of_columns.new_zeros(2, heads, batch, count, features)
-            of_columns = whole.index_add_(3, band.columns.flatten(), of_columns)
+        of_columns = _gather_blocks(of_columns.view(2, heads, batch, -1, features), band, count)  # [2, H, B, C, d]
         of_keys_values = of_columns.permute(2, 3, 0, 1, 4).reshape(batch, count, -1)
+        of_clock_keys = of_columns[0, ctx.clocked].permute(1, 2, 0, 3).reshape(batch, count, -1)
         of_query = _join_heads(torch.bmm(of_scores, key).view_as(query)) * ctx.scale
+        of_lost = of_scores.view(heads, *band.row.shape)[ctx.forgetting].sum(dim=3).flatten(2)  # [F, B, N W]
+        of_decay = _gather_blocks(of_lost[..., None], band, count)[..., 0].permute(1, 2, 0)  # [B, C, F]
         of_table = of_scores.new_zeros(heads, (rows + 1) * COPIES)
         of_table.scatter_add_(1, band.row.view(1, -1).expand(heads, -1), of_scores.view(heads, -1))
         of_rows = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the hidden one's, 0
-        return band.join(of_query, of_output.shape[1]), of_keys_values, of_rows[:, :-1], None
+        of_queries = band.join(of_query, of_output.shape[1])
+        return of_queries, of_keys_values, of_rows[:, :-1], of_decay, of_clock_keys, None, None
+
+
+def _gather_blocks(blocks: Tensor, band: Band, count: int) -> Tensor:
+    """Add up what all blocks say of each column: [.., N W, d] -> [.., C, d], C = `count`."""
+    if band.whole:
+        return blocks
+    whole = blocks.new_zeros(*blocks.shape[:-2], count, blocks.shape[-1])
+    return whole.index_add_(-2, band.columns.flatten(), blocks)
 
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
-from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
+from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, exact_ages, lay_out, tier_band, visible
+from ctrl.clock import CLOCK_FEATURES, clock_features
 from ctrl.compressors import Compressor, make_compressor, usage_of
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
 from ctrl.explanation import Explained, explain_layer
-from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
+from ctrl.layer import RESIDUALS, AgeAttention, MemoryAttention, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, tiers_by_layer
 from ctrl.novelty import Novelty
 from ctrl.reconstruction import (
@@ -34,8 +35,8 @@ from ctrl.reconstruction import (
     reconstruction_error,
 )
 from ctrl.relative import RelativeAttention
-from ctrl.timeline import plan_window
-from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Ring, make_frame, take
+from ctrl.timeline import WindowPlan, plan_window
+from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Ring, make_frame, sum_by_episode, take
 
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
 
@@ -48,7 +49,6 @@ class Position(NamedTuple):
 
 
 POSITIONS = {"age": Position(BY_AGE, AgeAttention), "sinusoidal": Position(BY_DISTANCE, RelativeAttention)}
-RESIDUALS: dict[str, type[MemoryLayer] | type[PostNormLayer]] = {"gated": MemoryLayer, "post_norm": PostNormLayer}
 
 
 class CompressiveState(NamedTuple):
@@ -61,6 +61,9 @@ class CompressiveState(NamedTuple):
     usage: Tensor
     """[B, U] the attention that slots have received so far, in the same order, of the tiers whose slots the next tier's
     compressor ranks by it; most often there is none, and U = 0."""
+    decay: Tensor
+    """[B, S, F] the logarithm of what F heads have kept of each slot so far, in the same order; F = 0 without
+    forgetting."""
 
 
 class CompressiveCore(MemoryCore[CompressiveState]):
@@ -91,7 +94,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :raises ValueError: where options do not fit each other
     """
 
-    MEMORY: MemorySpec = (Tier(8), Tier(8, rate=8), Tier(8, rate=8), Tier(8, rate=8))
+    MEMORY: MemorySpec = (Tier(64), Tier(8, rate=8), Tier(8, rate=8), Tier(8, rate=8))
     """What `memory` is where it is None."""
 
     def __init__(
@@ -108,7 +111,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         position: str = "age",
         recency: float = 0.0,
         novelty_gain: float | None = None,
-        residual: str = "gated",
+        residual: str = "plain",
+        forgetting: bool = True,
+        clock: bool = True,
     ) -> None:
         require_positive(width=width, layers=layers, heads=heads)
         feedforward = 2 * width if feedforward is None else feedforward
@@ -122,10 +127,13 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         layer = choose("residual", residual, RESIDUALS)
         self.position = position
         self.embed = nn.Linear(input_size, width)
+        known = {"forgetting": forgetting, "clock": clock}
         self.layers = nn.ModuleList(
-            layer(attention(width, heads, layer.slot_norm(width), self.hidden_row(tiers)), width, feedforward)
+            layer(attention(width, heads, layer.slot_norm(width), self.hidden_row(tiers), **known), width, feedforward)
             for tiers in self.tiers
         )
+        self.forgetting_heads = heads // 2 if forgetting else 0
+        self.output_clock = nn.Linear(CLOCK_FEATURES, width, bias=False) if clock else None
         self.compressors = nn.ModuleList(
             nn.ModuleList(self._make_compressor(tiers, tier) for tier in range(1, len(tiers))) for tiers in self.tiers
         )
@@ -139,7 +147,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             nn.ModuleList(compressor.decoder() for compressor in cast("list[Compressor]", compressors))
             for compressors in (self.compressors if reconstruction == "auto_encoding" else ())
         )
-        self.norm = nn.LayerNorm(width) if residual == "gated" else nn.Identity()  # post-norm layers end with one
+        self.norm = nn.Identity() if layer.ends_normed else nn.LayerNorm(width)
         self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
         self._usage_sizes = [
             tier.slots * ranked
@@ -147,8 +155,12 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for tier, ranked in zip(tiers, self.ranks(number), strict=True)
         ]
         _initialise(self.embed)
-        _prefer_recent(self.layers, recency, position)
+        _prefer_recent(self.layers, self.tiers, recency, position)
         _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
+        for memory_layer in self.layers:
+            cast(MemoryLayer, memory_layer).attention.reset_gates()
+        if self.output_clock is not None:
+            nn.init.zeros_(self.output_clock.weight)
 
     def initial_state(self, batch_size: int) -> CompressiveState:
         """Return the empty memory: clock 0, all slots 0."""
@@ -156,7 +168,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         clock = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         slots = torch.zeros(batch_size, sum(self._sizes), self.output_size, device=self.device, dtype=self.dtype)
         usage = torch.zeros(batch_size, sum(self._usage_sizes), device=self.device, dtype=self.dtype)
-        return CompressiveState(clock, slots, usage)
+        decay = slots.new_zeros(*slots.shape[:2], self.forgetting_heads)
+        return CompressiveState(clock, slots, usage, decay)
 
     def reset_state(self, state: CompressiveState, reset: Tensor) -> CompressiveState:
         """Set the clock to 0 where `reset` [B] is true: every slot is empty at clock 0, whatever it holds."""
@@ -175,9 +188,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     @property
     def acts_in_place(self) -> bool:
         """Whether `CompressiveActing` can act for this core; if not, each step is a window of its own."""
-        return all(
-            isinstance(layer, MemoryLayer) and isinstance(layer.attention, AgeAttention) for layer in self.layers
-        )
+        return self.position == "age"
 
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
         none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
@@ -235,8 +246,15 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             window = plan_window(tiers, state.clock, reset)
             layout = lay_out(tiers, window.length, window.clock.device)
             row = band_rows(tiers, window, layout, rows, self.hidden_row(tiers))
-            plans[tiers] = LayerPlan(window, row, questions(window))
+            plans[tiers] = LayerPlan(window, row, self._times(window), questions(window))
         return plans
+
+    def _times(self, window: WindowPlan) -> Tensor | None:
+        """Return [B, C, CLOCK_FEATURES] the time of the middle of what each column stands for."""
+        if self.output_clock is None:
+            return None
+        centres = [tier.columns.number * tier.rhythm.span + tier.rhythm.span // 2 for tier in window.tiers]
+        return clock_features(torch.cat(centres, dim=1), self.dtype)
 
     def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:
         """Raise a ValueError unless `plan` has this core's tiers and just these resets."""
@@ -299,30 +317,44 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         frames = {tiers: make_frame(tiers, plan) for tiers, plan in plans.items()}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
         usages = iter(state.usage.detach().split(self._usage_sizes, dim=1))
+        decays = iter(state.decay.detach().split(self._sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
         passes: list[LayerPass] = []
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[Ring] = []
         for number, tiers in enumerate(self.tiers):
             frame = frames[tiers]
-            memories = self._recall(number, hidden.detach(), [Ring(next(rings), next(usages)) for _ in tiers], frame)
-            kept += [memory.write_back(pick) for memory, pick in zip(memories, frame.picks, strict=True)]
+            stored = [Ring(next(rings), next(usages), next(decays)) for _ in tiers]
+            log_forget = cast(MemoryLayer, self.layers[number]).attention.log_forget(hidden)
+            forgotten = sum_by_episode(log_forget, frame.plan.window.episode)  # [B, T, F]
+            memories = self._recall(number, hidden.detach(), forgotten, stored, frame)
+            last = forgotten[:, -1].detach()
+            kept += [memory.write_back(pick, last) for memory, pick in zip(memories, frame.picks, strict=True)]
             own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
-            hidden, attended = self.layers[number](hidden, self._attendable(hidden, memories), own, frame.band)
+            decay = torch.cat([memory.decay for memory in memories], dim=1)
+            columns = self._attendable(hidden, memories)
+            hidden, attended = self.layers[number](hidden, columns, own, decay, frame.plan.clock, frame.band)
             passes.append(LayerPass(frame, memories, attended))
-        clock = passes[0].frame.plan.window.clock
-        slots, usage = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
-        return self.norm(hidden), CompressiveState(clock, slots, usage), passes
+        plan = passes[0].frame.plan
+        slots, usage, decay = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
+        outputs = self.norm(hidden)
+        if self.output_clock is not None and plan.clock is not None:
+            first = self.tiers[0][0].slots
+            outputs = outputs + self.output_clock(plan.clock[:, first : first + inputs.shape[1]])
+        return outputs, CompressiveState(plan.window.clock, slots, usage, decay), passes
 
-    def _recall(self, number: int, hidden: Tensor, rings: list[Ring], frame: Frame) -> list[Memory]:
+    def _recall(
+        self, number: int, hidden: Tensor, forgotten: Tensor, rings: list[Ring], frame: Frame
+    ) -> list[Memory]:
         """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
         memories: list[Memory] = []
         for position, (ring, pick, ranked) in enumerate(zip(rings, frame.picks, self.ranks(number), strict=True)):
             stored = take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
+            decay = take(ring.decay, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
-                memory = Memory(stored, hidden, hidden[:, :, None], ring.usage)
+                memory = Memory(stored, hidden, hidden[:, :, None], ring.usage, torch.cat([decay, -forgotten], dim=1))
             else:
-                blocks, formed = self._compress(number, position, memories[-1], frame)
-                memory = Memory(stored, formed, blocks, ring.usage)
+                blocks, formed, carried = self._compress(number, position, memories[-1], frame)
+                memory = Memory(stored, formed, blocks, ring.usage, torch.cat([decay, carried], dim=1))
             if ranked:
                 memory = memory._replace(usage=self._used(number, position, hidden, memory, frame))
             memories.append(memory)
@@ -337,8 +369,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             if novelty is not None
         }
 
-    def _compress(self, number: int, position: int, below: Memory, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Return the blocks [B, E, m, D] that leave the tier below in the window, and what becomes of them."""
+    def _compress(self, number: int, position: int, below: Memory, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the blocks [B, E, m, D] that leave the tier below in the window, their slots, and these slots' decay."""
         compressor, pick, attention = self._compressor(number, position), frame.picks[position], None
         blocks = take(self._cut(below.slots()), pick.source).masked_fill_(pick.not_formed, 0)
         if compressor.uses_attention():
@@ -347,7 +379,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             attention = received[:, :, 0] / held.to(received.device)
         flat = blocks.flatten(0, 1)
         usage = usage_of(compressor, flat, attention, self.novelty_of(number))
-        return blocks, compressor(flat, usage).unflatten(0, blocks.shape[:2])
+        formed = compressor(flat, usage).unflatten(0, blocks.shape[:2])
+        decays = take(below.decay, pick.source).masked_fill(pick.not_formed, 0).flatten(0, 1)  # [B E, m, F]
+        with_fixed = flat.detach(), None if usage is None else usage.detach()
+        return blocks, formed, compressor.carry(decays, *with_fixed).unflatten(0, blocks.shape[:2])
 
     @torch.no_grad()
     def _used(self, number: int, position: int, hidden: Tensor, memory: Memory, frame: Frame) -> Tensor:
@@ -358,7 +393,14 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         tiers, length, pick = self.tiers[number], hidden.shape[1], frame.picks[position]
         attention = cast(MemoryLayer, self.layers[number]).attention
         band = tier_band(tiers, frame.band, position, length)
-        weights = attention(torch.cat([hidden, memory.slots()], dim=1), slice(0, length), band.band).weights
+        steps = slice(tiers[0].slots, tiers[0].slots + length)
+        start = sum(frame.plan.window.tiers[below].columns.exists.shape[1] for below in range(position))
+        columns = slice(start, start + memory.columns())
+        clock = frame.plan.clock
+        times = None if clock is None else torch.cat([clock[:, steps], clock[:, columns]], dim=1)
+        decay = F.pad(memory.decay, (0, 0, length, 0))
+        slots = torch.cat([hidden, memory.slots()], dim=1)
+        weights = attention(slots, slice(0, length), decay, times, band.band).weights
         seen = visible(frame.plan.window, lay_out(tiers, length, hidden.device))[..., band.part]
         shares = torch.where(seen, weights.mean(dim=0), 0).sum(dim=2).flatten(1)  # [B, N W]
         received = shares.new_zeros(len(shares), length + memory.columns())
@@ -437,21 +479,21 @@ def _check_learning(
         )
 
 
-def _prefer_recent(layers: nn.ModuleList, recency: float, position: str) -> None:
+def _prefer_recent(layers: nn.ModuleList, tiers: list[Tiers], recency: float, position: str) -> None:
     """Give half of the heads of all layers their first preference; a ValueError where there can be none."""
     require_not_negative(recency=recency)
     if recency and position != "age":
         raise ValueError(
             f"recency needs position='age', got recency = {recency} with {position!r}; use recency = 0 with it"
         )
-    for layer in layers if recency else ():
+    for layer, own in zip(layers, tiers, strict=True) if recency else ():
         attention = cast(AgeAttention, layer.attention)
         if attention.heads < 2:
             raise ValueError(
                 f"recency needs at least 2 heads, of which half prefer what is recent, got recency = {recency} and "
                 f"heads = {attention.heads}; use heads = 2 or recency = 0"
             )
-        attention.prefer_recent(recency)
+        attention.prefer_recent(recency, exact_ages(own))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -17,8 +17,12 @@ from ctrl.core import choose
 from ctrl.novelty import Novelty
 
 
+SMALLEST = 1e-6
+"""Novelty below this counts as this."""
+
+
 class Compressor(nn.Module, ABC):
-    """Maps blocks [N, m, D] to slots [N, D]; four methods say all, and only `forward` has no default.
+    """Maps blocks [N, m, D] to slots [N, D]; five methods say all, and only `forward` has no default.
 
     :param width: D
     :param rate: m
@@ -49,6 +53,16 @@ class Compressor(nn.Module, ABC):
         Then what is unusual also counts more in the layer's keys and values, see `novelty_gain` of the core.
         """
         return False
+
+    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """Return the forgetting [N, F] that becomes the new slots' own, of that of their blocks [N, m, F].
+
+        By default that of the newest slot, so nothing is forgotten before all of it is. A compressor that keeps one slot
+        hands on that slot's. Adding a number to all of `decays` must add it to the result.
+
+        :param decays: [N, m, F] what each slot's score has lost by forgetting
+        """
+        return decays[:, -1]
 
     def decoder(self) -> nn.Module:
         """Build what maps slots [N, D] back to blocks [N, m, D], for the loss `auto_encoding`."""
@@ -204,12 +218,16 @@ class SelectCompressor(Compressor):
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         scores = self.scores(blocks)
-        chosen = blocks[torch.arange(len(blocks), device=blocks.device), scores.argmax(dim=1)]
+        chosen = _pick(blocks, scores)
         if not torch.is_grad_enabled():
             return chosen
         soft = (scores.softmax(dim=1)[:, None] @ blocks)[:, 0]
         slots: Tensor = chosen + (soft - soft.detach())
         return slots
+
+    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """Hand on that of the slot that is kept."""
+        return _pick(decays, self.scores(blocks))
 
     def scores(self, blocks: Tensor) -> Tensor:
         """[N, m, D] -> [N, m]."""
@@ -230,9 +248,16 @@ class MostUsedCompressor(Compressor):
 
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """[N, m, D] and usage [N, m] -> [N, D]."""
+        return _pick(blocks, self._known(usage))
+
+    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """Hand on that of the slot that is kept."""
+        return _pick(decays, self._known(usage))
+
+    def _known(self, usage: Tensor | None) -> Tensor:
         if usage is None:
             raise ValueError(f"usage must be given: {type(self).__name__} ranks slots by attention received; got None")
-        return blocks[torch.arange(len(blocks), device=blocks.device), usage.argmax(dim=1)]
+        return usage
 
     def uses_attention(self) -> bool:
         """Say yes."""
@@ -252,6 +277,40 @@ class MostMissedCompressor(MostUsedCompressor):
         return True
 
 
+class SurpriseCompressor(Compressor):
+    """The mean of the block, weighted by surprise; not in the paper.
+
+    A slot's weight is its novelty (`ctrl.novelty`) to the power `POWER`, so a slot that is twice as unusual as the others
+    nearly has the block for itself. What is rare so goes through many tiers, before anything has learned to ask for it. It
+    needs no hard choice and no count of attention.
+    """
+
+    POWER = 6.0
+
+    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """[N, m, D] and novelty [N, m] -> [N, D]."""
+        return torch.bmm(self._weights(usage), blocks)[:, 0]
+
+    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """Hand on the mean with the same weights."""
+        return torch.bmm(self._weights(usage), decays)[:, 0]
+
+    def uses_novelty(self) -> bool:
+        """Say yes."""
+        return True
+
+    def _weights(self, usage: Tensor | None) -> Tensor:
+        """[N, m] -> [N, 1, m], which sum to 1."""
+        if usage is None:
+            raise ValueError(f"usage must be given: {type(self).__name__} weights slots by their novelty; got None")
+        return (self.POWER * usage.clamp_min(SMALLEST).log()).softmax(dim=1)[:, None]
+
+
+def _pick(slots: Tensor, scores: Tensor) -> Tensor:
+    """Pick the slot with the highest score: [N, m, ..] and [N, m] -> [N, ..]."""
+    return slots[torch.arange(len(slots), device=slots.device), scores.argmax(dim=1)]
+
+
 CompressorFactory = Callable[[int, int], Compressor]
 
 _COMPRESSORS: dict[str, CompressorFactory] = {
@@ -264,6 +323,7 @@ _COMPRESSORS: dict[str, CompressorFactory] = {
     "gru": GRUCompressor,
     "attention": AttentionCompressor,
     "select": SelectCompressor,
+    "surprise": SurpriseCompressor,
 }
 
 

@@ -1,8 +1,8 @@
-"""One layer: attention over the memory and a feed-forward part, each behind a gate (Parisotto et al. 2020, GTrXL).
+"""One layer: attention over the memory, and how what it brings joins the layer's input.
 
-Read from top to bottom, in the order in which data meets it. What a step passes through after attention is a function
-of weights, `finish`, since acting calls it thousands of times a second and keeps them at hand. Last comes the layer of
-the first transformers, `PostNormLayer`, which has no gates.
+Read from top to bottom, in the order in which data meets it. Attention comes first. Then there are four ways to join its
+output to the input, from a plain sum to the gates of GTrXL. Each is a tuple of weights with one method, `join`, since
+acting calls it thousands of times a second and keeps the weights at hand.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.band import Band, youngest_age
-from ctrl.banded import HIDDEN, banded_attention
+from ctrl.banded import HIDDEN, ColumnTerms, banded_attention
+from ctrl.clock import CLOCK_FEATURES
 from ctrl.novelty import Novelty
 
 BOUND = 1e12
-"""What an unnormed slot holds beyond this, or that is not a number, is taken as 0. Products of two such numbers stay
-far below the size of `HIDDEN`, so a slot that is not visible has no weight, whatever it holds."""
+"""Entries of an unnormed slot beyond this, or that are not a number, count as 0. Products of two such numbers stay far
+below the size of `HIDDEN`, so a slot that is not visible has no weight, whatever it holds."""
 
 
 class Attended(NamedTuple):
@@ -65,11 +66,26 @@ class MemoryAttention(nn.Module, ABC):
 
     :param width: D
     :param heads: H
-    :param norm: what slots go through before they are projected
+    :param norm: applied to slots before they are projected
     :param query_bias: whether queries have one
+    :param forgetting: whether the last half of the heads, rounded down, have a forget gate (Lin et al. 2025, arXiv
+        2503.02130)
+    :param clock: whether the middle half of the heads, rounded up, know the step of the episode
     """
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, query_bias: bool = False) -> None:
+    GATE_BIASES = (1.0, 5.0)
+    """First biases of the forget gates, spread evenly: they keep 73 % to 99.3 % a step."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        norm: SlotNorm | NoNorm,
+        *,
+        query_bias: bool = False,
+        forgetting: bool = False,
+        clock: bool = False,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.norm = norm
@@ -77,23 +93,52 @@ class MemoryAttention(nn.Module, ABC):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.novelty: Novelty | None = None
-        """What measures how unusual slots are, where a compressor asks for it; the core sets it."""
+        """The layer's measure of novelty, where a compressor asks for it; the core sets it."""
+        self.forgetting_heads = heads // 2 if forgetting else 0
+        self.forget_gate = nn.Linear(width, self.forgetting_heads) if self.forgetting_heads else None
+        self.clock_heads = slice(heads // 4, heads // 4 + (heads + 1) // 2) if clock else slice(0, 0)
+        features = (self.clock_heads.stop - self.clock_heads.start) * (width // heads)
+        self.query_clock = nn.Linear(CLOCK_FEATURES, features, bias=False) if clock else None
+        self.key_clock = nn.Linear(CLOCK_FEATURES, features, bias=False) if clock else None
 
-    def forward(self, columns: Tensor, own: slice, band: Band) -> Attended:
+    def reset_gates(self) -> None:
+        """Give the forget gates their first weights, 0, and biases."""
+        if self.forget_gate is not None:
+            nn.init.zeros_(self.forget_gate.weight)
+            with torch.no_grad():
+                self.forget_gate.bias.copy_(torch.linspace(*self.GATE_BIASES, self.forgetting_heads))
+
+    def log_forget(self, inputs: Tensor) -> Tensor:
+        """Return the logarithm of each forget gate, [.., F] for layer inputs [.., D]; F may be 0."""
+        if self.forget_gate is None:
+            return inputs.new_zeros(*inputs.shape[:-1], 0)
+        return F.logsigmoid(self.forget_gate(self.norm(inputs)))
+
+    def forward(self, columns: Tensor, own: slice, decay: Tensor, clock: Tensor | None, band: Band) -> Attended:
         """Attend.
 
         :param columns: [B, C, D] all columns, as layer inputs
         :param own: which of them are the window's steps themselves
-        :param band: which step sees which of them, and at what age
+        :param decay: [B, C, F] the score that each column has lost by forgetting, up to a number for each step
+        :param clock: [B, C, CLOCK_FEATURES] the time of each column, None for a layer that does not know it
+        :param band: which step sees which column, and its relative position
         """
         normed = self.norm(columns)
-        queries, keys_values = self.query(normed[:, own]), self.key_value(self.emphasised(normed, columns))
-        read, weights = self._read(queries, keys_values, band)
+        keys_values = self.key_value(self.emphasised(normed, columns))
+        queries = self.query(normed[:, own])
+        timed, clock_keys = queries, queries.new_zeros(len(columns), columns.shape[1], 0)
+        if clock is not None and self.query_clock is not None and self.key_clock is not None:
+            first, end = (head * (queries.shape[2] // self.heads) for head in (self.clock_heads.start, self.clock_heads.stop))
+            known = queries[..., first:end] + self.query_clock(clock[:, own])
+            timed = torch.cat([queries[..., :first], known, queries[..., end:]], dim=2)
+            clock_keys = self.key_clock(clock)
+        terms = ColumnTerms(decay, clock_keys, self.clock_heads.start)
+        read, weights = self._read(timed, keys_values, terms, band)
         return Attended(read, queries, keys_values, weights)
 
     @abstractmethod
-    def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
-        """Return what the heads read, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
+    def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+        """Return the heads' outputs, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
     def emphasised(self, normed: Tensor, slots: Tensor) -> Tensor:
         """Return normed slots [.., D] as they become keys and values: the larger, the more unusual the slots are."""
@@ -133,13 +178,19 @@ class AgeAttention(MemoryAttention):
     :param rows: how many biases
     """
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int) -> None:
-        super().__init__(width, heads, norm, query_bias=True)
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int, **options: bool) -> None:
+        super().__init__(width, heads, norm, query_bias=True, **options)
         nn.init.zeros_(self.query.bias)
         self.age_bias = nn.Parameter(torch.zeros(heads, rows))
 
+    AGE_SCALE = 8.0
+
+    def age_biases(self) -> Tensor:
+        """[H, rows]"""
+        return self.age_bias * self.AGE_SCALE
+
     @torch.no_grad()
-    def prefer_recent(self, steepest: float) -> None:
+    def prefer_recent(self, steepest: float, exact: int) -> None:
         """Let the weights of half of the heads, rounded down, fall with age as (1 + age)^-s, s up to `steepest`.
 
         The logarithmic kernel of KERPLE (Chi et al. 2022, arXiv 2205.09921) with a fixed first slope for each head, as
@@ -149,10 +200,10 @@ class AgeAttention(MemoryAttention):
         heads, rows = self.age_bias.shape
         level = -(-heads // 2)
         slopes = steepest * torch.arange(1 - level, heads - level + 1).clamp_min(0) / max(heads - level, 1)
-        self.age_bias.copy_(-slopes[:, None] * youngest_age(rows).log1p())
+        self.age_bias.copy_(-slopes[:, None] * youngest_age(rows, exact).log1p() / self.AGE_SCALE)
 
-    def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
-        return banded_attention(queries, keys_values, self.age_bias, band)
+    def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+        return banded_attention(queries, keys_values, self.age_biases(), terms, band)
 
 
 def normalise(slots: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -193,8 +244,37 @@ class Gate(nn.GRUCell):
 GateWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class FinishWeights(NamedTuple):
-    """What `finish` needs of a layer."""
+class PlainJoin(NamedTuple):
+    """The sum of input and attention output: no gate, no feed-forward part."""
+
+    output: Tensor
+
+    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
+        """Return a layer's outputs [N, D] for its inputs [N, D] and its heads' outputs `read` [N, D]."""
+        return torch.addmm(inputs, read, self.output.t())
+
+
+class PreNormJoin(NamedTuple):
+    """Sums, and a feed-forward part that is normed first."""
+
+    output: Tensor
+    norm: Tensor
+    norm_bias: Tensor
+    widen: Tensor
+    widen_bias: Tensor
+    narrow: Tensor
+    narrow_bias: Tensor
+
+    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
+        """As `PlainJoin.join`."""
+        hidden = torch.addmm(inputs, read, self.output.t())
+        normed = torch.layer_norm(hidden, self.norm.shape, self.norm, self.norm_bias)
+        wide = F.linear(normed, self.widen, self.widen_bias).relu_()
+        return hidden + F.linear(wide, self.narrow, self.narrow_bias)
+
+
+class GatedJoin(NamedTuple):
+    """GTrXL's gates in place of the sums (Parisotto et al. 2020, arXiv 1910.06764)."""
 
     output: Tensor
     attention_gate: GateWeights
@@ -206,81 +286,157 @@ class FinishWeights(NamedTuple):
     narrow_bias: Tensor
     feedforward_gate: GateWeights
 
+    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
+        """As `PlainJoin.join`."""
+        update = F.linear(read, self.output).relu_()
+        hidden = torch.gru_cell(update, inputs, *self.attention_gate)
+        normed = torch.layer_norm(hidden, self.norm.shape, self.norm, self.norm_bias)
+        wide = F.linear(normed, self.widen, self.widen_bias).relu_()
+        update = F.linear(wide, self.narrow, self.narrow_bias).relu_()
+        return torch.gru_cell(update, hidden, *self.feedforward_gate)
 
-def finish(inputs: Tensor, read: Tensor, weights: FinishWeights) -> Tensor:
-    """Return a layer's outputs [N, D] for its inputs [N, D] and what its heads `read` [N, D]."""
-    update = F.linear(read, weights.output).relu_()
-    hidden = torch.gru_cell(update, inputs, *weights.attention_gate)
-    normed = torch.layer_norm(hidden, weights.norm.shape, weights.norm, weights.norm_bias)
-    wide = F.linear(normed, weights.widen, weights.widen_bias).relu_()
-    update = F.linear(wide, weights.narrow, weights.narrow_bias).relu_()
-    return torch.gru_cell(update, hidden, *weights.feedforward_gate)
+
+class PostNormJoin(NamedTuple):
+    """Sums that are normed, as in Transformer-XL (Dai et al. 2019, section 3.3) and in the paper."""
+
+    output: Tensor
+    attention_norm: Tensor
+    attention_norm_bias: Tensor
+    widen: Tensor
+    widen_bias: Tensor
+    narrow: Tensor
+    narrow_bias: Tensor
+    feedforward_norm: Tensor
+    feedforward_norm_bias: Tensor
+
+    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
+        """As `PlainJoin.join`."""
+        hidden = torch.addmm(inputs, read, self.output.t())
+        hidden = torch.layer_norm(hidden, self.attention_norm.shape, self.attention_norm, self.attention_norm_bias)
+        wide = F.linear(hidden, self.widen, self.widen_bias).relu_()
+        outputs = hidden + F.linear(wide, self.narrow, self.narrow_bias)
+        norm = self.feedforward_norm
+        return torch.layer_norm(outputs, norm.shape, norm, self.feedforward_norm_bias)
 
 
-class MemoryLayer(nn.Module):
-    """Attention and a feed-forward part, both normed first and gated."""
+class MemoryLayer(nn.Module, ABC):
+    """Attention over the memory, joined to the layer's input.
+
+    :param attention: the layer's
+    :param width: D
+    :param feedforward: hidden units of the feed-forward part, in layers that have one
+    """
+
+    has_feedforward = True
+    ends_normed = False
+    """Whether the layer's outputs are normed already."""
 
     def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
         super().__init__()
         self.attention = attention
-        self.attention_gate = Gate(width)
-        self.norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, feedforward)
-        self.narrow = nn.Linear(feedforward, width)
-        self.feedforward_gate = Gate(width)
+        if self.has_feedforward:
+            self.widen = nn.Linear(width, feedforward)
+            self.narrow = nn.Linear(feedforward, width)
 
     @staticmethod
-    def slot_norm(width: int) -> SlotNorm:
-        """Return what slots go through before its attention projects them."""
+    def slot_norm(width: int) -> SlotNorm | NoNorm:
+        """Return what slots go through before attention projects them."""
         return SlotNorm(width)
 
-    def forward(self, inputs: Tensor, columns: Tensor, own: slice, band: Band) -> tuple[Tensor, Attended]:
+    def forward(
+        self, inputs: Tensor, columns: Tensor, own: slice, decay: Tensor, clock: Tensor | None, band: Band
+    ) -> tuple[Tensor, Attended]:
         """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
-        attended = self.attention(columns, own, band)
-        outputs = finish(inputs.flatten(0, 1), attended.read.flatten(0, 1), self.finish_weights())
+        attended = self.attention(columns, own, decay, clock, band)
+        outputs = self.weights().join(inputs.flatten(0, 1), attended.read.flatten(0, 1))
         return outputs.view_as(inputs), attended
 
-    def finish_weights(self) -> FinishWeights:
-        """Return what `finish` needs."""
-        return FinishWeights(
+    @abstractmethod
+    def weights(self) -> PlainJoin | PreNormJoin | GatedJoin | PostNormJoin:
+        """Return the weights behind attention, with the function that joins."""
+
+    def _feedforward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.widen.weight, self.widen.bias, self.narrow.weight, self.narrow.bias
+
+
+class PlainLayer(MemoryLayer):
+    """See `PlainJoin`."""
+
+    has_feedforward = False
+
+    def weights(self) -> PlainJoin:
+        """Return the weights behind attention."""
+        return PlainJoin(self.attention.output.weight)
+
+
+class PreNormLayer(MemoryLayer):
+    """See `PreNormJoin`."""
+
+    def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
+        super().__init__(attention, width, feedforward)
+        self.norm = nn.LayerNorm(width)
+
+    def weights(self) -> PreNormJoin:
+        """Return the weights behind attention."""
+        return PreNormJoin(self.attention.output.weight, self.norm.weight, self.norm.bias, *self._feedforward())
+
+
+class GatedLayer(MemoryLayer):
+    """See `GatedJoin`."""
+
+    def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
+        super().__init__(attention, width, feedforward)
+        self.attention_gate = Gate(width)
+        self.norm = nn.LayerNorm(width)
+        self.feedforward_gate = Gate(width)
+
+    def weights(self) -> GatedJoin:
+        """Return the weights behind attention."""
+        return GatedJoin(
             self.attention.output.weight,
             self.attention_gate.weights(),
             self.norm.weight,
             self.norm.bias,
-            self.widen.weight,
-            self.widen.bias,
-            self.narrow.weight,
-            self.narrow.bias,
+            *self._feedforward(),
             self.feedforward_gate.weights(),
         )
 
 
-class PostNormLayer(nn.Module):
-    """Attention and a feed-forward part, each added to what it reads and normed after that.
+class PostNormLayer(MemoryLayer):
+    """See `PostNormJoin`; slots are projected as they are."""
 
-    The layer of the first transformers, of Transformer-XL (Dai et al. 2019, section 3.3) and of the paper: memory is
-    projected as it is.
-    """
+    ends_normed = True
 
     def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
-        super().__init__()
-        self.attention = attention
+        super().__init__(attention, width, feedforward)
         self.attention_norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, feedforward)
-        self.narrow = nn.Linear(feedforward, width)
         self.feedforward_norm = nn.LayerNorm(width)
 
     @staticmethod
     def slot_norm(width: int) -> NoNorm:
-        """Return what slots go through before its attention projects them."""
+        """Return what slots go through before attention projects them."""
         return NoNorm()
 
-    def forward(self, inputs: Tensor, columns: Tensor, own: slice, band: Band) -> tuple[Tensor, Attended]:
-        """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
-        attended = self.attention(columns, own, band)
-        hidden = self.attention_norm(inputs + self.attention.output(attended.read))
-        update = self.narrow(self.widen(hidden).relu())
-        return self.feedforward_norm(hidden + update), attended
+    def weights(self) -> PostNormJoin:
+        """Return the weights behind attention."""
+        first, second = self.attention_norm, self.feedforward_norm
+        return PostNormJoin(
+            self.attention.output.weight,
+            first.weight,
+            first.bias,
+            *self._feedforward(),
+            second.weight,
+            second.bias,
+        )
+
+
+RESIDUALS: dict[str, type[MemoryLayer]] = {
+    "plain": PlainLayer,
+    "pre_norm": PreNormLayer,
+    "gated": GatedLayer,
+    "post_norm": PostNormLayer,
+}
+"""Kinds of layer by name."""
 
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:

@@ -21,7 +21,7 @@ class Tier:
     """How many slots the tier holds."""
     rate: int = 1
     """How many slots of the tier before become one slot of this one; 1 for tier 0."""
-    compressor: str = "most_missed"
+    compressor: str = "surprise"
     """The name of the compressor that forms this tier's slots; tier 0 has no use for it."""
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ def _check_tiers(layer: int, tiers: tuple[object, ...]) -> None:
         )
 
 
-def memory_for_horizon(steps: int, *, slots: int = 128, compressor: str = "most_missed") -> list[Tier]:
+def memory_for_horizon(steps: int, *, slots: int = 128, compressor: str = "surprise") -> list[Tier]:
     """Choose tiers that let a layer see at least `steps` steps back, and print them with their reach.
 
     All tiers are of one size and one rate, as few tiers as a rate of at most 8 allows: what goes through fewer

@@ -53,6 +53,9 @@ def gtrxl(
         memory=[Tier(slots)],
         feedforward=feedforward,
         position="sinusoidal",
+        residual="gated",
+        forgetting=False,
+        clock=False,
     )
 
 
@@ -97,4 +100,6 @@ def paper_config(
         "reconstruction": "attention_reconstruction",
         "position": "sinusoidal",
         "residual": "post_norm",
+        "forgetting": False,
+        "clock": False,
     }

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.band import COPIES, Band
-from ctrl.banded import HIDDEN
+from ctrl.banded import HIDDEN, ColumnTerms
 from ctrl.layer import MemoryAttention, NoNorm, SlotNorm
 
 
@@ -27,18 +27,18 @@ class RelativeAttention(MemoryAttention):
     :param rows: how many distances there are, from 0
     """
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int) -> None:
-        super().__init__(width, heads, norm)
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int, **options: bool) -> None:
+        super().__init__(width, heads, norm, **options)
         self.position_key = nn.Linear(width, width, bias=False)  # W_r
         self.content_bias = nn.Parameter(torch.zeros(heads, width // heads))  # u
         self.position_bias = nn.Parameter(torch.zeros(heads, width // heads))  # v
         self.register_buffer("sinusoids", sinusoids(rows, width), persistent=False)
 
-    def _read(self, queries: Tensor, keys_values: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
         encodings = self.get_buffer("sinusoids").to(self.position_key.weight)
         position_keys = self.position_key(encodings).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [H, E, d]
         biases = self.content_bias, self.position_bias
-        return relative_attention(queries, keys_values, position_keys, biases, band)
+        return relative_attention(queries, keys_values, position_keys, biases, terms, band)
 
 
 def sinusoids(count: int, width: int) -> Tensor:
@@ -49,25 +49,37 @@ def sinusoids(count: int, width: int) -> Tensor:
 
 
 def relative_attention(
-    queries: Tensor, keys_values: Tensor, position_keys: Tensor, biases: tuple[Tensor, Tensor], band: Band
+    queries: Tensor,
+    keys_values: Tensor,
+    position_keys: Tensor,
+    biases: tuple[Tensor, Tensor],
+    terms: ColumnTerms,
+    band: Band,
 ) -> tuple[Tensor, Tensor]:
-    """Read the columns of each block; sizes as in `ctrl.banded`.
+    """Attend from each block's steps to its columns; sizes as in `ctrl.banded`.
 
     :param queries: [B, T, D]
     :param keys_values: [B, C, 2 D]
     :param position_keys: [H, E, d], one for each row of the band but the hidden one
     :param biases: u and v, each [H, d]
-    :return: what was read, [B, T, D], and the weights, [H, B, N, Q, W], without a graph
+    :param terms: of all columns
+    :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], without a graph
     """
     heads, _, features = position_keys.shape
     of_content, of_position = (bias[:, None, None, None] for bias in biases)
     query = band.split(queries).unflatten(3, (heads, -1)).movedim(3, 0)  # [H, B, N, Q, d]
+    first = terms.clock_from * features
+    keys_values = keys_values + F.pad(
+        terms.clock_keys, (first, keys_values.shape[2] - first - terms.clock_keys.shape[2])
+    )
     columns = keys_values.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)
     key, value = columns.unflatten(3, (2, heads, -1)).permute(3, 4, 0, 1, 2, 5)  # [H, B, N, W, d] each
     by_distance = (query + of_position) @ position_keys.transpose(1, 2)[:, None, None]  # [H, B, N, Q, E]
     by_distance = F.pad(by_distance / math.sqrt(features), (0, 1), value=HIDDEN)
     by_content = (query + of_content) @ key.transpose(3, 4) / math.sqrt(features)  # [H, B, N, Q, W]
+    lost = F.pad(terms.decay, (heads - terms.decay.shape[2], 0)).index_select(1, band.columns.flatten())
+    lost = lost.unflatten(1, band.columns.shape).permute(3, 0, 1, 2)[:, :, :, None]  # [H, B, N, 1, W]
     row = (band.row // COPIES).expand(heads, -1, -1, -1, -1)
-    weights = (by_content + by_distance.gather(4, row)).softmax(dim=4)
+    weights = (by_content + lost + by_distance.gather(4, row)).softmax(dim=4)
     read = (weights @ value).movedim(0, 3).flatten(start_dim=3)  # [B, N, Q, D]
     return band.join(read, queries.shape[1]), weights.detach()

@@ -22,6 +22,8 @@ class LayerPlan(NamedTuple):
     window: WindowPlan
     row: Tensor
     """[B, N, Q, W] int16 or int32, see `Band`."""
+    clock: Tensor | None
+    """[B, C, CLOCK_FEATURES] the time of all columns; None where nobody asks for it."""
     asked: list[Tensor]
     """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
 
@@ -31,6 +33,7 @@ class Ring(NamedTuple):
 
     slots: Tensor  # [B, n, D]
     usage: Tensor  # [B, n], or [B, 0] where nobody asks for it
+    decay: Tensor  # [B, n, F], relative to the step before the window
 
 
 class Memory(NamedTuple):
@@ -40,6 +43,7 @@ class Memory(NamedTuple):
     formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
     blocks: Tensor  # [B, E, m, D] what each of them was formed from
     usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
+    decay: Tensor  # [B, C, F], relative to the beginning of each column's episode, or of the window
 
     def columns(self) -> int:
         """Return C."""
@@ -49,12 +53,17 @@ class Memory(NamedTuple):
         """[B, C, D]"""
         return torch.cat([self.stored, self.formed], dim=1)
 
-    def write_back(self, pick: Pick) -> tuple[Tensor, Tensor]:
-        """Return the tier's ring after the window: slots [B, n, D] and their usage."""
+    def write_back(self, pick: Pick, forgotten: Tensor) -> Ring:
+        """Return the tier's ring after the window.
+
+        :param forgotten: [B, F] the logarithm of all that was forgotten by the window's last step
+        """
         slots = take(self.slots().detach(), pick.ring).masked_fill_(pick.not_kept, 0)
+        decay = (take(self.decay.detach(), pick.ring) + forgotten[:, None]).masked_fill_(pick.not_kept, 0)
         if not self.usage.shape[1]:
-            return slots, self.usage
-        return slots, take(self.usage[:, :, None], pick.ring).masked_fill_(pick.not_kept, 0)[:, :, 0]
+            return Ring(slots, self.usage, decay)
+        usage = take(self.usage[:, :, None], pick.ring).masked_fill_(pick.not_kept, 0)[:, :, 0]
+        return Ring(slots, usage, decay)
 
 
 class Pick(NamedTuple):
@@ -113,8 +122,28 @@ def make_picks(tiers: list[TierPlan]) -> list[Pick]:
     return picks
 
 
+def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:
+    """Sum up each episode's steps: [B, T, F], and [B, T] the number of each step's episode -> [B, T, F].
+
+    What came before a reset is left out by products with 0, and not by a difference of sums, so that it does not change
+    a single bit after it. In parts of `SUMMED` steps, so that the cost grows with T and not with its square.
+    """
+    sums: list[Tensor] = []
+    for part, numbers in zip(values.split(SUMMED, dim=1), episode.split(SUMMED, dim=1), strict=True):
+        same = (numbers[:, :, None] == numbers[:, None]).tril()  # [B, T, T]
+        total = torch.bmm(same.to(part.dtype), part)
+        if sums:
+            goes_on = (numbers == last[:, None])[:, :, None]
+            total = total + torch.where(goes_on, sums[-1][:, -1:], 0)
+        sums.append(total)
+        last = numbers[:, -1]
+    return torch.cat(sums, dim=1)
+
+
+SUMMED = 128
+
+
 def take(slots: Tensor, index: Tensor) -> Tensor:
     """Pick slots: [B, S, F] at [B, ...], numbered through all envs -> [B, ..., F]."""
-    features = slots.shape[2]
-    picked: Tensor = slots.reshape(-1, features).index_select(0, index.flatten()).view(*index.shape, features)
+    picked: Tensor = slots.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, slots.shape[2])
     return picked
