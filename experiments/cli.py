@@ -21,17 +21,21 @@ from ctrl.experiments.config import (
     TrainConfig,
 )
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.suite_config import SuiteConfig
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[AblateConfig, tyro.conf.subcommand("ablate")]
+    | Annotated[SuiteConfig, tyro.conf.subcommand("suite")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[EnvsConfig, tyro.conf.subcommand("envs")]
     | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
 )
-AnyConfig = TrainConfig | CompareConfig | AblateConfig | EvaluateConfig | EnvsConfig | DemoConfig | BenchConfig
+AnyConfig = (
+    TrainConfig | CompareConfig | AblateConfig | SuiteConfig | EvaluateConfig | EnvsConfig | DemoConfig | BenchConfig
+)
 
 DESCRIPTION = "Compressive memory for reinforcement learning: train, compare and evaluate agents with memory."
 
@@ -40,6 +44,7 @@ MODULES: dict[type, str] = {
     TrainConfig: "training",
     CompareConfig: "compare",
     AblateConfig: "ablation",
+    SuiteConfig: "suite",
     EvaluateConfig: "evaluate",
     EnvsConfig: "listing",
     DemoConfig: "demo",
@@ -61,6 +66,12 @@ EXAMPLES = {
         "ctrl ablate --jobs 2 --out results/ablation --resume",
         "ctrl ablate --variants conv+attention_reconstruction mean+none --seeds 1 --out results/two",
         "ctrl ablate --table results/ablation/summary.json",
+    ],
+    "suite": [
+        "ctrl suite --out results/suite",
+        "ctrl suite --out results/suite --tasks recall-250 copy-4-8 --seeds 5",
+        "ctrl suite --out results/raw --cores compressive --memory 64,8x8",
+        "ctrl suite --table results/suite",
     ],
     "evaluate": [
         "ctrl evaluate runs/recall-v0-compressive-1 --episodes 100",

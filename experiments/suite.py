@@ -1,0 +1,339 @@
+"""`ctrl suite`: our default and its rivals on all memory tasks; `suite_tasks` says what on.
+
+The first seed of everything comes first, recurrent cores with each learning rate; then the further seeds with the best
+rates. So a stop at any time leaves results that can be compared. Each run is a process that imports the copy of the
+code that its folder began with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from stable_baselines3.common.vec_env import VecEnv
+
+from ctrl.experiments import provenance
+from ctrl.experiments.config import RunOptions, TrainConfig
+from ctrl.experiments.errors import UserError, require, unknown
+from ctrl.experiments.folders import CURVE, MARKER, SUMMARY, open_folder, read_json, write_json
+from ctrl.experiments.jobs import Job, run_jobs
+from ctrl.experiments.models import build_model, match_width, parameter_count
+from ctrl.experiments.suite_code import copied, copy_code, fingerprint, sources
+from ctrl.experiments.suite_config import RATES, REFERENCE, TUNED, SuiteConfig
+from ctrl.experiments.suite_results import HeldOut, Results, SuiteRun, markdown, tables
+from ctrl.experiments.suite_tasks import TASKS, SuiteTask
+from ctrl.experiments.suite_worker import ORDER, TRANSFER
+from ctrl.experiments.summary import SCHEMA, Evaluation, FailedRun, RunSummary, read_curve
+from ctrl.experiments.tasks import make_task
+from ctrl.experiments.training import FINISHED
+
+RESULTS = "suite.json"
+TABLE = "suite.md"
+CODE = "code"
+"""Folder with the copy of the code."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A core on a task with one learning rate."""
+
+    task: SuiteTask
+    config: TrainConfig
+    """Of its run with seed 0."""
+
+    @property
+    def label(self) -> str:
+        """Where its runs lie."""
+        return f"{self.task.name}/{self.config.core}-{self.config.ppo.learning_rate:g}"
+
+
+def chosen_tasks(names: Sequence[str]) -> list[SuiteTask]:
+    """Return the tasks of these names, all where there are none."""
+    for name in names:
+        if name not in TASKS:
+            raise unknown("task", name, TASKS, show=len(TASKS))
+    return [TASKS[name] for name in names] or list(TASKS.values())
+
+
+def plan(config: SuiteConfig) -> list[Contender]:
+    """Return what takes part, task by task.
+
+    :raises UserError: where a task or an agent cannot be built
+    """
+    return [contender for task in chosen_tasks(config.tasks) for contender in _of_task(config, task)]
+
+
+def _of_task(config: SuiteConfig, task: SuiteTask) -> list[Contender]:
+    check = make_task(task.options(1), seed=0, training=True)
+    try:
+        target = parameter_count(build_model(train_config(config, task, REFERENCE), check))
+        cores = [_sized(train_config(config, task, core), check, target) for core in config.cores]
+    finally:
+        check.close()
+    return [
+        Contender(task, replace(core, ppo=replace(core.ppo, learning_rate=rate)))
+        for core in cores
+        for rate in config.rates(core.core)
+    ]
+
+
+def train_config(config: SuiteConfig, task: SuiteTask, core: str) -> TrainConfig:
+    """Return the run of a core on a task with seed 0, before its width and learning rate are chosen."""
+    steps = max(1, round(task.steps * config.steps_scale))
+    run = RunOptions(
+        steps=steps, eval_episodes=config.eval_episodes, checkpoint_every=steps, device=config.device, threads=1
+    )
+    return TrainConfig(core=core, task=task.options(config.num_envs), run=run, memory=config.memory, ppo=config.ppo)
+
+
+def _sized(config: TrainConfig, env: VecEnv, target: int) -> TrainConfig:
+    """Give a recurrent core the least width with at least `target` parameters; the others stay as they are."""
+    if config.core not in TUNED:
+        build_model(config, env)  # what doesn't fit is told at once
+        return config
+    match = match_width(config, env, target)
+    width = match.width + (match.parameters < target)
+    return replace(config, memory=replace(config.memory, width=width))
+
+
+@dataclass
+class SuiteJob(Job):
+    """A run of a suite; it begins with an empty folder."""
+
+    order: dict[str, Any] | None = None
+    """What the worker and whoever reads the results must know beside the run's config."""
+
+    def start(self) -> None:
+        """Remove what an earlier try left, and start the process."""
+        for folder in (self.place.folder, self.place.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.place.folder.mkdir(parents=True)
+        write_json(self.place.folder / ORDER, self.order)
+        super().start()
+
+
+def read_run(folder: Path) -> SuiteRun | None:
+    """Return what the run in a folder brought; None unless it and all its evaluations are finished."""
+    if not (folder / SUMMARY).is_file():
+        return None
+    summary, order = RunSummary.from_json(read_json(folder / SUMMARY)), read_json(folder / ORDER)
+    transfer = HeldOut.of(Evaluation(**read_json(folder / TRANSFER))) if (folder / TRANSFER).is_file() else None
+    lacks_transfer = order["transfer"] is not None and transfer is None
+    if summary.status != FINISHED or summary.evaluation is None or lacks_transfer:
+        return None
+    return SuiteRun.of(order["task"], summary, transfer, read_curve(folder / CURVE))
+
+
+def read_runs(folder: Path) -> list[SuiteRun]:
+    """Return all finished runs of a suite's folder."""
+    found = (read_run(order.parent) for order in sorted(folder.glob(f"runs/*/*/*/{ORDER}")))
+    return [run for run in found if run is not None]
+
+
+class Suite:
+    """The runs of a suite and what is written about them."""
+
+    def __init__(self, config: SuiteConfig, folder: Path, code: str, command: str, console: Console) -> None:
+        self.config = config
+        self.folder = folder.resolve()
+        self.code = code
+        self.command = command
+        self.console = console
+        self.failures: list[FailedRun] = []
+
+    def jobs(self, contenders: Iterable[Contender], seeds: Iterable[int]) -> list[SuiteJob]:
+        """Return the runs that are not finished, seeds outermost.
+
+        :raises UserError: where a finished run had other options
+        """
+        found = [self._job(contender, seed) for seed in seeds for contender in contenders]
+        return [job for job in found if not is_finished(job)]
+
+    def _job(self, contender: Contender, seed: int) -> SuiteJob:
+        task = contender.task
+        transfer = task.transferred().arguments if task.transfer else None
+        config = replace(contender.config, seed=seed)
+        plain = Job.within(self.folder, contender.label, config, self.command)
+        order = {"task": task.name, "code": self.code, "transfer": transfer}
+        worker = "ctrl.experiments.suite_worker"
+        return SuiteJob(plain.label, config, plain.place, worker=worker, cwd=self.folder / CODE, order=order)
+
+    def run(self, jobs: Sequence[SuiteJob]) -> bool:
+        """Carry runs out and write as they end; False after Ctrl-C."""
+        earlier = list(self.failures)
+
+        def on_end() -> None:
+            self.failures = earlier + [job.result for job in jobs if isinstance(job.result, FailedRun)]
+            self.write()
+
+        parallel = min(self.config.jobs or provenance.usable_cores(), len(jobs))
+        self.console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {self.folder}", soft_wrap=True)
+        # A line for each run that ends: bars for hundreds of runs fit no terminal.
+        plain = Console(file=self.console.file, force_terminal=False, highlight=False)
+        return run_jobs(jobs, parallel, plain, on_end)
+
+    def rest(self, contenders: Sequence[Contender]) -> list[SuiteJob]:
+        """Return the runs with further seeds, of each core and task with the learning rate that did best."""
+        results = self.results()
+        best = [
+            contender
+            for contender in contenders
+            if results.rate(contender.task.name, contender.config.core) == contender.config.ppo.learning_rate
+        ]
+        return self.jobs(best, range(1, self.config.seeds))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that is finished in the folder as plain data, also what earlier commands asked for."""
+        runs = read_runs(self.folder)
+        asked = {task.name for task in chosen_tasks(self.config.tasks)} | {run.task for run in runs}
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "code": self.code,
+            "settings": self.config.settings,
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+            "tasks": {name: task_facts(task, self.config) for name, task in TASKS.items() if name in asked},
+            "cores": list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)])),
+            "notes": notes(self.config),
+            "runs": [run.to_json() for run in runs],
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    def results(self) -> Results:
+        """Return what is finished so far."""
+        return Results.from_json(self.to_json())
+
+    def write(self) -> None:
+        """Write the JSON and the table."""
+        data = self.to_json()
+        results = Results.from_json(data)
+        write_json(self.folder / RESULTS, data | {"tuning": results.tuning()}, indent=None)
+        (self.folder / TABLE).write_text(markdown(results))
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the run is there already.
+
+    :raises UserError: where the finished run had other options
+    """
+    if read_run(job.place.folder) is None:
+        return False
+    options = read_json(job.place.folder / MARKER)["options"]
+    changes = list(differences(options, job.config.to_json()))
+    require(not changes, f"{job.place.folder} holds a run with other options ({'; '.join(changes)}); {REMEDY}")
+    return True
+
+
+REMEDY = "name another --out, or add --overwrite to remove all that is there and start anew"
+
+
+def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Say where plain data differ, by name."""
+    there, now = json.loads(json.dumps([there, now]))
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in sorted({*there, *now}):
+            yield from differences(there.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+    elif there != now:
+        yield f"{name} is {there!r} there and {now!r} now"
+
+
+def task_facts(task: SuiteTask, config: SuiteConfig) -> dict[str, Any]:
+    """Return what a reader of the results must know of a task."""
+    other = task.transferred()
+    transfer = {"changes": list(task.transfer), "chance": other.chance, "perfect": other.perfect}
+    return {
+        "env": task.env,
+        "arguments": task.options(config.num_envs).env_arguments,
+        "steps": train_config(config, task, REFERENCE).run.steps,
+        "score": task.score,
+        "chance": task.chance,
+        "perfect": task.perfect,
+        "transfer": transfer if task.transfer else None,
+    }
+
+
+def notes(config: SuiteConfig) -> list[str]:
+    """Return what a reader of the tables must know."""
+    own, rates = f"{config.ppo.learning_rate:g}", ", ".join(f"{rate:g}" for rate in RATES)
+    tuned, others = (", ".join(core for core in config.cores if (core in TUNED) is part) for part in (True, False))
+    found = [
+        f"Mean of the seeds (lowest–highest) over {config.eval_episodes} held-out episodes a seed. "
+        "Bold where the lowest seed of a core is above every seed of all others.",
+        "success: share of episodes. normalised: the return, random play 0, perfect play 1. return: as it is. "
+        "chance: the best agent without memory; for tasks of other packages, random play.",
+    ]
+    if others or not config.tune:
+        found.append(f"{others if config.tune else 'All cores'}: one learning rate for all tasks, {own}.")
+    if tuned and config.tune:
+        found.append(f"{tuned}: on each task the best of {rates} by the score of seed 0, whose run counts as seed 0.")
+    if tuned:
+        found.append(f"{tuned}: the least width with at least as many parameters as {REFERENCE} has.")
+    return found
+
+
+def open_suite(config: SuiteConfig) -> tuple[Path, str]:
+    """Return the folder, new or to go on in, and the fingerprint of the code that its runs are made with.
+
+    :raises UserError: where the results there were made by other code or with other settings
+    """
+    code = fingerprint(sources())
+    found = None if config.overwrite or not (config.out / MARKER).is_file() else read_json(config.out / MARKER)
+    if found is not None and "suite" in found:
+        _check_same(config, found, code)
+        return config.out, code
+    folder = open_folder(config.out, overwrite=config.overwrite, name="suite")
+    copy_code(folder / CODE)
+    write_json(folder / MARKER, {"suite": config.settings, "code": code})
+    return folder, code
+
+
+def _check_same(config: SuiteConfig, found: dict[str, Any], code: str) -> None:
+    changes = list(differences(found["suite"], config.settings))
+    require(not changes, f"{config.out} holds results with other options ({'; '.join(changes)}); {REMEDY}")
+    require(
+        code == found["code"] == fingerprint(copied(config.out / CODE)),
+        f"{config.out} holds results of other code ({found['code']}, this is {code}); {REMEDY}, or go on with the code "
+        f"that they were made with: run `python -m ctrl.experiments suite` in {config.out / CODE}",
+    )
+
+
+def read_results(path: Path) -> Results:
+    """Read a `suite.json`, or that of a folder.
+
+    :raises UserError: where it is missing or something else
+    """
+    path = path / RESULTS if path.is_dir() else path
+    data = read_json(path)
+    try:
+        return Results.from_json(data)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} holds no results of a suite: {error!r}") from error
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the tables, and the runs that failed."""
+    console.print(tables(results))
+    for failure in results.failures:
+        console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True, markup=False)
+
+
+def run_command(config: SuiteConfig, console: Console) -> int:
+    """Carry out `ctrl suite`: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C."""
+    if config.table is not None:
+        show(read_results(config.table), console)
+        return 0
+    contenders = plan(config)  # first, so that a mistake leaves earlier results alone
+    folder, code = open_suite(config)
+    suite = Suite(config, folder, code, provenance.command(), console)
+    complete = suite.run(suite.jobs(contenders, [0])) and suite.run(suite.rest(contenders))
+    suite.write()
+    show(suite.results(), console)
+    console.print(f"numbers: {folder / RESULTS}\n  table: {folder / TABLE}", soft_wrap=True)
+    return (1 if suite.failures else 0) if complete else 128 + signal.SIGINT

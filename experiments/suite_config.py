@@ -1,0 +1,88 @@
+"""What `ctrl suite` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ctrl.experiments.config import (
+    RECURRENT_CORES,
+    MemoryOptions,
+    PPOOptions,
+    open_option,
+    require_core,
+)
+from ctrl.experiments.errors import require
+
+RATES = (3e-4, 1e-3, 3e-3)
+"""Learning rates that a recurrent core is tried with on each task."""
+TUNED = RECURRENT_CORES
+"""Cores that get the best of `RATES` and as many parameters as ours; the others have one rate for all tasks."""
+REFERENCE = "compressive"
+"""The core whose parameters the tuned ones must have."""
+SETTINGS = ("tune", "steps_scale", "num_envs", "eval_episodes", "device", "memory", "ppo")
+"""Options that all results in a folder share."""
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """Train our default and its rivals on all memory tasks, with several seeds; one JSON and one table.
+
+    Started again with the same --out it goes on where it was stopped.
+    """
+
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")] = ()
+    """What to train on, such as `recall-250 copy-4-8`."""
+    cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
+        *(REFERENCE, "transformer_xl"),
+        *("lstm", "gru"),
+    )
+    """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
+    seeds: int = 3
+    """Runs of each core on each task, with seeds 0, 1, 2 …"""
+    jobs: Annotated[int | None, open_option("one for each CPU core")] = None
+    """Runs at the same time, each a process of its own with one thread."""
+    tune: bool = True
+    """Try lstm, gru and mingru with three learning rates on each task, by seed 0; otherwise --learning-rate is theirs
+    too."""
+    steps_scale: float = 1.0
+    """Multiple of each task's steps of training; for a short trial below 1."""
+    num_envs: int = 64
+    """Copies of a task that are stepped together."""
+    eval_episodes: int = 100
+    """Episodes of the evaluation after training, on seeds that training never sees."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/suite")
+    """Folder for the results; what is finished there is kept."""
+    overwrite: bool = False
+    """Start anew: remove the results that --out holds."""
+    table: Annotated[Path | None, open_option("train", "DIR")] = None
+    """Show the table of that folder's results, or of a suite.json, and train nothing."""
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    ppo: PPOOptions = field(default_factory=PPOOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "cores"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), f"--{name} names one twice: {' '.join(values)}")
+        require(bool(self.cores), "--cores must name at least one core")
+        for core in self.cores:
+            require_core(core)
+        for name in ("seeds", "num_envs", "eval_episodes"):
+            value = getattr(self, name)
+            require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require(self.jobs is None or self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+        require(0 < self.steps_scale <= 1000, f"--steps-scale must be above 0 and at most 1000, got {self.steps_scale}")
+
+    def rates(self, core: str) -> tuple[float, ...]:
+        """Return the learning rates that a core is tried with."""
+        return RATES if self.tune and core in TUNED else (self.ppo.learning_rate,)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that all results in a folder share, as plain data."""
+        return {name: value for name, value in asdict(self).items() if name in SETTINGS}

@@ -1,0 +1,88 @@
+"""What `ctrl suite` trains on: each task's arguments, its steps of training and the score that is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ctrl.experiments.config import TaskOptions, merge_pairs
+from ctrl.experiments.tasks import field_task, known_scores
+
+Score = Literal["success", "normalised", "return"]
+"""The share of episodes that succeed; the return where a random agent has 0 and a perfect one 1; the return itself."""
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One task of the suite."""
+
+    name: str
+    """As `--tasks` takes it."""
+    env: str
+    """Gymnasium id."""
+    arguments: tuple[str, ...]
+    """The task's arguments, as `--env-kwargs` takes them."""
+    steps: int
+    """Env steps of training, all copies together."""
+    score: Score
+    transfer: tuple[str, ...] = ()
+    """Other arguments with which the trained agents are evaluated a second time; none for no second evaluation."""
+
+    def options(self, num_envs: int) -> TaskOptions:
+        """Return the task as it is trained on."""
+        return TaskOptions(env=self.env, env_kwargs=self.arguments, num_envs=num_envs)
+
+    def transferred(self) -> SuiteTask:
+        """Return the task of the second evaluation."""
+        return replace(self, arguments=merge_pairs(self.arguments, self.transfer), transfer=())
+
+    @property
+    def chance(self) -> float | None:
+        """The score of the best agent without memory; of random play where the task belongs to another package."""
+        scores, known = known_scores(self.options(1)), field_task(self.env)
+        if scores is None:
+            return None if known is None else known.random
+        return scores.normalised(scores.memoryless) if self.score == "normalised" else scores.memoryless
+
+    @property
+    def perfect(self) -> float | None:
+        """The score of a perfect agent; None where it is not known."""
+        scores, known = known_scores(self.options(1)), field_task(self.env)
+        if scores is None:
+            return None if known is None else known.best
+        return 1.0 if self.score == "normalised" else scores.perfect
+
+
+def _popgym(name: str, steps: int) -> SuiteTask:
+    """Return a task of popgym, whose returns lie between -1 and 1; `repeat-first-medium` for RepeatFirstMedium."""
+    words = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name)
+    return SuiteTask(words.removeprefix("-"), f"popgym-{name}-v0", (), steps, "return")
+
+
+RECALL = "ctrl/Recall-v0"
+COPY = "ctrl/CopySequence-v0"
+SELECT = "ctrl/SelectNonmatchingObject-v0"
+FARTHEST = ("length=2500",)
+
+SUITE = (
+    SuiteTask("recall-250", RECALL, ("length=250",), 200_000, "success", transfer=FARTHEST),
+    SuiteTask("recall-1000", RECALL, ("length=1000",), 800_000, "success", transfer=FARTHEST),
+    SuiteTask("copy-4-8", COPY, ("length=4", "delay=8"), 400_000, "normalised"),
+    SuiteTask("copy-8-16", COPY, ("length=8", "delay=16"), 1_000_000, "normalised"),
+    SuiteTask("endless-recall", "ctrl/EndlessRecall-v0", ("length=12",), 400_000, "normalised"),
+    SuiteTask("endless-copy", "ctrl/EndlessCopy-v0", ("delay=2", "max_length=8"), 400_000, "normalised"),
+    SuiteTask("rare-cue", "ctrl/RareCue-v0", ("length=12", "num_cues=16"), 400_000, "success"),
+    SuiteTask("rewrite", "ctrl/Rewrite-v0", (), 500_000, "normalised"),
+    SuiteTask("t-maze", "ctrl/TMaze-v0", ("length=64",), 400_000, "success"),
+    SuiteTask("select-small", SELECT, ("depth=2", "steps=60"), 1_000_000, "normalised"),
+    SuiteTask("select-room", SELECT, (), 3_000_000, "normalised"),
+    _popgym("RepeatFirstMedium", 500_000),
+    _popgym("RepeatPreviousEasy", 300_000),
+    _popgym("RepeatPreviousMedium", 1_500_000),
+    _popgym("AutoencodeEasy", 1_500_000),
+    _popgym("CountRecallEasy", 1_500_000),
+    _popgym("PositionOnlyCartPoleMedium", 500_000),
+    # With its own view of 7 x 7 cells no memory is needed.
+    SuiteTask("minigrid-memory-s7", "MiniGrid-MemoryS7-v0", ("agent_view_size=3",), 500_000, "return"),
+)
+TASKS: dict[str, SuiteTask] = {task.name: task for task in SUITE}
