@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -275,7 +276,8 @@ def notes(config: SuiteConfig) -> list[str]:
         found.append(f"{tuned}: on each task the best of {rates} by the score of seed 0, whose run counts as seed 0.")
     if tuned:
         found.append(f"{tuned}: the least width with at least as many parameters as {REFERENCE} has.")
-    return found
+    at_a_time = config.jobs or provenance.usable_cores()
+    return [*found, f"One thread a run, {at_a_time} at a time, on {provenance.machine()['cpu']}."]
 
 
 def open_suite(config: SuiteConfig) -> tuple[Path, str]:
@@ -329,6 +331,7 @@ def run_command(config: SuiteConfig, console: Console) -> int:
     if config.table is not None:
         show(read_results(config.table), console)
         return 0
+    torch.set_num_threads(1)  # more would only wait for each other where other runs keep the machine busy
     contenders = plan(config)  # first, so that a mistake leaves earlier results alone
     folder, code = open_suite(config)
     suite = Suite(config, folder, code, provenance.command(), console)

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PACKAGES = ("ctrl", "ctrl.envs", "ctrl.agents", "ctrl.experiments")
-TRAINS = ("config", "evaluate", "models", "tasks", "training", "worker")
-"""Modules of `ctrl.experiments` that have a part in what a run brings; the others only start it and tell of it."""
+EXPERIMENTS = "ctrl/experiments/"
+WORKER = f"{EXPERIMENTS}suite_worker.py"
 
 
 def sources() -> dict[str, Path]:
@@ -28,9 +28,28 @@ def sources() -> dict[str, Path]:
     return found
 
 
-def has_part(name: str) -> bool:
-    """Whether the file of this name among `sources` has a part in what a run brings."""
-    return not name.startswith("ctrl/experiments/") or Path(name).stem in TRAINS
+def training_sources(files: Mapping[str, Path]) -> list[str]:
+    """Return the names of the files that have a part in what a run brings.
+
+    Of `ctrl.experiments` these are the worker and all that it imports; the others only start it and tell of it.
+
+    :param files: by name, as `sources` returns them
+    """
+    found, left = {name for name in files if not name.startswith(EXPERIMENTS)}, [WORKER]
+    while left:
+        name = left.pop()
+        if name in files and name not in found:
+            found.add(name)
+            left += imported(files[name].read_text())
+    return sorted(found)
+
+
+def imported(text: str) -> Iterator[str]:
+    """Yield the names that the modules imported by a source file would have; not each of them is a file."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                yield f"{module.replace('.', '/')}.py"
 
 
 def fingerprint(files: Mapping[str, Path]) -> str:
@@ -39,7 +58,7 @@ def fingerprint(files: Mapping[str, Path]) -> str:
     :param files: by name, as `sources` returns them
     """
     found = hashlib.sha256()
-    for name in sorted(filter(has_part, files)):
+    for name in training_sources(files):
         found.update(f"{name}\n{_bare(files[name].read_text())}\n".encode())
     return found.hexdigest()[:16]
 
@@ -70,9 +89,4 @@ def copy_code(target: Path) -> None:
 
 def copied(target: Path) -> dict[str, Path]:
     """Return the files of a copy, as `sources` returns those that run here."""
-    return dict(_named(target))
-
-
-def _named(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in folder.rglob("*.py"):
-        yield path.relative_to(folder).as_posix(), path
+    return {path.relative_to(target).as_posix(): path for path in target.rglob("*.py")}
