@@ -103,6 +103,8 @@ class AdaptiveState(NamedTuple):
     """[B, S, D]"""
     usage: Tensor
     """[B, U]"""
+    decay: Tensor
+    """[B, S, F]"""
     rates: Tensor
     """[B, L] int64, of each layer's first compressed tier; 1 where a layer has none."""
 
@@ -194,11 +196,12 @@ class AdaptiveCore(CompressiveCore):
     def now(self, state: Any) -> CompressiveState:
         """Read a state as if it had been written with the present rates."""
         if torch.equal(state.rates, self._present_rates(len(state.rates))):
-            return CompressiveState(*state[:3])
-        slots, usages = [], []
-        parts = state.slots.split([sum(tier.slots for tier in tiers) for tiers in self.tiers], dim=1)
+            return CompressiveState(*state[:4])
+        layers, usages = [], []
+        sizes = [sum(tier.slots for tier in tiers) for tiers in self.tiers]
+        everything = torch.cat([state.slots, state.decay], dim=2)
         usage, used = state.usage, 0
-        for number, (tiers, part) in enumerate(zip(self.tiers, parts, strict=True)):
+        for number, (tiers, part) in enumerate(zip(self.tiers, everything.split(sizes, dim=1), strict=True)):
             ranked = ranked_parts(tiers, self.ranks(number))
             features = torch.cat([part, part.new_zeros(*part.shape[:2], 1)], dim=2)
             for where in ranked:
@@ -206,10 +209,13 @@ class AdaptiveCore(CompressiveCore):
                 features[:, where, -1] = usage[:, used : used + size]
                 used += size
             features = self._layer_now(number, state, features)
-            slots.append(features[:, :, :-1])
+            layers.append(features[:, :, :-1])
             usages += [features[:, where, -1] for where in ranked]
-        joined = torch.cat(slots, dim=1)
-        return CompressiveState(state.clock, joined, torch.cat([joined.new_zeros(len(joined), 0), *usages], dim=1))
+        joined = torch.cat(layers, dim=1)
+        slots, decay = joined.split([self.output_size, self.forgetting_heads], dim=2)
+        return CompressiveState(
+            state.clock, slots, torch.cat([slots.new_zeros(len(slots), 0), *usages], dim=1), decay
+        )
 
     def _layer_now(self, number: int, state: Any, features: Tensor) -> Tensor:
         tiers, written = self.tiers[number], state.rates[:, number]
@@ -269,8 +275,8 @@ class AdaptiveActing(CompressiveActing):
         super().__init__(core, cast(CompressiveState, core._with_rates(core.now(state))))
         self._rates = core._present_rates(len(state.clock))
 
-    def _make_state(self, clock: Tensor, slots: Tensor, usage: Tensor) -> CompressiveState:
-        return cast(CompressiveState, AdaptiveState(clock, slots, usage, self._rates[: len(clock)].clone()))
+    def _make_state(self, *leaves: Tensor) -> CompressiveState:
+        return cast(CompressiveState, AdaptiveState(*leaves, self._rates[: len(leaves[0])].clone()))
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         if self._tiers != self.core.tiers:

@@ -116,15 +116,14 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         clock: bool = True,
     ) -> None:
         require_positive(width=width, layers=layers, heads=heads)
-        feedforward = 2 * width if feedforward is None else feedforward
-        require_positive(feedforward=feedforward)
+        layer = choose("residual", residual, RESIDUALS)
+        feedforward = _feedforward_size(layer, feedforward, width)
         super().__init__(input_size, width)
         _check_heads(heads, width)
         self.heads = heads
         self.tiers: list[Tiers] = tiers_by_layer(self.MEMORY if memory is None else memory, layers)
         self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
         _, attention = choose("position", position, POSITIONS)
-        layer = choose("residual", residual, RESIDUALS)
         self.position = position
         self.embed = nn.Linear(input_size, width)
         known = {"forgetting": forgetting, "clock": clock}
@@ -158,7 +157,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         _prefer_recent(self.layers, self.tiers, recency, position)
         _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
         for memory_layer in self.layers:
-            cast(MemoryLayer, memory_layer).attention.reset_gates()
+            cast(MemoryLayer, memory_layer).attention.reset_parameters()
         if self.output_clock is not None:
             nn.init.zeros_(self.output_clock.weight)
 
@@ -452,6 +451,17 @@ def _check_heads(heads: int, width: int) -> None:
             f"heads must divide width, got heads = {heads} and width = {width}; use heads = "
             f"{' or '.join(map(str, nearest))}"
         )
+
+
+def _feedforward_size(layer: type[MemoryLayer], asked: int | None, width: int) -> int:
+    """Return the hidden units of the feed-forward part; a ValueError where some are asked for and there is no such part."""
+    if asked is not None and not layer.has_feedforward:
+        raise ValueError(
+            f"residual='plain' has no feed-forward part, got feedforward = {asked}; use residual='pre_norm' or 'gated', or "
+            "leave feedforward at None"
+        )
+    require_positive(feedforward=2 * width if asked is None else asked)
+    return 2 * width if asked is None else asked
 
 
 def _check_learning(

@@ -8,7 +8,7 @@ acting calls it thousands of times a second and keeps the weights at hand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,10 +101,12 @@ class MemoryAttention(nn.Module, ABC):
         self.query_clock = nn.Linear(CLOCK_FEATURES, features, bias=False) if clock else None
         self.key_clock = nn.Linear(CLOCK_FEATURES, features, bias=False) if clock else None
 
-    def reset_gates(self) -> None:
-        """Give the forget gates their first weights, 0, and biases."""
+    def reset_parameters(self) -> None:
+        """Give gates and clock their first weights: gates depend on their biases alone, the time has no effect."""
+        for part in (self.query_clock, self.key_clock, self.forget_gate):
+            if part is not None:
+                nn.init.zeros_(part.weight)
         if self.forget_gate is not None:
-            nn.init.zeros_(self.forget_gate.weight)
             with torch.no_grad():
                 self.forget_gate.bias.copy_(torch.linspace(*self.GATE_BIASES, self.forgetting_heads))
 
@@ -126,15 +128,18 @@ class MemoryAttention(nn.Module, ABC):
         normed = self.norm(columns)
         keys_values = self.key_value(self.emphasised(normed, columns))
         queries = self.query(normed[:, own])
-        timed, clock_keys = queries, queries.new_zeros(len(columns), columns.shape[1], 0)
-        if clock is not None and self.query_clock is not None and self.key_clock is not None:
-            first, end = (head * (queries.shape[2] // self.heads) for head in (self.clock_heads.start, self.clock_heads.stop))
-            known = queries[..., first:end] + self.query_clock(clock[:, own])
-            timed = torch.cat([queries[..., :first], known, queries[..., end:]], dim=2)
-            clock_keys = self.key_clock(clock)
-        terms = ColumnTerms(decay, clock_keys, self.clock_heads.start)
-        read, weights = self._read(timed, keys_values, terms, band)
+        timed, clock_keys = queries, columns.new_zeros(*columns.shape[:2], 0)
+        if clock is not None:
+            timed, clock_keys = self._timed(queries, clock[:, own]), cast(nn.Linear, self.key_clock)(clock)
+        read, weights = self._read(timed, keys_values, ColumnTerms(decay, clock_keys, self.clock_heads.start), band)
         return Attended(read, queries, keys_values, weights)
+
+    def _timed(self, queries: Tensor, clock: Tensor) -> Tensor:
+        """Add the time [B, T, CLOCK_FEATURES] to the queries [B, T, D] of the heads that know it."""
+        size = queries.shape[2] // self.heads
+        start, stop = self.clock_heads.start * size, self.clock_heads.stop * size
+        known = queries[..., start:stop] + cast(nn.Linear, self.query_clock)(clock)
+        return torch.cat([queries[..., :start], known, queries[..., stop:]], dim=2)
 
     @abstractmethod
     def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:

@@ -14,19 +14,17 @@ def transformer_xl(
     layers: int = 1,
     width: int = 64,
     heads: int = 4,
-    slots: int = 64,
-    feedforward: int | None = None,
+    slots: int = 88,
 ) -> CompressiveCore:
     """Build Transformer-XL's memory in this package's own layer: the compressive core with raw memory only.
 
     All else is the same, so a comparison with "compressive" shows what compression brings. Its layer is not that of the
-    Transformer-XL paper: gates, and positions by age. For that one, build a "compressive" core with `[Tier(slots)]`,
-    `position="sinusoidal"` and `residual="post_norm"`; for the published baseline in RL, see `gtrxl`.
+    Transformer-XL paper. For that one, build a "compressive" core with `[Tier(slots)]`,
+    `position="sinusoidal"`, `residual="post_norm"`, `forgetting=False` and `clock=False`; for the published baseline in RL, see `gtrxl`.
 
     :param slots: how many steps each layer looks back; the other options are those of `CompressiveCore`
     """
-    memory = [Tier(slots)]
-    return CompressiveCore(input_size, layers=layers, width=width, heads=heads, memory=memory, feedforward=feedforward)
+    return CompressiveCore(input_size, layers=layers, width=width, heads=heads, memory=[Tier(slots)])
 
 
 def gtrxl(

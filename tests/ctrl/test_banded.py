@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ctrl.band import COPIES, Band, band_rows, block_size, hidden_row, lay_out
-from ctrl.banded import HIDDEN, banded_attention
-from ctrl.memory import Tier, Tiers, reach
+from ctrl.banded import HIDDEN, ColumnTerms, banded_attention
+from ctrl.memory import Tier, Tiers
 from ctrl.timeline import plan_window
 
 BATCH, HEADS, WIDTH = 2, 3, 6
@@ -31,8 +31,13 @@ def band_of(length: int, tiers: Tiers = TIERS) -> tuple[Band, int]:
     )
 
 
-def plain_attention(queries: Tensor, keys_values: Tensor, biases: Tensor, band: Band) -> Tensor:
-    """Every query against every column, one head at a time, with the hidden row where its block shows none."""
+def plain_attention(
+    queries: Tensor, keys_values: Tensor, biases: Tensor, decay: Tensor, clock_keys: Tensor, band: Band
+) -> Tensor:
+    """Every query against every column, one head at a time, with the hidden row where its block shows none.
+
+    Heads 1 and 2 forget, and head 1 knows the time.
+    """
     blocks, size = band.row.shape[1:3]
     length, count, features = queries.shape[1], keys_values.shape[1], WIDTH // HEADS
     row = torch.full((BATCH, blocks * size, count), biases.shape[1])
@@ -45,7 +50,10 @@ def plain_attention(queries: Tensor, keys_values: Tensor, biases: Tensor, band: 
     read = []
     for head in range(HEADS):
         part = slice(head * features, (head + 1) * features)
-        scores = queries[..., part] @ keys[..., part].transpose(1, 2) / math.sqrt(features)
+        key = keys[..., part] + clock_keys if head == 1 else keys[..., part]
+        scores = queries[..., part] @ key.transpose(1, 2) / math.sqrt(features)
+        if head > 0:
+            scores = scores + decay[:, None, :, head - 1]
         read.append((scores + bias[head, :, :length]).softmax(dim=2) @ values[..., part])
     return torch.cat(read, dim=2)
 
@@ -66,9 +74,11 @@ def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length:
     assert band.row.shape[2] == block_size(tiers, length)
     queries = torch.randn(BATCH, length, WIDTH, dtype=torch.float64, requires_grad=True)
     keys_values = torch.randn(BATCH, count, 2 * WIDTH, dtype=torch.float64, requires_grad=True)
-    biases = torch.randn(HEADS, hidden_row(reach(tiers)), dtype=torch.float64, requires_grad=True)
-    arguments = (queries, keys_values, biases)
-    read, weights = banded_attention(*arguments, band)
+    biases = torch.randn(HEADS, hidden_row(tiers), dtype=torch.float64, requires_grad=True)
+    decay = torch.randn(BATCH, count, 2, dtype=torch.float64, requires_grad=True)
+    clock_keys = torch.randn(BATCH, count, WIDTH // HEADS, dtype=torch.float64, requires_grad=True)
+    arguments = (queries, keys_values, biases, decay, clock_keys)
+    read, weights = banded_attention(queries, keys_values, biases, ColumnTerms(decay, clock_keys, 1), band)
     expected = plain_attention(*arguments, band)
     torch.testing.assert_close(read, expected)
     assert not weights.requires_grad
@@ -82,9 +92,11 @@ def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length:
 
 def test_only_what_is_visible_has_weight() -> None:
     band, count = band_of(40)
-    biases = torch.randn(HEADS, hidden_row(reach(TIERS)))
-    _, weights = banded_attention(torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, count, 2 * WIDTH), biases, band)
-    visible = band.row // COPIES != hidden_row(reach(TIERS))
+    biases = torch.randn(HEADS, hidden_row(TIERS))
+    queries, keys_values = torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, count, 2 * WIDTH)
+    terms = ColumnTerms(torch.randn(BATCH, count, 1), torch.randn(BATCH, count, 0), 0)
+    _, weights = banded_attention(queries, keys_values, biases, terms, band)
+    visible = band.row // COPIES != hidden_row(TIERS)
     real = torch.arange(band.row.shape[1] * band.row.shape[2]).view(1, *band.row.shape[1:3], 1) < 40
     assert not weights.masked_select(~visible & real).any()
     assert bool((weights.masked_select((visible & real).expand_as(weights)) > 0).all())

@@ -16,7 +16,8 @@ from torch import Tensor
 import ctrl
 from ctrl.band import age_row, hidden_row
 from ctrl.compressive import CompressiveCore
-from ctrl.layer import AgeAttention, MemoryAttention, MemoryLayer, PostNormLayer
+from ctrl.clock import PERIODS
+from ctrl.layer import RESIDUALS, AgeAttention, GatedLayer, MemoryAttention, PlainLayer, PostNormLayer, PreNormLayer
 from ctrl.memory import Tier, spans
 from ctrl.relative import RelativeAttention
 
@@ -43,11 +44,15 @@ class SlowReference:
             self.restart()
         hidden = self.core.embed(inputs)
         for number, layer in enumerate(self.core.layers):
-            self._insert(number, 0, Slot(self.time, hidden.detach()))
+            self._insert(number, 0, Slot(self.time, hidden.detach(), [0.0] * self.core.forgetting_heads))
+            self._forget(number, hidden)
             attended = self._attend(number, hidden)
             hidden = finish(layer, hidden, layer.attention.output(attended))
+        outputs = self.core.norm(hidden)
+        if self.core.output_clock is not None:
+            outputs = outputs + self.core.output_clock(phases(self.time))
         self.time += 1
-        return self.core.norm(hidden)
+        return outputs
 
     def _insert(self, number: int, level: int, slot: Slot) -> None:
         tiers, lists = self.core.tiers[number], self.memory[number]
@@ -66,8 +71,20 @@ class SlowReference:
         usage = used if compressor.uses_attention() else None
         if compressor.uses_novelty():
             usage = self._unusual(number, values) * (1 if usage is None else usage)
-        compressed = compressor(values[None], None if usage is None else usage[None])[0].detach()
-        self._insert(number, level + 1, Slot(block[0].first, compressed))
+        known = values[None], None if usage is None else usage[None]
+        compressed = compressor(*known)[0].detach()
+        lost = compressor.carry(torch.tensor([[slot.lost for slot in block]]), *known)[0].tolist()
+        self._insert(number, level + 1, Slot(block[0].first, compressed, lost))
+
+    def _forget(self, number: int, hidden: Tensor) -> None:
+        """Let all slots fade by the step's gates, but for the step itself."""
+        attention = self.core.layers[number].attention
+        if attention.forget_gate is None:
+            return
+        kept = torch.sigmoid(attention.forget_gate(attention.norm(hidden))).log().tolist()
+        older = [slot for slots in self.memory[number] for slot in slots if slot is not self.memory[number][0][-1]]
+        for slot in older:
+            slot.lost = [lost + now for lost, now in zip(slot.lost, kept, strict=True)]
 
     def _unusual(self, number: int, values: Tensor) -> Tensor:
         """Of each slot, the variance of its features that the layer's map does not rebuild."""
@@ -85,6 +102,7 @@ class SlowReference:
         width, heads = self.core.output_size, attention.heads
         size = width // heads
         query = attention.query(attention.norm(hidden))
+        query = self._timed(query, attention.query_clock, attention.clock_heads, self.time)
         result = torch.empty(width)
         for slots in self.memory[number]:
             for slot in slots:
@@ -99,8 +117,10 @@ class SlowReference:
                     key, value = attention.key_value(
                         self._emphasis(number, slot.value) * attention.norm(slot.value)
                     ).chunk(2)
+                    key = self._timed(key, attention.key_clock, attention.clock_heads, slot.first + span // 2)
                     age, distance = self.time - slot.first - span // 2, newer - 1 - index
-                    of_tier.append(score(attention, part, query[part], key[part], age, distance))
+                    faded = ([0.0] * (heads - len(slot.lost)) + slot.lost)[head]
+                    of_tier.append(score(attention, part, query[part], key[part], age, distance) + faded)
                     values.append(value[part])
                 shares = torch.tensor([score.item() for score in of_tier]).softmax(dim=0)
                 for slot, share in zip(slots, shares.tolist(), strict=True):
@@ -110,6 +130,19 @@ class SlowReference:
             result[part] = weights @ torch.stack(values)
         return result
 
+    def _timed(self, features: Tensor, clock: Any, heads: slice, time: int) -> Tensor:
+        """Add what some heads know of the time to a query or key."""
+        if clock is None:
+            return features
+        by_head = features.unflatten(0, (self.core.heads, -1)).clone()
+        by_head[heads] += clock(phases(time)).unflatten(0, (-1, by_head.shape[1]))
+        return by_head.flatten()
+
+
+def phases(time: int) -> Tensor:
+    angles = [2 * math.pi * time / period for period in PERIODS]
+    return torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
+
 
 @dataclass
 class Slot:
@@ -118,6 +151,8 @@ class Slot:
     first: int
     """The first step that it stands for."""
     value: Tensor
+    lost: list[float]
+    """The logarithm of what each forgetting head has kept of it so far."""
     used: float = 0.0
     """The attention that it has received within its tier."""
     steps: int = 0
@@ -137,7 +172,7 @@ def score(attention: MemoryAttention, part: slice, query: Tensor, key: Tensor, a
     size = len(query)
     head = part.start // size
     if isinstance(attention, AgeAttention):
-        return query @ key / math.sqrt(size) + attention.age_bias[head, bias_row(age)]
+        return query @ key / math.sqrt(size) + attention.AGE_SCALE * attention.age_bias[head, bias_row(age)]
     assert isinstance(attention, RelativeAttention)
     width = attention.query.in_features
     angles = [distance / 10000 ** (feature / width) for feature in range(0, width, 2)]
@@ -152,7 +187,12 @@ def finish(layer: torch.nn.Module, hidden: Tensor, update: Tensor) -> Tensor:
     if isinstance(layer, PostNormLayer):
         hidden = layer.attention_norm(hidden + update)
         return layer.feedforward_norm(hidden + layer.narrow(torch.relu(layer.widen(hidden))))
-    assert isinstance(layer, MemoryLayer)
+    if isinstance(layer, PlainLayer):
+        return hidden + update
+    if isinstance(layer, PreNormLayer):
+        hidden = hidden + update
+        return hidden + layer.narrow(torch.relu(layer.widen(layer.norm(hidden))))
+    assert isinstance(layer, GatedLayer)
     hidden = gate(layer.attention_gate, hidden, torch.relu(update))
     widened = torch.relu(layer.widen(layer.norm(hidden)))
     return gate(layer.feedforward_gate, hidden, torch.relu(layer.narrow(widened)))
@@ -183,12 +223,13 @@ def cores(draw: st.DrawFn) -> CompressiveCore:
     core = CompressiveCore(
         input_size=3,
         layers=layers,
-        width=6,
-        heads=2,
+        width=12,
+        heads=draw(st.sampled_from([1, 2, 3, 4])),
         memory=memory,
-        feedforward=5,
         position=draw(st.sampled_from(["age", "sinusoidal"])),
-        residual=draw(st.sampled_from(["gated", "post_norm"])),
+        residual=draw(st.sampled_from(list(RESIDUALS))),
+        forgetting=draw(st.booleans()),
+        clock=draw(st.booleans()),
     )
     scramble(core)
     return core
@@ -230,7 +271,7 @@ def no_reset(batch: int, length: int) -> Tensor:
 
 
 @pytest.mark.parametrize("position", ["age", "sinusoidal"])
-@pytest.mark.parametrize("residual", ["gated", "post_norm"])
+@pytest.mark.parametrize("residual", RESIDUALS)
 def test_reconstruction_loss_by_hand(position: str, residual: str) -> None:
     """One head, one layer: the mean square of the difference of two softmax reads, over every step of the window.
 
@@ -246,7 +287,7 @@ def test_reconstruction_loss_by_hand(position: str, residual: str) -> None:
 
     attention = core.layers[0].attention
     slots = core.embed(inputs[0])
-    norm = attention.norm if residual == "gated" else torch.nn.Identity()
+    norm = torch.nn.Identity() if residual == "post_norm" else attention.norm
     query = attention.query(norm(slots))
     # Tier 0 holds two steps, so within six steps (0, 1) and (2, 3) are evicted.
     old = slots[:4]
@@ -309,14 +350,17 @@ def test_diagnostics_name_every_layer_and_tier() -> None:
         assert unrolled.diagnostics[f"reconstruction_loss/layer{layer}/tier1"] > 0
 
 
-def test_gradients_flow_through_the_windows_own_short_term_slots_only() -> None:
-    core = make_core(layers=1)
+@pytest.mark.parametrize("forgetting", [False, True])
+def test_gradients_flow_through_the_windows_own_short_term_slots_and_gates_only(forgetting: bool) -> None:
+    core = make_core(layers=1, forgetting=forgetting)
     inputs = torch.randn(1, 12, 3, requires_grad=True)
     outputs = core.unroll(inputs, core.initial_state(1), no_reset(1, 12)).outputs
     (gradient,) = torch.autograd.grad(outputs[0, 11].sum(), inputs)
     reached = gradient[0].abs().sum(dim=1) > 0
-    # After step 11 tier 0 has slots 8 to 11; what was compressed carries no gradient.
-    assert reached.tolist() == [False] * 8 + [True] * 4
+    # After step 11 tier 0 has slots 8 to 11; what was compressed carries no gradient. Tier 1 has steps 2 to 7. The
+    # first of its slots ends with step 3, so the gates of step 4 and later say how much it counts beside the others.
+    first = 4 if forgetting else 8
+    assert reached.tolist() == [False] * first + [True] * (12 - first)
 
 
 def test_compressed_slots_are_read() -> None:

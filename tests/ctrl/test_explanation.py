@@ -60,7 +60,8 @@ def test_each_step_sees_just_the_slots_and_ages_that_the_timeline_gives_it() -> 
 def test_weights_are_those_of_each_head_by_hand() -> None:
     """One layer, two heads; at step 6 the steps 4 to 6 are raw, and two slots stand for steps 0, 1 and 2, 3."""
     torch.manual_seed(0)
-    core = CompressiveCore(4, layers=1, width=6, heads=2, memory=[Tier(3), Tier(4, 2, "conv")])
+    memory = [Tier(3), Tier(4, 2, "conv")]
+    core = CompressiveCore(4, layers=1, width=6, heads=2, memory=memory, forgetting=False, clock=False)
     with torch.no_grad():
         for parameter in core.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -73,7 +74,7 @@ def test_weights_are_those_of_each_head_by_hand() -> None:
     query = attention.query(attention.norm(steps[6]))  # type: ignore[union-attr, operator]
     for head in range(2):
         part = slice(3 * head, 3 * head + 3)
-        scores = keys[:, part] @ query[part] / 3**0.5 + attention.age_bias[head, ages]  # type: ignore[union-attr, index]
+        scores = keys[:, part] @ query[part] / 3**0.5 + attention.age_biases()[head, ages]  # type: ignore[union-attr, operator]
         found = [tier.attention[0, head, 6][tier.age[0, 6] >= 0] for tier in (raw, compressed)]
         torch.testing.assert_close(torch.cat(found), scores.softmax(dim=0).detach())
 

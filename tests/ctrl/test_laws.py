@@ -89,7 +89,28 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "heads": 3,
             "memory": [[Tier(3), Tier(2, 2, "max"), Tier(2, 2, "conv")], [Tier(2), Tier(4, 1, "mean")]],
             "position": "sinusoidal",
+            "residual": "gated",
         },
+    ),
+    "surprise": (
+        "compressive",
+        {"width": 8, "heads": 4, "memory": [[Tier(5), Tier(3, 3), Tier(4, 2)], [Tier(3), Tier(4, 2, "surprise")]]},
+    ),
+    "neither forgetting nor clock": (
+        "compressive",
+        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, 3)], "forgetting": False, "clock": False},
+    ),
+    "one head, no clock": (
+        "compressive",
+        {"width": 8, "heads": 1, "memory": [Tier(4), Tier(3, 3, "most_used")], "clock": False},
+    ),
+    "by age, pre-norm": (
+        "compressive",
+        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, 3, "conv")], "residual": "pre_norm", "forgetting": False},
+    ),
+    "by age, gated": (
+        "compressive",
+        {"width": 8, "heads": 2, "memory": [Tier(4), Tier(3, 3, "most_missed")], "residual": "gated"},
     ),
     "by age, post-norm": (
         "compressive",

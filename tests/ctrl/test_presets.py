@@ -11,7 +11,7 @@ import ctrl
 from ctrl import CompressiveCore, Tier
 from ctrl.acting import CompressiveActing
 from ctrl.core import PlainActing
-from ctrl.layer import AgeAttention, MemoryLayer, PostNormLayer
+from ctrl.layer import RESIDUALS, AgeAttention, GatedLayer, PlainLayer, PostNormLayer
 from ctrl.relative import RelativeAttention
 
 
@@ -63,7 +63,7 @@ def test_what_does_not_fit_the_papers_model_is_refused(options: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("option", "valid"), [("position", "'age', 'sinusoidal'"), ("residual", "'gated', 'post_norm'")]
+    ("option", "valid"), [("position", "'age', 'sinusoidal'"), ("residual", "'gated', 'plain', 'post_norm', 'pre_norm'")]
 )
 def test_unknown_kinds_are_answered_with_the_valid_ones(option: str, valid: str) -> None:
     with pytest.raises(ValueError, match=f"unknown {option} 'gru'; valid are {valid}"):
@@ -71,21 +71,32 @@ def test_unknown_kinds_are_answered_with_the_valid_ones(option: str, valid: str)
 
 
 def test_cores_without_compression_differ_in_their_layer() -> None:
-    sizes = {"layers": 1, "width": 12, "heads": 3, "slots": 9, "feedforward": 7}
-    gtrxl, transformer_xl = build("gtrxl", **sizes), build("transformer_xl", **sizes)
-    assert kinds(gtrxl) == (MemoryLayer, RelativeAttention)
-    assert kinds(transformer_xl) == (MemoryLayer, AgeAttention)
+    sizes = {"layers": 1, "width": 12, "heads": 3, "slots": 9}
+    gtrxl, transformer_xl = build("gtrxl", feedforward=7, **sizes), build("transformer_xl", **sizes)
+    assert kinds(gtrxl) == (GatedLayer, RelativeAttention)
+    assert kinds(transformer_xl) == (PlainLayer, AgeAttention)
+    assert gtrxl.layers[0].widen.out_features == 7
     for core in (gtrxl, transformer_xl):
         assert core.tiers == [(Tier(9),)]
-        assert (core.output_size, core.heads, core.layers[0].widen.out_features) == (12, 3, 7)
+        assert (core.output_size, core.heads) == (12, 3)
         assert core.compression_parameters() == []
 
 
+def test_presets_of_other_papers_neither_forget_nor_know_the_time() -> None:
+    for core in (build("gtrxl"), build("compressive", **ctrl.paper_config())):
+        assert core.initial_state(1).decay.shape[2] == 0
+        assert not [name for name, _ in core.named_parameters() if "clock" in name or "forget" in name]
+
+
 @pytest.mark.parametrize("position", ["age", "sinusoidal"])
-@pytest.mark.parametrize("residual", ["gated", "post_norm"])
-def test_what_cannot_act_in_place_acts_by_steps(position: str, residual: str) -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_all_layers_act_in_place_with_positions_by_age(position: str, residual: str) -> None:
     """That both mean the same is law 1."""
     core = build("compressive", position=position, residual=residual)
-    in_place = (position, residual) == ("age", "gated")
-    assert core.acts_in_place == in_place
-    assert type(core.acting(core.initial_state(2))) is (CompressiveActing if in_place else PlainActing)
+    assert core.acts_in_place == (position == "age")
+    assert type(core.acting(core.initial_state(2))) is (CompressiveActing if position == "age" else PlainActing)
+
+
+def test_a_plain_layer_has_no_feedforward_part() -> None:
+    with pytest.raises(ValueError, match="residual='plain' has no feed-forward part, got feedforward = 32; use residual"):
+        build("compressive", feedforward=32)

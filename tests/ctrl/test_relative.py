@@ -30,7 +30,15 @@ def diagonal(*values: float) -> list[list[float]]:
 def hand_core() -> CompressiveCore:
     """One post-norm layer of width 4 with two heads, and weights that can be followed with a pencil."""
     core = CompressiveCore(
-        4, layers=1, width=4, heads=2, feedforward=3, memory=[Tier(3)], position="sinusoidal", residual="post_norm"
+        4,
+        width=4,
+        heads=2,
+        feedforward=3,
+        memory=[Tier(3)],
+        position="sinusoidal",
+        residual="post_norm",
+        forgetting=False,
+        clock=False,
     )
     layer = core.layers[0]
     assert isinstance(layer, PostNormLayer) and isinstance(layer.attention, RelativeAttention)

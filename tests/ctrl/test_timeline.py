@@ -96,7 +96,7 @@ class Seen:
     def __init__(self, tiers: tuple[Tier, ...], plan: WindowPlan) -> None:
         self.layout: Layout = lay_out(tiers, plan.length, plan.clock.device)
         self.age = ages(plan, self.layout)
-        self.visible = band_rows(tiers, plan, self.layout) // COPIES != hidden_row(reach(tiers))
+        self.visible = band_rows(tiers, plan, self.layout) // COPIES != hidden_row(tiers)
         self.distance = band_rows(tiers, plan, self.layout, BY_DISTANCE) // COPIES
         assert torch.equal(self.distance != sum(tier.slots for tier in tiers), self.visible)
 
