@@ -356,7 +356,7 @@ def test_gradients_flow_through_the_windows_own_short_term_slots_and_gates_only(
     inputs = torch.randn(1, 12, 3, requires_grad=True)
     outputs = core.unroll(inputs, core.initial_state(1), no_reset(1, 12)).outputs
     (gradient,) = torch.autograd.grad(outputs[0, 11].sum(), inputs)
-    reached = gradient[0].abs().sum(dim=1) > 0
+    reached = gradient[0].abs().sum(dim=1) > 1e-6  # gates that fade all alike cancel, but for rounding
     # After step 11 tier 0 has slots 8 to 11; what was compressed carries no gradient. Tier 1 has steps 2 to 7. The
     # first of its slots ends with step 3, so the gates of step 4 and later say how much it counts beside the others.
     first = 4 if forgetting else 8

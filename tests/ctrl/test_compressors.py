@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 import ctrl
 from ctrl import Tier
 from ctrl.compressive import CompressiveCore
-from ctrl.compressors import MostUsedCompressor, make_compressor
+from ctrl.compressors import MostUsedCompressor, SurpriseCompressor, make_compressor
 from ctrl.reconstruction import QUESTIONS
 
 BLOCKS, RATE, WIDTH = 7, 5, 6
@@ -115,6 +116,18 @@ def test_most_used_keeps_the_slot_that_was_used_most() -> None:
         MostUsedCompressor(WIDTH, 3)(blocks)
 
 
+def test_surprise_weights_slots_by_the_sixth_power_of_their_novelty() -> None:
+    """Novelties 1, 2 and 1: of weights 1, 64 and 1."""
+    compressor, blocks = SurpriseCompressor(WIDTH, 3), torch.randn(1, 3, WIDTH)
+    expected = (blocks[:, 0] + 64 * blocks[:, 1] + blocks[:, 2]) / 66
+    for scale in (1.0, 1e-3, 1e3):
+        found = compressor(blocks, scale * torch.tensor([[1.0, 2.0, 1.0]]))
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(compressor(blocks, torch.zeros(1, 3)), blocks.mean(dim=1))  # nothing is unusual
+    with pytest.raises(ValueError, match="usage must be given: SurpriseCompressor weights"):
+        compressor(blocks)
+
+
 @pytest.mark.parametrize("name", ctrl.compressor_names())
 def test_decoders_have_the_shape_of_blocks(name: str) -> None:
     decoder = make_compressor(name, WIDTH, RATE).decoder()
@@ -180,13 +193,14 @@ def test_each_loss_trains_each_learned_compressor(name: str, loss: str) -> None:
     inputs, reset = window()
     optimizer = torch.optim.Adam(core.compression_parameters(), lr=1e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         unrolled = core.unroll(inputs, core.initial_state(2), reset)
         losses.append(unrolled.reconstruction_loss.item())
         optimizer.zero_grad()
         unrolled.reconstruction_loss.backward()
         optimizer.step()
-    assert min(losses[-5:]) < (0.97 if name == "select" else 0.7) * losses[0]
+    # A hard choice jumps from slot to slot, so its loss is looked at over many steps.
+    assert fmean(losses[-30:]) < (0.9 if name == "select" else 0.7) * losses[0]
 
 
 def test_auto_encoding_by_hand() -> None:
@@ -309,7 +323,7 @@ def test_the_task_trains_compressors_through_what_is_formed_and_attended_in_the_
 
 def test_the_gradient_of_the_task_stops_at_the_block() -> None:
     """What was compressed carries none, so that inputs are reached through the short-term slots alone."""
-    core = build(memory=[Tier(4), Tier(3, 2, "conv")], compression_gradient="task")
+    core = build(memory=[Tier(4), Tier(3, 2, "conv")], compression_gradient="task", forgetting=False)
     inputs, reset = window(length=12, batch=1)
     inputs.requires_grad_()
     outputs = core.unroll(inputs, core.initial_state(1), reset).outputs
