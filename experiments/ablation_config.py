@@ -13,8 +13,10 @@ from ctrl.experiments.config import (
     Out,
     PPOOptions,
     RunOptions,
+    Switch,
     TaskOptions,
     open_option,
+    require_cores,
 )
 from ctrl.experiments.errors import require, unknown
 
@@ -55,6 +57,7 @@ VARIANTS = (
     Variant("dilated_conv", "task"),
     *(Variant(compressor, loss) for compressor in ("gru", "attention", "select") for loss in LOSSES),
     Variant("select", "none"),  # the other learned ones start as the mean, so without a loss they are `mean`
+    Variant("surprise", "none"),
     Variant("most_missed", "none"),
     Variant("most_used", "none", paper=0.980),
     Variant("mean", "none", paper=0.982),
@@ -67,14 +70,15 @@ LENGTH = 24
 """Steps from cue to query: three times what the raw memory holds, so the answer must come through a compressed slot.
 
 Less than half of what an update sees of an env, so that the task loss can reach the compressors: most windows that
-hold a query also saw its cue compressed. As in `demo`.
+hold a query also saw its cue compressed.
 """
 MEMORY = "8,8x4"
 """8 raw steps and 8 slots of 4 steps: 40 steps of reach, and a cue is one of the 4 steps that its slot stands for."""
 TASK = TaskOptions(env_kwargs=(f"length={LENGTH}", "num_cues=4"), num_envs=32)
 RUN = RunOptions(steps=180_000, eval_episodes=200)
-PPO = PPOOptions(n_steps=64, gamma=0.9, learning_rate=1e-3)
-"""As in `demo`."""
+PPO = PPOOptions(n_steps=64, gamma=0.9)
+CORE = "compressive"
+"""The core of all variants."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,13 @@ class AblateConfig:
     """Runs at the same time, each a process of its own."""
     out: Out = None
     """Folder for the results."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the results that --out holds already."""
-    resume: bool = False
+    resume: Switch = False
     """Keep the runs in --out that finished, and train the others."""
     table: Annotated[Path | None, open_option("train", "FILE")] = None
     """Print the table of an earlier ablation's summary.json again, and train nothing."""
-    markdown: bool = False
+    markdown: Switch = False
     """Print the table of --table as markdown."""
     task: TaskOptions = field(default_factory=lambda: TASK)
     run: RunOptions = field(default_factory=lambda: RUN)
@@ -112,10 +116,10 @@ class AblateConfig:
         require(not (self.resume and self.overwrite), "--resume keeps what --overwrite removes; give one of them")
         require(not self.resume or self.out is not None, "--resume needs the folder to go on in; name it with --out")
         require(self.table is not None or not self.markdown, "--markdown needs --table FILE")
-        unchosen = MemoryOptions()
+        require_cores((CORE,), self.memory, self.ppo)
         for name in ("compressor", "reconstruction", "compression_gradient"):
             value, option = getattr(self.memory, name), f"--{name.replace('_', '-')}"
-            require(value == getattr(unchosen, name), f"{option} is what --variants chooses, got {value!r}")
+            require(value is None, f"{option} is what --variants chooses, got {value!r}")
         _ = self.chosen
 
     @property

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from ctrl.experiments.config import open_option, require_core
+from ctrl.experiments.config import Switch, open_option, require_core
 from ctrl.experiments.errors import require, unknown
 
 AGENTS = (
@@ -65,7 +65,7 @@ class BenchOptions:
     """Turns of each of those compared; median and range are reported."""
     out: Annotated[Path | None, open_option("printed only", "FILE")] = None
     """JSON file for the results."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the file that --out names."""
 
     def __post_init__(self) -> None:
@@ -91,8 +91,7 @@ class BenchTrain(TorchBench):
     num_envs: Integers = (8,)
     """Copies of the task that are stepped together; each number is measured."""
     agents: Names = AGENTS
-    """Agents to measure: MemoryPPO as compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward;
-    recurrent_ppo; matched_ppo and default_ppo, both without memory."""
+    """Agents to measure: MemoryPPO by the name of its core; recurrent_ppo; matched_ppo and default_ppo (no memory)."""
     updates: int = 4
     """Timed updates of a turn, after one that is not timed."""
 

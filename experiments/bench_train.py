@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from ctrl.experiments.bench_config import MINIBATCHES, BenchTrain
 from ctrl.experiments.bench_turns import SEED, framed, ratio_text, ratios, shower, summarise, take_turns, use_threads
 from ctrl.experiments.config import ATTENTION_CORES, MemoryOptions, TrainConfig
+from ctrl.experiments.core_options import of_core
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.models import TOLERANCE, build_model, closest, match_width, parameter_count
 
@@ -201,7 +202,7 @@ def memory_config(core: str) -> TrainConfig:
     """Return the config of `MemoryPPO` with a core of the paper's kind of memory, and otherwise as it is by default."""
     layers = LAYERS if core in ATTENTION_CORES else None
     memory = MemoryOptions(memory=MEMORY, compressor="conv", layers=layers)
-    config = TrainConfig(core=core, seed=SEED, memory=memory)
+    config = TrainConfig(core=core, seed=SEED, memory=of_core(memory, core))
     ppo = replace(config.ppo, n_steps=N_STEPS, n_epochs=N_EPOCHS)
     return replace(config, ppo=ppo, run=replace(config.run, device="cpu"))
 

@@ -74,7 +74,8 @@ EXAMPLES = {
         "ctrl suite --table results/suite",
     ],
     "evaluate": [
-        "ctrl evaluate runs/recall-v0-compressive-1 --episodes 100",
+        "ctrl evaluate runs/recall-v0-compressive-1",
+        "ctrl evaluate runs/recall-v0-compressive-1 --episodes 1000 --seed 1",
         "ctrl evaluate model.zip --env ctrl/Recall-v0 --env-kwargs length=96 --json",
     ],
     "envs": [
@@ -151,7 +152,7 @@ def parse(arguments: Sequence[str]) -> AnyConfig:
             prog="ctrl",
             description=DESCRIPTION,
             args=list(arguments) or ["--help"],
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            config=(tyro.conf.OmitArgPrefixes,),
         )
         return config
     except SystemExit as stop:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ctrl.experiments import provenance
+from ctrl.experiments import provenance, tensorboard
 from ctrl.experiments.config import CompareConfig, TrainConfig
+from ctrl.experiments.core_options import of_core
 from ctrl.experiments.folders import MARKER, SUMMARY, open_folder, slug, write_json
 from ctrl.experiments.jobs import Job, run_jobs
 from ctrl.experiments.models import Match, build_model, match_width, parameter_count
-from ctrl.experiments.plots import learning_curves, save_figure
+from ctrl.experiments.plots import learning_curves, metric_of, save_figure
 from ctrl.experiments.summary import (
     SCHEMA,
     FailedRun,
@@ -30,9 +31,11 @@ from ctrl.experiments.summary import (
     count_text,
     duration_text,
 )
-from ctrl.experiments.tasks import known_scores, make_task, success_reference
+from ctrl.experiments.tasks import MEMORYLESS, known_scores, make_task, reference_scores
 
 PICTURE = "learning_curves.png"
+ROW_NAMES = {MEMORYLESS: "no memory"}
+"""What is too long for the column of names."""
 
 
 def plan(config: CompareConfig, console: Console) -> list[TrainConfig]:
@@ -51,14 +54,13 @@ def plan(config: CompareConfig, console: Console) -> list[TrainConfig]:
 def _train_config(config: CompareConfig, core: str) -> TrainConfig:
     learning_rate = config.rates.get(core, config.ppo.learning_rate)
     run = replace(config.run, threads=config.run.threads or 1)
-    ppo = replace(config.ppo, learning_rate=learning_rate)
     return TrainConfig(
         core=core,
         algorithm=config.algorithm,
         task=config.task,
         run=run,
-        memory=config.memory,
-        ppo=ppo,
+        memory=of_core(config.memory, core),
+        ppo=replace(of_core(config.ppo, core), learning_rate=learning_rate),
         impala=config.impala,
     )
 
@@ -121,16 +123,21 @@ class Comparison:
                 curves.setdefault(job.label, []).append(points)
         if not curves:
             return None
+        figure = learning_curves(
+            curves,
+            title=self.config.task.title,
+            held_out={label: [job.held_out() for job in self.jobs if job.label == label] for label in curves},
+            references=reference_scores(self.config.task, metric_of(curves)),
+        )
         path = self.folder / PICTURE
-        save_figure(learning_curves(curves, title=self.config.task.title, **self._reference(curves)), path)
+        save_figure(figure, path)
         return path
 
     def show(self, console: Console) -> None:
         """Print the table, and below it where everything is."""
-        scores = known_scores(self.config.task)
-        baselines = {} if scores is None else {"no memory": scores.memoryless, "perfect": scores.perfect}
         if self.runs:
-            run = self.config.run
+            run, scores = self.config.run, reference_scores(self.config.task)
+            baselines = {ROW_NAMES.get(name, name): score for name, score in scores.items()}
             caption = f"{run.eval_episodes} held-out episodes a seed, after {count_text(run.steps)} steps of training"
             console.print(comparison_table(aggregate(self.runs), self.config.task.title, baselines, caption))
         for failure in self.failures:
@@ -143,23 +150,10 @@ class Comparison:
             "wall time": duration_text(time.perf_counter() - self.start),
             "picture": str(picture) if picture else "none",
             "numbers": str(self.folder / SUMMARY),
-            "TensorBoard": f"{provenance.tool('tensorboard')} --logdir {self.folder / 'tensorboard'}",
+            **dict(tensorboard.how_to_look(self.folder / "tensorboard")),
         }
         for name, text in lines.items():
             console.print(f"{name:>11}: {text}", soft_wrap=True)
-        if len(self.config.cores) > 1:
-            console.print(
-                f"{'':>13}(colour its runs by the regex ([^/]+)/ to see one colour for each core)", markup=False
-            )
-
-    def _reference(self, curves: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, Any]:
-        scores = known_scores(self.config.task)
-        has_success = any(point.success == point.success for seeds in curves.values() for run in seeds for point in run)
-        value = success_reference(self.config.task) if has_success else scores and scores.memoryless
-        return {
-            "metric": "success" if has_success else "return",
-            "reference": None if value is None else ("best without memory", value),
-        }
 
 
 def _failure(run: FailedRun) -> dict[str, Any]:
@@ -181,6 +175,7 @@ def compare(
     write_json(folder / MARKER, {"command": command, "comparison": asdict(config) | {"out": str(folder)}})
     jobs = [Job.within(folder, run.core, run, command) for run in runs]
     comparison = Comparison(config, folder, jobs, command)
+    tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
     parallel = min(config.jobs or runs_at_a_time(config), len(jobs))
     console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
     if not run_jobs(jobs, parallel, console, comparison.write):

@@ -10,6 +10,7 @@ import ast
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,12 +24,19 @@ RAW_CORES = ("transformer_xl", "gtrxl")
 COMPRESSIVE_CORES = ("compressive", "adaptive")
 ATTENTION_CORES = (*COMPRESSIVE_CORES, *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""Off unless its flag is given; a plain `bool` has a flag for each of its values."""
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
 
 
-def open_option(default: str, metavar: str = "INT") -> object:
-    """Say in `--help` what happens where an option is left open, instead of `None`."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+def open_option(default: str, metavar: str | None = "INT", text: str | None = None) -> object:
+    """Say in `--help` what happens where an option is left open, instead of `None`.
+
+    :param default: what happens
+    :param metavar: what the option takes; None for a flag
+    :param text: the help, where it is too long for one line below the field: tyro keeps the breaks of a docstring
+    """
+    return tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint=f"(default: {default})")
 
 
 def parse_pairs(pairs: tuple[str, ...], argument: str) -> dict[str, Any]:
@@ -88,45 +96,65 @@ class TaskOptions:
         """The task's keyword arguments."""
         return parse_pairs(self.env_kwargs, "--env-kwargs")
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TaskOptions:
+        """Rebuild the options from plain data."""
+        return cls(**data | {"env_kwargs": tuple(data["env_kwargs"])})
+
     @property
     def title(self) -> str:
         """The task's name with its arguments."""
         return f"{self.env} ({', '.join(self.env_kwargs)})" if self.env_kwargs else self.env
 
 
-DEFAULT_TIERS = "8,8x8,8x8,8x8"
+DEFAULT_TIERS = "64,8x8,8x8,8x8"
 _MEMORY_HELP = (
     "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
-    "32 + 32·4 = 160 steps of reach. More tiers may follow: the default reaches 8 + 8·8 + 8·64 + 8·512 = 4,680 steps. "
+    "32 + 32·4 = 160 steps of reach. More tiers may follow: the default reaches 64 + 8·8 + 8·64 + 8·512 = 4,736 steps. "
     "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw; adaptive has 32,32x4 "
     "of conv where neither this nor --compressor is given."
 )
 
 
+_COMPRESSOR_HELP = (
+    "How slots are merged: surprise, most_missed, most_used and select keep one of them; conv, dilated_conv, gru and "
+    "attention are learned; mean, max."
+)
+_RECENCY_HELP = (
+    "Power of a slot's age with which the attention of half of the heads falls at first; 2 where what is new makes "
+    "what is old invalid."
+)
+
+
 @dataclass(frozen=True)
 class MemoryOptions:
-    """The size and shape of the memory. An option that a core does not have is ignored by it."""
+    """The size and shape of the memory. An option that the core does not have is refused.
+
+    Among several cores it is refused where none has it, and reaches those that have it.
+    """
 
     width: Annotated[int | None, open_option("64 with attention, 128 otherwise")] = None
     """Features of a layer."""
     layers: Annotated[int | None, open_option("1")] = None
     """Layers of the core."""
-    heads: int = 4
+    heads: Annotated[int | None, open_option("4")] = None
     """Attention heads of a layer; must divide the width."""
     memory: Annotated[
         str | None, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP, help_behavior_hint=f"(default: {DEFAULT_TIERS})")
     ] = None
-    compressor: Annotated[str | None, open_option("most_missed", "NAME")] = None
-    """How slots are merged: most_missed, most_used and select keep one of them; conv, dilated_conv, gru and attention
-    are learned; mean, max."""
+    compressor: Annotated[str | None, open_option("surprise", "NAME", _COMPRESSOR_HELP)] = None
     reconstruction: Annotated[str | None, open_option("attention_reconstruction, where it trains", "LOSS")] = None
     """What compressors learn from: attention_reconstruction, auto_encoding or none."""
-    compression_gradient: str = "reconstruction"
+    compression_gradient: Annotated[str | None, open_option("reconstruction", "reconstruction|task")] = None
     """task lets the task loss train the compressors instead."""
-    recency: float = 0.0
-    """Power of a slot's age with which the attention of half of the heads falls at first; 2 where what is new makes
-    what is old invalid."""
-    novelty_gain: Annotated[float | None, open_option("4.0 with most_missed", "FLOAT")] = None
+    residual: Annotated[str | None, open_option("plain", "plain|pre_norm|gated|post_norm")] = None
+    """How a layer joins what it reads to what it had."""
+    forgetting: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--forgetting", None)] = None
+    """Let half of the heads learn to forget what is old."""
+    clock: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--clock", None)] = None
+    """Let half of the heads, and the output, know the step of the episode."""
+    recency: Annotated[float | None, open_option("0", "FLOAT", _RECENCY_HELP)] = None
+    novelty_gain: Annotated[float | None, open_option("4.0 with surprise and most_missed", "FLOAT")] = None
     """Keys and values of a slot of novelty n are 1 + n times this as large."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
@@ -142,37 +170,46 @@ class MemoryOptions:
         _ = self.tiers
 
     @property
+    def of_some_cores(self) -> list[str]:
+        """The options that are not left open."""
+        return [name for name, value in asdict(self).items() if value is not None]
+
+    @property
     def tiers(self) -> list[tuple[int, int]]:
         """Slots and rate of each tier, the raw memory first."""
         return parse_memory(self.memory or DEFAULT_TIERS)
+
+
+_REFRESH_HELP = (
+    "How the memory at the start of a window is computed anew with the weights that learn: over that many steps before "
+    "it, or over as many as --n-steps (recompute)."
+)
 
 
 @dataclass(frozen=True)
 class PPOOptions:
     """PPO, with the names and meanings of stable-baselines3; IMPALA shares those that it has."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Adam's step size for all but the compressors."""
-    anneal: bool = True
-    """Let the learning rate fall linearly to 0 over the run."""
+    anneal: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --anneal)")] = True
+    """Let the learning rate fall linearly to 0 over the run, or keep it as it is."""
     memory_learning_rate: Annotated[float | None, open_option("0.001", "FLOAT")] = None
     """Adam's step size for the compressors."""
     n_steps: int = 128
     """Steps of each env between two updates."""
     window: Annotated[int | None, open_option("all of --n-steps")] = None
     """Steps that gradients flow through at once; must divide --n-steps."""
-    refresh: Annotated[str, tyro.conf.arg(metavar="none|recompute|STEPS")] = "none"
-    """How the memory at the start of a window is computed anew with the weights that learn: over that many steps before
-    it, or over as many as --n-steps (recompute)."""
+    refresh: Annotated[str | None, open_option("none", "none|recompute|STEPS", _REFRESH_HELP)] = None
     batch_size: Annotated[int | None, open_option("ppo a quarter of the update's steps, impala all of them")] = None
     """Steps of a minibatch, a multiple of the window; of IMPALA, those of one backward pass."""
-    n_epochs: int = 4
+    n_epochs: Annotated[int | None, open_option("4")] = None
     """Passes over the data of each update."""
     gamma: float = 0.99
     """Discount of a reward one step later."""
-    gae_lambda: float = 0.95
+    gae_lambda: Annotated[float | None, open_option("0.95", "FLOAT")] = None
     """Weight of long returns against the value estimate, from 0 to 1."""
-    clip_range: float = 0.2
+    clip_range: Annotated[float | None, open_option("0.2", "FLOAT")] = None
     """How far the probability of an action may move in one update, as a fraction."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
@@ -180,7 +217,7 @@ class PPOOptions:
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Clip of the gradient's norm, all but the compressors."""
-    memory_max_grad_norm: float = 0.1
+    memory_max_grad_norm: Annotated[float | None, open_option("0.1", "FLOAT")] = None
     """Clip of the gradient's norm, the compressors."""
 
     def __post_init__(self) -> None:
@@ -198,7 +235,9 @@ class PPOOptions:
             require(value > 0, f"--{name.replace('_', '-')} must be above 0, got {value}")
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"--{name.replace('_', '-')} must be between 0 and 1, got {value}")
+            require(
+                value is None or 0 <= value <= 1, f"--{name.replace('_', '-')} must be between 0 and 1, got {value}"
+            )
         window = self.n_steps if self.window is None else self.window
         require(
             window >= 1 and self.n_steps % window == 0,
@@ -207,21 +246,26 @@ class PPOOptions:
         self._check_refresh()
 
     def _check_refresh(self) -> None:
-        if self.refresh in ("none", "recompute"):
+        if self.refresh in (None, "none", "recompute"):
             return
         told = f"--refresh is none, recompute or from 1 step to --n-steps = {self.n_steps}, got {self.refresh!r}"
         require(self.refresh.isdecimal() and 1 <= int(self.refresh) <= self.n_steps, told)
 
     @property
     def of_ppo_alone(self) -> list[str]:
-        """The options that were changed and that no other algorithm has."""
-        return [name for name in PPO_ALONE if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        """The options that are not left open and that no other algorithm has."""
+        return [name for name in PPO_ALONE if getattr(self, name) is not None]
+
+    @property
+    def of_some_cores(self) -> list[str]:
+        """The options that are not left open and that only some cores have."""
+        return [name for name in ("memory_learning_rate", "memory_max_grad_norm") if getattr(self, name) is not None]
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `MemoryPPO`; what was left open is left to it."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         del given["anneal"]  # a choice of how the learning rate is given, see `models.arguments`
-        if self.refresh.isdecimal():
+        if self.refresh is not None and self.refresh.isdecimal():
             given["refresh"] = int(self.refresh)
         return given
 
@@ -246,7 +290,7 @@ class ImpalaOptions:
     """Clip of the importance weights that carry back what later steps bring."""
     reward_clipping: Annotated[str | None, open_option("none", "abs_one|soft_asymmetric")] = None
     """How rewards are clipped before learning."""
-    use_rms_prop: bool = False
+    use_rms_prop: Switch = False
     """RMSProp instead of Adam, for all but the compressors."""
     actor_timeout: Annotated[float | None, open_option("60", "SECONDS")] = None
     """How long a step of an actor's copies may take before the actor counts as hung."""
@@ -276,6 +320,12 @@ def _flags(names: list[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
+_EVAL_HELP = (
+    "Env steps between two evaluations during training. Each plays as many episodes as take about a tenth of these "
+    "steps, at most 32, with the likeliest actions, and changes nothing in training. 0: evaluate after training alone."
+)
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How long to train, how to evaluate, and on what."""
@@ -283,7 +333,8 @@ class RunOptions:
     steps: int = 300_000
     """Env steps to train for, all copies together; rounded up to whole updates."""
     eval_episodes: int = 100
-    """Episodes of the evaluation after training, on seeds that training never sees; 0 skips it."""
+    """Episodes of the evaluation after training, on seeds that training never sees; 0 skips all evaluation."""
+    eval_every: Annotated[int | None, open_option("a tenth of --steps", text=_EVAL_HELP)] = None
     checkpoint_every: Annotated[int | None, open_option("a tenth of --steps")] = None
     """Env steps between two checkpoints."""
     device: str = "auto"
@@ -293,7 +344,9 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
-        require(self.eval_episodes >= 0, f"--eval-episodes must not be negative, got {self.eval_episodes}")
+        for name in ("eval_episodes", "eval_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"--{name.replace('_', '-')} must not be negative, got {value}")
         for name in ("checkpoint_every", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -301,7 +354,18 @@ class RunOptions:
     @property
     def checkpoint_interval(self) -> int:
         """Env steps between two checkpoints."""
-        return self.checkpoint_every or max(1, self.steps // 10)
+        return self.checkpoint_every or self._tenth
+
+    @property
+    def evaluation_interval(self) -> int | None:
+        """Env steps between two evaluations during training; None where there are none."""
+        if self.eval_episodes == 0 or self.eval_every == 0:
+            return None
+        return self.eval_every or self._tenth
+
+    @property
+    def _tenth(self) -> int:
+        return max(1, self.steps // 10)
 
 
 Out = Annotated[Path | None, open_option("a new numbered folder in runs/", "DIR")]
@@ -319,7 +383,7 @@ class TrainConfig:
     """What learns."""
     out: Out = None
     """Folder for the results."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the results that --out holds already."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -328,14 +392,19 @@ class TrainConfig:
     impala: ImpalaOptions = field(default_factory=ImpalaOptions)
 
     def __post_init__(self) -> None:
-        require_core(self.core)
+        require_cores((self.core,), self.memory, self.ppo)
         self.impala.check(self.algorithm, self.ppo)
         require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
-        if self.core in ATTENTION_CORES and self.memory.width is not None:
-            require(
-                self.memory.width % self.memory.heads == 0,
-                f"--heads must divide --width, got {self.memory.heads} and {self.memory.width}",
-            )
+        heads, width = self.heads, self.memory.width
+        require(width is None or width % heads == 0, f"--heads must divide --width, got {heads} and {width}")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of a layer; 1 where the core has none."""
+        from ctrl.experiments.core_options import parameters
+
+        has_heads = "heads" in parameters(self.core)
+        return (self.memory.heads or int(parameters(self.core)["heads"].default)) if has_heads else 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the config as plain data."""
@@ -344,16 +413,17 @@ class TrainConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
         """Rebuild a config from `to_json`."""
-        task = data["task"] | {"env_kwargs": tuple(data["task"]["env_kwargs"])}
+        from ctrl.experiments.core_options import of_core
+
         return cls(
             core=data["core"],
             seed=data["seed"],
             out=None if data["out"] is None else Path(data["out"]),
             overwrite=data["overwrite"],
-            task=TaskOptions(**task),
+            task=TaskOptions.from_json(data["task"]),
             run=RunOptions(**data["run"]),
-            memory=MemoryOptions(**data["memory"]),
-            ppo=PPOOptions(**data["ppo"]),
+            memory=of_core(MemoryOptions(**data["memory"]), data["core"]),  # older runs name those of all cores
+            ppo=of_core(PPOOptions(**data["ppo"]), data["core"]),
             algorithm=data.get("algorithm", "ppo"),  # older runs have no other
             impala=ImpalaOptions(**data.get("impala", {})),
         )
@@ -371,13 +441,13 @@ class CompareConfig:
     """Runs at the same time, each a process of its own."""
     learning_rates: KeyValues = ()
     """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""
-    match_parameters: bool = False
+    match_parameters: Switch = False
     """Choose the width of the other cores so that their parameters are within 10 % of the first core's."""
     algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
     """What learns."""
     out: Out = None
     """Folder for the results."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the results that --out holds already."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
@@ -396,8 +466,7 @@ class CompareConfig:
             require(
                 isinstance(rate, int | float) and rate > 0, f"--learning-rates: {core} must be above 0, got {rate!r}"
             )
-        for core in self.cores:
-            require_core(core)
+        require_cores(self.cores, self.memory, self.ppo)
 
     @property
     def rates(self) -> dict[str, Any]:
@@ -407,7 +476,10 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Play episodes with a trained agent and report return, success and length."""
+    """Play episodes with a trained agent and report return, success and length.
+
+    With a run alone it repeats the run's own evaluation, to the same numbers as in its summary.json.
+    """
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or a model.zip."""
@@ -415,23 +487,24 @@ class EvaluateConfig:
     """Gymnasium id of the task."""
     env_kwargs: Annotated[tuple[str, ...], open_option("the run's, unless --env is given", "[KEY=VALUE ...]")] = ()
     """Arguments of the task. Without --env, those of the run that are not named here stay as they are."""
-    episodes: int = 100
+    episodes: Annotated[int | None, open_option("those of the run's own evaluation, else 100")] = None
     """Episodes to play."""
-    seed: int = 0
+    seed: Annotated[int | None, open_option("the run's, else 0")] = None
     """Seed of the task; evaluation seeds never overlap with training's."""
-    num_envs: int = 64
-    """Copies of the task that are stepped together."""
-    stochastic: bool = False
+    num_envs: Annotated[int | None, open_option("those of the run's own evaluation, 16 or one an episode")] = None
+    """Copies of the task that are stepped together; another number plays other episodes."""
+    stochastic: Switch = False
     """Sample actions as in training; by default the likeliest one is taken."""
-    device: str = "auto"
+    device: Annotated[str | None, open_option("the run's, else auto", "STR")] = None
     """cpu, cuda or auto."""
-    json: bool = False
+    json: Switch = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        require(self.episodes >= 1, f"--episodes must be at least 1, got {self.episodes}")
-        require(self.num_envs >= 1, f"--num-envs must be at least 1, got {self.num_envs}")
-        require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
+        for name in ("episodes", "num_envs"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require(self.seed is None or self.seed >= 0, f"--seed must not be negative, got {self.seed}")
         _ = parse_pairs(self.env_kwargs, "--env-kwargs")
 
 
@@ -449,9 +522,9 @@ class EnvsConfig:
     """Steps of the check that nothing is left behind in memory."""
     sheet: Annotated[Path | None, open_option("list tasks", "FILE")] = None
     """PNG file to draw episodes of our tasks in, as a person sees them."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the file that --sheet names."""
-    json: bool = False
+    json: Switch = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
@@ -481,6 +554,15 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         require(self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+
+
+def require_cores(names: Sequence[str], memory: MemoryOptions, ppo: PPOOptions) -> None:
+    """Raise a `UserError` unless `names` are cores that have, one or all of them, every option that is given."""
+    from ctrl.experiments.core_options import check_options
+
+    for name in names:
+        require_core(name)
+    check_options(names, memory, ppo)
 
 
 def require_core(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,22 @@ from stable_baselines3.common.vec_env import VecEnv
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.policies import MemoryPolicy, Windows
-from ctrl.experiments.config import COMPRESSIVE_CORES, EvaluateConfig, TaskOptions, TrainConfig, merge_pairs
+from ctrl.experiments.config import (
+    COMPRESSIVE_CORES,
+    EvaluateConfig,
+    RunOptions,
+    TaskOptions,
+    TrainConfig,
+    merge_pairs,
+)
 from ctrl.experiments.errors import UserError, require
-from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, read_json
+from ctrl.experiments.folders import MARKER, MODEL, read_json
 from ctrl.experiments.models import load_model
 from ctrl.experiments.summary import Evaluation, GroupEvaluation, titled
-from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, make_task
+from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, make_task, stated_scores
 
 MOST_ENVS = 16
-"""Copies of the task in the evaluation after training."""
+"""Copies of the task in an evaluation; with more of them other episodes would be played."""
 WINDOWS = 4
 """In which reconstruction errors are measured; the first begins with empty memories."""
 _ERROR = "reconstruction_error/"
@@ -86,13 +93,19 @@ def _by_name(task: TaskOptions, grouped: dict[int, list[float]]) -> dict[str, Gr
     }
 
 
-def evaluate_run(model: MemoryAlgorithm, config: TrainConfig) -> Evaluation:
-    """Evaluate the agent of a training run on its own task."""
-    task = replace(config.task, num_envs=min(MOST_ENVS, config.run.eval_episodes))
+def evaluate_run(model: MemoryAlgorithm, config: TrainConfig, *, episodes: int | None = None) -> Evaluation:
+    """Evaluate the agent of a training run on its own task.
+
+    :param model: the agent
+    :param config: the run's
+    :param episodes: how many to play, if not those that `config` asks for after training
+    """
+    episodes = config.run.eval_episodes if episodes is None else episodes
+    task = replace(config.task, num_envs=min(MOST_ENVS, episodes))
     seed = evaluation_seed(config.seed)
     env = make_task(task, seed=seed, training=False)
     try:
-        return evaluate(model, env, task, episodes=config.run.eval_episodes, seed=seed)
+        return evaluate(model, env, task, episodes=episodes, seed=seed)
     finally:
         env.close()
 
@@ -145,22 +158,66 @@ def held_out_windows(policy: MemoryPolicy, env: VecEnv, *, length: int) -> Itera
         yield buffer.all_windows(policy).windows
 
 
+@dataclass(frozen=True)
+class OwnRun:
+    """What an evaluation takes over from the run that a model belongs to."""
+
+    task: TaskOptions
+    seed: int
+    run: RunOptions
+
+    @classmethod
+    def of(cls, model: Path) -> OwnRun | None:
+        """Read the config of the run that `model` belongs to; None where it lies in no run's folder."""
+        for folder in (model.parent, model.parent.parent):  # a checkpoint lies one folder deeper
+            options = read_json(folder / MARKER).get("options") if (folder / MARKER).is_file() else None
+            if options is not None:
+                return cls(TaskOptions.from_json(options["task"]), options["seed"], RunOptions(**options["run"]))
+        return None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is played: as `ctrl evaluate` was asked to, and where it was not as by the run itself."""
+
+    task: TaskOptions
+    episodes: int
+    seed: int
+    device: str
+    threads: int | None
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, model: Path) -> Order:
+        """Fill in what `config` leaves open.
+
+        :raises UserError: where the task is not known
+        """
+        own = OwnRun.of(model)
+        run = RunOptions() if own is None else own.run
+        episodes = config.episodes or run.eval_episodes or RunOptions.eval_episodes
+        seed = (0 if own is None else own.seed) if config.seed is None else config.seed
+        task = replace(find_task(config, model, own), num_envs=min(config.num_envs or MOST_ENVS, episodes))
+        return cls(task, episodes, seed, config.device or run.device, run.threads)
+
+
 def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluation]:
     """Load a model and evaluate it as `ctrl evaluate` was asked to.
 
     :return: the model's file, the task and what the evaluation brought
     """
     path = find_model(config.path)
-    task = find_task(config, path)
-    seed = evaluation_seed(config.seed)
-    env = make_task(task, seed=seed, training=False)
+    order = Order.of(config, path)
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)  # sums in another order could tip the scales between two actions
+    seed = evaluation_seed(order.seed)
+    env = make_task(order.task, seed=seed, training=False)
     try:
-        model = load_model(path, env, config.device)
+        model = load_model(path, env, order.device)
         deterministic = not config.stochastic
-        brought = evaluate(model, env, task, episodes=config.episodes, seed=seed, deterministic=deterministic)
+        brought = evaluate(model, env, order.task, episodes=order.episodes, seed=seed, deterministic=deterministic)
     finally:
         env.close()
-    return path, task, brought
+    return path, order.task, brought
 
 
 def find_model(path: Path) -> Path:
@@ -178,19 +235,16 @@ def find_model(path: Path) -> Path:
     return zipped
 
 
-def find_task(config: EvaluateConfig, model: Path) -> TaskOptions:
+def find_task(config: EvaluateConfig, model: Path, own: OwnRun | None) -> TaskOptions:
     """Return the task to evaluate on: the one that was asked for, or the one of the run that `model` belongs to.
 
     Of the run's arguments those hold that were not asked to be others.
     """
-    num_envs = min(config.num_envs, config.episodes)
     if config.env is not None:
-        return TaskOptions(env=config.env, env_kwargs=config.env_kwargs, num_envs=num_envs)
-    for folder in (model.parent, model.parent.parent):  # a checkpoint lies one folder deeper
-        if (folder / MARKER).is_file() and (folder / SUMMARY).parent == folder:
-            task = TrainConfig.from_json(read_json(folder / MARKER)["options"]).task
-            return replace(task, num_envs=num_envs, env_kwargs=merge_pairs(task.env_kwargs, config.env_kwargs))
-    raise UserError(f"{model} lies in no run's folder, so its task is unknown; name it with --env")
+        return TaskOptions(env=config.env, env_kwargs=config.env_kwargs)
+    if own is None:
+        raise UserError(f"{model} lies in no run's folder, so its task is unknown; name it with --env")
+    return replace(own.task, env_kwargs=merge_pairs(own.task.env_kwargs, config.env_kwargs))
 
 
 def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> RenderableType:
@@ -200,6 +254,8 @@ def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> Rend
     table.add_column("value", justify="right")
     table.add_row("episodes", f"{brought.episodes}")
     table.add_row("return", f"{brought.return_mean:.3f} ± {brought.return_std:.3f}")
+    for name, score in stated_scores(task).items():
+        table.add_row(f"  {name}", f"{score:.3f}")
     if brought.normalised is not None:
         table.add_row("normalised (random 0, perfect 1)", f"{brought.normalised:.3f}")
     if brought.success is not None:
@@ -214,11 +270,10 @@ def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> Rend
 
 def run_command(config: EvaluateConfig, console: Console) -> int:
     """Carry out `ctrl evaluate`."""
-    from dataclasses import asdict
-
     path, task, brought = evaluate_saved(config)
     if config.json:
-        data = {"model": str(path), "env": task.env, "env_kwargs": task.env_arguments, **asdict(brought)}
+        what = {"model": str(path), "env": task.env, "env_kwargs": task.env_arguments}
+        data = {**what, "scores": stated_scores(task), **asdict(brought)}
         console.print_json(data=data)
     else:
         console.print(evaluation_table(path, task, brought))

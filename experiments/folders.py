@@ -15,6 +15,7 @@ MARKER = "config.json"
 MODEL = "model.zip"
 SUMMARY = "summary.json"
 CURVE = "curve.csv"
+HELD_OUT = "held_out.csv"
 CHECKPOINTS = "checkpoints"
 
 

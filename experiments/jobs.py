@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.folders import CURVE, SUMMARY, read_json
+from ctrl.experiments.folders import CURVE, HELD_OUT, SUMMARY, read_json
 from ctrl.experiments.progress import point_text, training_progress
-from ctrl.experiments.summary import FailedRun, Point, RunSummary, duration_text, evaluation_text, read_curve
+from ctrl.experiments.summary import FailedRun, Point, RunSummary, duration_text, evaluation_text, read_curve, recent
 from ctrl.experiments.training import FINISHED, Place
 
 POLL_SECONDS = 0.25
@@ -94,6 +94,10 @@ class Job:
     def points(self) -> list[Point]:
         """Return the run's curve so far."""
         return read_curve(self.place.folder / CURVE)
+
+    def held_out(self) -> list[Point]:
+        """Return what held-out episodes brought so far."""
+        return read_curve(self.place.folder / HELD_OUT)
 
     def _read_result(self, exit_code: int) -> RunSummary | FailedRun:
         path = self.place.folder / SUMMARY
@@ -174,7 +178,7 @@ class Display:
         """Show where a run is."""
         points = job.points()
         steps = min(points[-1].steps, job.config.run.steps) if points else 0
-        state = point_text(points[-1]) if points else "starting"
+        state = point_text(recent(points)) if points else "starting"
         if steps >= job.config.run.steps:
             state = "evaluating"
         if job.result is not None:

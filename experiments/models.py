@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,28 @@ from stable_baselines3.common.vec_env import VecEnv
 from ctrl import Tier
 from ctrl.agents import MemoryImpala, MemoryPPO
 from ctrl.agents.algorithm import MemoryAlgorithm
-from ctrl.experiments.config import (
-    ATTENTION_CORES,
-    COMPRESSIVE_CORES,
-    PPO_ALONE,
-    RAW_CORES,
-    RECURRENT_CORES,
-    MemoryOptions,
-    TrainConfig,
-)
+from ctrl.experiments.config import COMPRESSIVE_CORES, PPO_ALONE, RAW_CORES, MemoryOptions, TrainConfig
+from ctrl.experiments.core_options import of_core
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.tasks import policy_name
 
 TOLERANCE = 0.1
 """How far matched parameter counts may be apart, as a share of the first."""
 WIDEST = 4096
+OF_TIERS = ("memory", "compressor")
+"""Options that together make the tiers; the others go to the core as they are."""
 
 
 def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
     """Return the options of `core` that `memory` asks for; what was left open is left to the core."""
-    options: dict[str, Any] = {"width": memory.width, "layers": memory.layers}
-    if core in ATTENTION_CORES:
-        options["heads"] = memory.heads
-    if core in COMPRESSIVE_CORES:
-        if (memory.memory, memory.compressor) != (None, None):
-            compressor = memory.compressor or Tier.compressor
-            options["memory"] = [Tier(slots, rate, compressor) for slots, rate in memory.tiers]
-        options["reconstruction"] = memory.reconstruction
-        options["compression_gradient"] = memory.compression_gradient
-        options["recency"] = memory.recency or None
-        options["novelty_gain"] = memory.novelty_gain
+    asked = asdict(of_core(memory, core))
+    options = {name: value for name, value in asked.items() if value is not None and name not in OF_TIERS}
+    if core in COMPRESSIVE_CORES and any(asked[name] is not None for name in OF_TIERS):
+        compressor = memory.compressor or Tier.compressor
+        options["memory"] = [Tier(slots, rate, compressor) for slots, rate in memory.tiers]
     if core in RAW_CORES:
         options["slots"] = sum(slots for slots, _ in memory.tiers)
-    if core in RECURRENT_CORES:
-        options["chrono_horizon"] = memory.chrono_horizon
-    return {name: value for name, value in options.items() if value is not None}
+    return options
 
 
 CLASSES: dict[str, type[MemoryAlgorithm]] = {"ppo": MemoryPPO, "impala": MemoryImpala}
@@ -120,7 +107,7 @@ def match_width(config: TrainConfig, env: VecEnv, target: int) -> Match:
 
     :raises UserError: where no width comes within 10 %
     """
-    unit = config.memory.heads if config.core in ATTENTION_CORES else 1
+    unit = config.heads
 
     def count(units: int) -> int:
         memory = replace(config.memory, width=units * unit)

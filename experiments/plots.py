@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from numpy.typing import NDArray
 
@@ -39,6 +43,12 @@ GRID_POINTS = 120
 SMOOTHING = 0.03
 """Width of the moving mean, as a share of the whole run."""
 
+LABEL_WIDTH = 13
+"""Letters in a line of the labels beside the picture."""
+TRAINING = "line: in training, actions are sampled"
+HELD_OUT = "dot: held-out episodes, likeliest actions"
+GREY: Any = {"color": "#555555"}
+
 Floats = NDArray[np.float64]
 
 
@@ -51,7 +61,8 @@ def learning_curves(
     curves: Mapping[str, Sequence[Sequence[Point]]],
     *,
     title: str,
-    reference: tuple[str, float] | None = None,
+    held_out: Mapping[str, Sequence[Sequence[Point]]] | None = None,
+    references: Mapping[str, float] | None = None,
     metric: str | None = None,
     by: str = "steps",
 ) -> Figure:
@@ -59,20 +70,28 @@ def learning_curves(
 
     :param curves: for each core, or by any other name, the curve of each seed
     :param title: the line above the picture
-    :param reference: name and value of a score to compare with, drawn as a dashed line
+    :param held_out: by the same names, what held-out episodes brought each seed; the mean over seeds is drawn as dots
+    :param references: scores to compare with by name, drawn as dashed lines
     :param metric: `success` or `return`; by default success where any curve has it
     :param by: `steps`, or `seconds` since training began
     """
-    metric = metric or ("success" if _has_success(curves) else "return")
+    metric = metric or metric_of(curves)
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for core, seeds in curves.items():
         _draw_core(axes, core, seeds, metric, by)
-    if reference is not None:
-        _draw_reference(axes, *reference, metric)
+    dots = [_draw_held_out(axes, core, seeds, metric, by) for core, seeds in (held_out or {}).items()]
+    for name, value in (references or {}).items():
+        _draw_reference(axes, name, value, metric)
     axes.set_xlabel(X_LABELS[by])
-    _decorate(axes, title, metric, max((len(seeds) for seeds in curves.values()), default=1))
+    _decorate(axes, title, metric, max((len(seeds) for seeds in curves.values()), default=1), any(dots))
     return figure
+
+
+def metric_of(curves: Mapping[str, Sequence[Sequence[Point]]]) -> str:
+    """Return `success` where any curve has it, else `return`."""
+    points = (point for seeds in curves.values() for curve in seeds for point in curve)
+    return "success" if any(not np.isnan(point.success) for point in points) else "return"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -107,10 +126,6 @@ def _positions(curve: Sequence[Point], by: str) -> Floats:
     return steps if by == "steps" else steps / np.array([point.steps_per_second for point in curve])
 
 
-def _has_success(curves: Mapping[str, Sequence[Sequence[Point]]]) -> bool:
-    return any(not np.isnan(point.success) for seeds in curves.values() for curve in seeds for point in curve)
-
-
 def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> None:
     # By seconds, seeds end at different times; a mean over those that are left would be another one.
     ends = [_positions(curve, by)[-1] for curve in seeds if curve]
@@ -130,23 +145,42 @@ def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: 
         axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
 
 
+def _draw_held_out(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> bool:
+    """Draw each evaluation as a dot, the mean over the seeds that have it; return whether there was any."""
+    places, values = [], []
+    for of_seeds in itertools.zip_longest(*seeds):
+        points = [point for point in of_seeds if point is not None]
+        places.append(np.mean(_positions(points, by)))
+        values.append(np.mean([_value(point, metric) for point in points]))
+    axes.plot(
+        places, values, "o", color=colour_of(core), markersize=6, markeredgecolor="white", zorder=4, clip_on=False
+    )
+    return bool(places)
+
+
 def _draw_reference(axes: Axes, name: str, value: float, metric: str) -> None:
-    shown = f"{value:.0%}" if metric == "success" else f"{value:.2g}"
-    axes.axhline(value, color="#555555", linestyle="--", linewidth=1.2, zorder=1, label=f"{name} ({shown})")
+    shown = f"{value:.0%}" if metric == "success" else f"{value:.2f}"
+    axes.axhline(value, color="#555555", linestyle="--", linewidth=1.2, zorder=1)
+    words = "\n".join(textwrap.wrap(f"{name} {shown}", LABEL_WIDTH))
+    beside = axes.get_yaxis_transform()  # x in parts of the width, y on the axis
+    axes.text(1.02, value, words, transform=beside, fontsize=9, color="#555555", va="center")
 
 
-def _decorate(axes: Axes, title: str, metric: str, seeds: int) -> None:
+def _decorate(axes: Axes, title: str, metric: str, seeds: int, dots: bool) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0)
     axes.set_xlim(left=0)
-    band = f" (mean and range of {seeds} seeds)" if seeds > 1 else ""
-    axes.set_ylabel(f"success in training{band}" if metric == "success" else f"return in training{band}")
+    what = metric if dots else f"{metric} in training"
+    axes.set_ylabel(f"{what} (mean and range of {seeds} seeds)" if seeds > 1 else what)
     if metric == "success":
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(framealpha=0.85, edgecolor="none", loc="best")
+    handles, _ = axes.get_legend_handles_labels()
+    if dots:
+        handles += [Line2D([], [], label=TRAINING, **GREY), Line2D([], [], marker="o", ls="", label=HELD_OUT, **GREY)]
+    if handles:
+        axes.legend(handles=handles, framealpha=0.85, edgecolor="none", loc="best")

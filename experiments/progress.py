@@ -22,7 +22,7 @@ class Reporter(Protocol):
         """Env steps so far."""
 
     def record(self, point: Point) -> None:
-        """One update's data."""
+        """What the latest training episodes brought."""
 
 
 class SilentReporter:
@@ -73,7 +73,6 @@ class LiveReporter:
         self.name = name
         self.total = total
         self._next_line = 0.0
-        self._last = Point(0, float("nan"), float("nan"), 0, 0.0)
         self._progress = training_progress(console)
         self._task = self._progress.add_task(name, total=total, state="starting")
 
@@ -94,9 +93,6 @@ class LiveReporter:
 
     def record(self, point: Point) -> None:
         """Show steps/s, return and success."""
-        if not point.episodes:  # keep showing the last episodes that ended
-            point = self._last._replace(steps=point.steps, steps_per_second=point.steps_per_second)
-        self._last = point
         self._progress.update(self._task, completed=min(point.steps, self.total), state=point_text(point))
         if not self.console.is_terminal and point.steps >= self._next_line:
             self._next_line = point.steps + self.total / PLAIN_LINES

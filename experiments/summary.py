@@ -17,6 +17,8 @@ from rich.text import Text
 
 SCHEMA = 1
 MISSING = "–"
+RECENT_EPISODES = 100
+"""Over how many training episodes a mean is taken, as by stable-baselines3."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,15 @@ class RunSummary:
     wall_seconds: float
     cpu_seconds: float | None = None
     """Time of the processor for acting and learning; unlike wall time, hardly changed by what else is running."""
+    training_episodes: int = 0
+    """The latest training episodes, `RECENT_EPISODES` or a few more; fewer where no more have ended."""
     training_return: float | None = None
-    """Mean return of the episodes that ended in the last update's data."""
+    """Mean return of those episodes, whose actions were sampled."""
     training_success: float | None = None
+    """Share of them that ended in success; None where the task does not report it."""
     evaluation: Evaluation | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    """Returns to compare with, as far as the task states them; see `tasks.stated_scores`."""
     reconstruction_error: dict[str, float] = field(default_factory=dict)
     """By layer and tier, as `layer0/tier1`; see `evaluate.reconstruction_errors`."""
     message: str = ""
@@ -165,6 +172,25 @@ def read_curve(path: Path) -> list[Point]:
     return points
 
 
+def recent(curve: Sequence[Point], episodes: int = RECENT_EPISODES) -> Point:
+    """Return the last point of a curve with the means over its latest episodes.
+
+    :param curve: at least one point
+    :param episodes: how many, at least; an update's episodes are taken as a whole
+    """
+    taken: list[Point] = []
+    for point in reversed(curve):
+        if sum(each.episodes for each in taken) >= episodes:
+            break
+        taken += [point] if point.episodes else []
+    count = sum(each.episodes for each in taken)
+    if not count:
+        return curve[-1]
+    return_ = sum(each.episodes * each.return_ for each in taken) / count
+    success = sum(each.episodes * each.success for each in taken) / count
+    return curve[-1]._replace(return_=return_, success=success, episodes=count)
+
+
 def aggregate(runs: Iterable[RunSummary]) -> list[CoreSummary]:
     """Summarise runs by core, in the order in which the cores appear."""
     by_core: dict[str, list[RunSummary]] = {}
@@ -195,7 +221,7 @@ def comparison_table(
 
     :param cores: what `aggregate` returned
     :param title: the line above
-    :param baselines: scores to compare with by name, such as `no memory`, on the scale of the first number shown
+    :param baselines: returns to compare with by name, such as `no memory`
     :param caption: the line below
     """
     show_success = any(core.success for core in cores)
@@ -212,7 +238,7 @@ def comparison_table(
     for core in cores:
         table.add_row(*_core_cells(core, show_success, show_return))
     for name, score in (baselines or {}).items():
-        table.add_row(name, f"{score:.2f}", style="dim")
+        table.add_row(name, *(["", ""] if show_return else []), f"{score:.2f}", style="dim")
     return titled(title, table, caption)
 
 
@@ -255,10 +281,11 @@ def _run_rows(run: RunSummary) -> list[tuple[str, str]]:
     ]
     if run.training_return is not None:
         success = "" if run.training_success is None else f", success {run.training_success:.2f}"
-        rows.append(("last training data", f"return {run.training_return:.2f}{success}"))
+        latest = f"last {run.training_episodes} training episodes"
+        rows.append((latest, f"return {run.training_return:.2f}{success}, actions sampled"))
     if run.evaluation is not None:
         rows.append((f"evaluation ({run.evaluation.episodes} episodes)", evaluation_text(run.evaluation)))
-    return rows
+    return [*rows, *((f"  {name}", f"return {score:.2f}") for name, score in run.scores.items())]
 
 
 def evaluation_text(evaluation: Evaluation) -> str:

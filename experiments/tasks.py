@@ -28,6 +28,10 @@ EVALUATION_SEEDS = 1_000_000_000
 """Where the seeds of evaluation start; training would have to run 100,000 seeds to reach them."""
 
 
+RANDOM, MEMORYLESS, PERFECT, BEST = "random", "best without memory", "perfect", "best known"
+"""What reaches a score, as tables and pictures call it."""
+
+
 def training_seed(seed: int) -> int:
     """Return the task seed of a training run's first copy; copy i has the i-th after it."""
     return seed * SEEDS_PER_RUN
@@ -109,10 +113,27 @@ def known_scores(task: TaskOptions) -> Scores | None:
     return None if rules is None else rules.scores
 
 
-def success_reference(task: TaskOptions) -> float | None:
-    """Return the best success rate without memory, where the task's scores are success rates."""
+def stated_scores(task: TaskOptions) -> dict[str, float]:
+    """Return the returns that are stated for a task with its arguments, by what reaches them."""
+    scores, known = known_scores(task), field_task(task.env)
+    if scores is not None:
+        return {RANDOM: scores.random, MEMORYLESS: scores.memoryless, PERFECT: scores.perfect}
+    if known is None or {**known.arguments, **task.env_arguments} != known.arguments:
+        return {}
+    stated = {RANDOM: known.random, BEST: known.best}
+    return {name: score for name, score in stated.items() if score is not None}
+
+
+def reference_scores(task: TaskOptions, metric: str = "return") -> dict[str, float]:
+    """Return what a curve is read by: the stated scores, but for those of a random agent.
+
+    :param task: its arguments decide the scores
+    :param metric: `return` or `success`; nothing is returned for success where the scores are no success rates
+    """
     rules = known_rules(task)
-    return rules.scores.memoryless if rules is not None and rules.return_is_success else None
+    if metric == "success" and (rules is None or not rules.return_is_success):
+        return {}
+    return {name: score for name, score in stated_scores(task).items() if name != RANDOM}
 
 
 def _bare_id(env_id: str) -> str:

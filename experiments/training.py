@@ -6,32 +6,28 @@ checkpoint when a number was not finite, and `summary.json` with the reason.
 
 from __future__ import annotations
 
-import csv
-import os
-import time
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from ctrl.agents import ActorError, NonFiniteError
 from ctrl.agents.algorithm import MemoryAlgorithm
-from ctrl.experiments import provenance
+from ctrl.experiments import provenance, tensorboard
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.evaluate import evaluate_run, reconstruction_errors
-from ctrl.experiments.folders import CHECKPOINTS, CURVE, MARKER, MODEL, SUMMARY, open_folder, slug, write_json
+from ctrl.experiments.folders import MARKER, MODEL, SUMMARY, open_folder, slug, write_json
 from ctrl.experiments.models import build_model, parameter_count
 from ctrl.experiments.progress import LiveReporter, Reporter
+from ctrl.experiments.recorder import Recorder, Taken
 from ctrl.experiments.signals import StopRequests
-from ctrl.experiments.summary import CURVE_COLUMNS, Point, RunSummary, run_table
-from ctrl.experiments.tasks import make_task, training_seed
+from ctrl.experiments.summary import RunSummary, recent, run_table
+from ctrl.experiments.tasks import make_task, stated_scores, training_seed
 
 FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
 
@@ -57,22 +53,6 @@ class Outcome:
 
     summary: RunSummary
     exit_code: int
-
-
-class Taken(NamedTuple):
-    """Time in seconds, on the wall and of the processor with all its threads."""
-
-    wall: float
-    cpu: float
-
-    @classmethod
-    def now(cls) -> Taken:
-        """Read both clocks."""
-        return cls(time.perf_counter(), time.process_time())
-
-    def since(self, start: Taken) -> Taken:
-        """Return what has passed since `start`."""
-        return Taken(self.wall - start.wall, self.cpu - start.cpu)
 
 
 @contextmanager
@@ -104,27 +84,33 @@ def train(
     :param parent: process that the run stops with, if any
     """
     place.write_config(config)
-    outcome = _learn(model, config, place, reporter, StopRequests(parent))
-    write_json(place.folder / SUMMARY, outcome.summary.to_json())
-    if outcome.summary.status != FINISHED or not config.run.eval_episodes:
-        return outcome
-    summary = replace(
-        outcome.summary,
-        evaluation=evaluate_run(model, config),
-        reconstruction_error=reconstruction_errors(model, config),
-    )
+    stop = StopRequests(parent)
+    with Recorder(config, place.folder, reporter, stop) as recorder, logged(model, place):
+        outcome = _learn(model, config, place, recorder, stop)
+        write_json(place.folder / SUMMARY, outcome.summary.to_json())
+        if outcome.summary.status != FINISHED or not config.run.eval_episodes:
+            return outcome
+        summary = _evaluated(model, config, recorder, outcome.summary)
     write_json(place.folder / SUMMARY, summary.to_json())
     return Outcome(summary, exit_code=0)
 
 
-def _learn(
-    model: MemoryAlgorithm, config: TrainConfig, place: Place, reporter: Reporter, stop: StopRequests
-) -> Outcome:
-    recorder = Recorder(config, place.folder, reporter, stop)
+@contextmanager
+def logged(model: MemoryAlgorithm, place: Place) -> Iterator[None]:
+    """Let what the agent logs go to TensorBoard while entered."""
     model.set_logger(configure(str(place.tensorboard), ["tensorboard"]))
+    try:
+        yield
+    finally:
+        model.logger.close()
+
+
+def _learn(
+    model: MemoryAlgorithm, config: TrainConfig, place: Place, recorder: Recorder, stop: StopRequests
+) -> Outcome:
     status, exit_code, message = FINISHED, 0, ""
     start = Taken.now()
-    with stop, recorder:
+    with stop:
         try:
             model.learn(config.run.steps, callback=recorder)
             if stop.requested:
@@ -134,11 +120,16 @@ def _learn(
             status, exit_code = FAILED, 1
             kept = recorder.keep_last_good()
             message = f"{error}; training stopped. The last good checkpoint is kept: {kept}"
-        taken = Taken.now().since(start)
+        taken = Taken.now().minus(start).minus(recorder.evaluating)
         if status != FAILED:
             model.save(place.folder / MODEL)
-    model.logger.close()
     return Outcome(_summarise(model, config, place, recorder, taken, status, message), exit_code)
+
+
+def _evaluated(model: MemoryAlgorithm, config: TrainConfig, recorder: Recorder, summary: RunSummary) -> RunSummary:
+    evaluation = evaluate_run(model, config)
+    recorder.add_evaluation(evaluation)
+    return replace(summary, evaluation=evaluation, reconstruction_error=reconstruction_errors(model, config))
 
 
 def _summarise(
@@ -150,7 +141,7 @@ def _summarise(
     status: str,
     message: str,
 ) -> RunSummary:
-    last = recorder.last
+    last = recent(recorder.points) if recorder.points else None
     return RunSummary(
         core=config.core,
         seed=config.seed,
@@ -163,8 +154,10 @@ def _summarise(
         steps_per_second=model.num_timesteps / taken.wall,
         wall_seconds=taken.wall,
         cpu_seconds=taken.cpu,
-        training_return=None if last is None else last.return_,
-        training_success=None if last is None or np.isnan(last.success) else last.success,
+        training_episodes=0 if last is None else last.episodes,
+        training_return=_known(last and last.return_),
+        training_success=_known(last and last.success),
+        scores=stated_scores(config.task),
         message=message,
         command=place.command,
         versions=provenance.versions(),
@@ -173,87 +166,8 @@ def _summarise(
     )
 
 
-class Recorder(BaseCallback):
-    """Writes the curve, keeps checkpoints, moves the progress bar and hears requests to stop."""
-
-    def __init__(self, config: TrainConfig, folder: Path, reporter: Reporter, stop: StopRequests) -> None:
-        super().__init__()
-        self.config = config
-        self.folder = folder
-        self.reporter = reporter
-        self.stop = stop
-        self.last: Point | None = None
-        """The last point of the curve at which episodes ended."""
-        self._returns: list[float] = []
-        self._successes: list[float] = []
-        self._next_checkpoint = 0
-
-    def __enter__(self) -> Recorder:
-        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / CURVE).open("w", newline="")
-        self._writer = csv.writer(self._file)
-        self._writer.writerow(CURVE_COLUMNS)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _on_training_start(self) -> None:
-        self._start = time.perf_counter()
-        self._checkpoint()
-
-    def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if "episode" in info:  # which a Monitor adds when an episode ends
-                self._count_episode(info)
-        self.reporter.advance(self.num_timesteps)
-        return not self.stop.requested
-
-    # An update lies between two rollouts, so its time is part of the speed that is recorded here.
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps:
-            self._record()
-        if self.num_timesteps >= self._next_checkpoint:
-            self._checkpoint()
-
-    def _on_training_end(self) -> None:
-        self._record()
-
-    def keep_last_good(self) -> Path:
-        """Save the weights as they are if they are finite, and return the last good checkpoint.
-
-        A number that is not finite is noticed before it changes a weight, so these weights are good as a rule.
-        """
-        if all(bool(torch.isfinite(parameter).all()) for parameter in self.model.policy.parameters()):
-            self._checkpoint()
-        return max((self.folder / CHECKPOINTS).glob("*.zip"))
-
-    def _count_episode(self, info: dict[str, Any]) -> None:
-        self._returns.append(float(info["episode"]["r"]))
-        if "is_success" in info:
-            self._successes.append(float(info["is_success"]))
-
-    def _record(self) -> None:
-        point = Point(
-            self.num_timesteps,
-            float(np.mean(self._returns)) if self._returns else float("nan"),
-            float(np.mean(self._successes)) if self._successes else float("nan"),
-            len(self._returns),
-            self.num_timesteps / (time.perf_counter() - self._start),
-        )
-        if point.episodes:
-            self.last = point
-        self._writer.writerow((point.steps, *(f"{value:.6g}" for value in point[1:])))
-        self._file.flush()
-        self.reporter.record(point)
-        self._returns, self._successes = [], []
-
-    def _checkpoint(self) -> None:
-        path = self.folder / CHECKPOINTS / f"step_{self.num_timesteps:012d}.zip"
-        partial = path.with_name(f".partial-{path.name}")
-        self.model.save(partial)
-        os.replace(partial, path)  # a crash while saving never leaves half a checkpoint
-        self._next_checkpoint = self.num_timesteps + self.config.run.checkpoint_interval
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def run_command(config: TrainConfig, console: Console) -> int:
@@ -263,6 +177,7 @@ def run_command(config: TrainConfig, console: Console) -> int:
         folder = open_folder(config.out, overwrite=config.overwrite, name=name)
         console.print(f"results go to {folder}", soft_wrap=True)
         place = Place(folder, folder / "tensorboard", provenance.command())
+        tensorboard.write_references(place.tensorboard, config.task, config.run.steps)
         with LiveReporter(console, name, config.run.steps) as reporter:
             outcome = train(model, config, place, reporter)
     if outcome.summary.message:
@@ -274,8 +189,5 @@ def run_command(config: TrainConfig, console: Console) -> int:
 
 
 def _say_what_next(folder: Path, console: Console) -> None:
-    for what, line in (
-        ("evaluate", f"ctrl evaluate {folder}"),
-        ("look", f"{provenance.tool('tensorboard')} --logdir {folder / 'tensorboard'}"),
-    ):
-        console.print(f"{what:>8}: {line}", soft_wrap=True)
+    for name, line in (("evaluate", f"ctrl evaluate {folder}"), *tensorboard.how_to_look(folder / "tensorboard")):
+        console.print(f"{name:>11}: {line}", soft_wrap=True)

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -44,13 +45,69 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "cartpole_with_memory.zip").is_file()
 
 
-def test_commands_exist() -> None:
+COMMAND_PAGES = [*sorted(ROOT.glob("docs/*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+COMMAND_PAGES.append(ROOT / "CHANGELOG.md")
+OTHER_TOOLS = {"--no-deps", "--logdir"}
+"""Flags of pip and TensorBoard that the pages name."""
+
+
+def commands_of(page: str) -> list[str]:
+    """Return the `ctrl` command lines of a page, in its blocks and inside its text, without `…` at their end."""
+    fenced = [line for block in blocks("", page) for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    found = [" ".join(text.split()) for text in (*fenced, *re.findall(r"`([^`]+)`", prose))]
+    return [command.removesuffix(" …") for command in found if command.startswith("ctrl ")]
+
+
+def parse_command(command: str) -> None:
+    """Let the command line parse a command; one that only names a subcommand must have a `--help`."""
     from ctrl.experiments.cli import parse
 
-    lines = [line for block in blocks("") for line in block.splitlines() if line.startswith("ctrl ")]
-    assert len(lines) >= 5
-    for line in lines:
-        parse(shlex.split(line)[1:])
+    arguments = shlex.split(command.replace("PYTHON", sys.executable))[1:]
+    if any(argument.startswith("-") for argument in arguments) or "/" in command:
+        parse(arguments)
+        return
+    with redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
+        parse([*arguments, "--help"])
+    assert f"usage: {command} [" in shown.getvalue()
+
+
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda path: path.name)
+def test_every_command_is_one(page: Path) -> None:
+    from ctrl.experiments.errors import UserError
+
+    wrong = []
+    for command in commands_of(page.read_text(encoding="utf-8")):
+        try:
+            parse_command(command)
+        except (SystemExit, AssertionError, UserError) as error:
+            wrong.append(f"{command}: {error}")
+    assert not wrong
+
+
+def test_commands_are_found() -> None:
+    page = "`ctrl\ntrain --steps 3`, not `ctrl`:\n\n```\nctrl envs \\\n  --json\npip x\n```\n\n`ctrl bench act …`"
+    assert commands_of(page) == ["ctrl envs --json", "ctrl train --steps 3", "ctrl bench act"]
+    assert len(commands_of(README)) >= 10
+
+
+@pytest.mark.parametrize("command", ["ctrl trian", "ctrl train --steps", "ctrl train --annealing", "ctrl bench fly"])
+def test_a_command_that_is_none_is_noticed(command: str) -> None:
+    with redirect_stderr(io.StringIO()), pytest.raises((SystemExit, AssertionError)):
+        parse_command(command)
+
+
+def test_every_flag_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    from ctrl.experiments.cli import EXAMPLES, parse
+
+    benches = ("train", "envs", "act", "unroll", "scale", "profile", "impala")
+    for arguments in [*([name] for name in EXAMPLES if name), *(["bench", name] for name in benches)]:
+        with pytest.raises(SystemExit):
+            parse([*arguments, "--help"])
+    known = {*re.findall(r"--[a-z-]+", capsys.readouterr().out), *OTHER_TOOLS}
+    for page in COMMAND_PAGES:
+        named = re.findall(r"`(--[a-z][a-z-]*)", page.read_text(encoding="utf-8"))
+        assert known >= set(named), page.name
 
 
 def test_linked_files_exist() -> None:

@@ -21,7 +21,7 @@ from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.folders import CURVE, MARKER, SUMMARY, read_json, write_json
 from ctrl.experiments.plots import GRID_POINTS, learning_curves, resample, save_figure
 from ctrl.experiments.summary import Point, read_curve
-from ctrl.experiments.tasks import known_scores, success_reference
+from ctrl.experiments.tasks import reference_scores
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -71,14 +71,6 @@ def comparison(folder: Path, metric: str, level: float) -> dict[str, Any]:
     return {**about, **kept, "runs": [report(run, metric, level) for run in runs_of(folder)]}
 
 
-def best_without_memory(task: TaskOptions, metric: str) -> float | None:
-    """Return the best success or return that needs no memory, None where it is not known."""
-    if metric == "success":
-        return success_reference(task)
-    scores = known_scores(task)
-    return None if scores is None else scores.memoryless
-
-
 def named_folder(text: str) -> tuple[str, Path]:
     """Read NAME=FOLDER."""
     name, _, folder = text.partition("=")
@@ -103,10 +95,9 @@ def main() -> None:
     write_json(options.out, {name: read(folder) for name, folder in folders.items()}, indent=None)
     curves = {name: [read_curve(run / CURVE) for run in runs_of(folder)] for name, folder in folders.items()}
     task = TaskOptions(**read_json(runs_of(next(iter(folders.values())))[0] / MARKER)["options"]["task"])
-    best = best_without_memory(task, options.metric)
-    reference = None if best is None else ("best without memory", best)
+    references = reference_scores(task, options.metric)
     for by in options.by:
-        figure = learning_curves(curves, title=task.title, reference=reference, metric=options.metric, by=by)
+        figure = learning_curves(curves, title=task.title, references=references, metric=options.metric, by=by)
         save_figure(figure, options.out.with_name(f"{options.out.stem}_by_{by}.png"))
 
 

@@ -27,7 +27,7 @@ EPISODES = 100
 
 def success(model: Path, *env_kwargs: str) -> float:
     """Return the share of held-out episodes that `model` answers rightly."""
-    config = EvaluateConfig(path=model, episodes=EPISODES, num_envs=EPISODES, env_kwargs=env_kwargs)
+    config = EvaluateConfig(path=model, episodes=EPISODES, seed=0, num_envs=EPISODES, env_kwargs=env_kwargs)
     brought: float | None = evaluate_saved(config)[2].success
     assert brought is not None
     return brought

@@ -12,14 +12,21 @@ HERE = Path(__file__).parent
 
 TINY = (
     *("--num-envs", "4", "--n-steps", "16", "--n-epochs", "1", "--eval-episodes", "8", "--threads", "1"),
-    *("--width", "8", "--heads", "2", "--layers", "1", "--memory", "4,4x2", "--device", "cpu"),
+    *("--width", "8", "--layers", "1", "--device", "cpu"),
 )
+SMALL_MEMORY = ("--heads", "2", "--memory", "4,4x2")
 
 
 @pytest.fixture
 def tiny() -> tuple[str, ...]:
-    """Options that make a run take a second or two."""
+    """Options of all cores that make a run take a second or two."""
     return TINY
+
+
+@pytest.fixture
+def small() -> tuple[str, ...]:
+    """The same, with a compressive memory that compresses soon."""
+    return (*TINY, *SMALL_MEMORY)
 
 
 @pytest.fixture

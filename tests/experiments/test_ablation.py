@@ -48,16 +48,16 @@ def test_every_variant_builds_and_trains_what_it_says(variant: Variant) -> None:
     assert type(compressor).__name__.lower() == variant.compressor.replace("_", "") + "compressor"
     learns = list(compressor.parameters())
     by_reconstruction = {id(parameter) for parameter in parameters} >= {id(parameter) for parameter in learns}
-    assert bool(learns) is (variant.compressor not in ("mean", "max", "most_used", "most_missed"))
+    assert bool(learns) is (variant.compressor not in ("mean", "max", "most_used", "most_missed", "surprise"))
     assert core.trained_by_task is (variant.loss == "task")
     assert (len(core.decoders) == 1) is (variant.loss == "auto_encoding")
     assert (core.reconstruction is None) is (variant.loss in ("none", "task"))
     assert by_reconstruction is (variant.loss != "task")
-    assert (core.novelty_of(0) is not None) is (variant.compressor == "most_missed")
+    assert (core.novelty_of(0) is not None) is (variant.compressor in ("most_missed", "surprise"))
 
 
 def test_variants_are_distinct_and_cover_all_compressors_and_the_paper() -> None:
-    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) == 20
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) == 21
     assert {variant.compressor for variant in VARIANTS} == BUILT_IN
     order = sorted((variant for variant in VARIANTS if variant.paper), key=lambda variant: variant.paper or 0)
     assert [variant.name for variant in order] == [
@@ -91,10 +91,10 @@ def test_runs_are_planned_seed_by_seed_with_the_same_options() -> None:
 
 
 def test_an_ablation_from_end_to_end_and_again(
-    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "results"
-    options = [*TASK, *tiny, *TWO, "--seeds", "1", "--steps", "200", "--jobs", "2", "--out", str(folder)]
+    options = [*TASK, *small, *TWO, "--seeds", "1", "--steps", "200", "--jobs", "2", "--out", str(folder)]
     assert main(["ablate", *options]) == 0
     data = json.loads((folder / "summary.json").read_text())
     assert [(run["variant"], run["seed"]) for run in data["runs"]] == [("mean+none", 0), ("select+auto_encoding", 0)]
@@ -120,10 +120,10 @@ def test_an_ablation_from_end_to_end_and_again(
     assert capsys.readouterr().out == (folder / "table.md").read_text()
 
 
-def test_a_stopped_ablation_goes_on(tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_ablation_goes_on(tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """Finished runs are kept as they are; half a run is trained again."""
     folder = tmp_path / "results"
-    options = [*TASK, *tiny, *TWO, "--steps", "64", "--jobs", "2", "--out", str(folder)]
+    options = [*TASK, *small, *TWO, "--steps", "64", "--jobs", "2", "--out", str(folder)]
     assert main(["ablate", *options, "--seeds", "1"]) == 0
     kept, stopped = (folder / "runs" / name / "seed0" for name in ("mean+none", "select+auto_encoding"))
     before = (kept / "summary.json").stat().st_mtime_ns
@@ -166,11 +166,11 @@ def test_only_what_has_finished_is_kept(changes: dict[str, Any], kept: bool, tmp
 
 
 def test_a_failed_run_takes_no_other_with_it(
-    tmp_path: Path, tiny: tuple[str, ...], fragile: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: tuple[str, ...], fragile: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "results"
     task = ["--env", f"{fragile}:fragile/NaN-v0", "--env-kwargs", "after=20", "from_seed=10000"]
-    assert main(["ablate", *task, *tiny, *TWO, "--seeds", "2", "--steps", "100", "--out", str(folder)]) == 1
+    assert main(["ablate", *task, *small, *TWO, "--seeds", "2", "--steps", "100", "--out", str(folder)]) == 1
     data = json.loads((folder / "summary.json").read_text())
     assert [(run["variant"], run["seed"]) for run in data["runs"]] == [(name, 0) for name in TWO[1:]]
     assert [(run["label"], run["seed"]) for run in data["failures"]] == [(name, 1) for name in TWO[1:]]

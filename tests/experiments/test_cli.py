@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import ctrl.experiments.config
 from ctrl.experiments.cli import EXAMPLES, main, parse
 from ctrl.experiments.config import CompareConfig, TrainConfig
+
+CONFIGS = Path(ctrl.experiments.config.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +47,10 @@ def test_the_examples_parse(name: str) -> None:
 
 
 def test_options_arrive() -> None:
-    options = "--core lstm --env CartPole-v1 --env-kwargs a=1 b=x --memory 8,8x2 --gamma 0.9"
+    options = "--core gtrxl --env CartPole-v1 --env-kwargs a=1 b=x --memory 8,8x2 --gamma 0.9"
     config = parse(["train", *options.split()])
     assert isinstance(config, TrainConfig)
-    assert (config.core, config.task.env, config.task.env_arguments) == ("lstm", "CartPole-v1", {"a": 1, "b": "x"})
+    assert (config.core, config.task.env, config.task.env_arguments) == ("gtrxl", "CartPole-v1", {"a": 1, "b": "x"})
     assert (config.memory.tiers, config.ppo.gamma) == ([(8, 1), (8, 2)], 0.9)
     comparison = parse(["compare", "--cores", "gru", "lstm", "--learning-rates", "gru=1e-3", "--match-parameters"])
     assert isinstance(comparison, CompareConfig)
@@ -53,8 +58,53 @@ def test_options_arrive() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "anneal", "clock"),
+    [("", True, None), ("--no-anneal --clock", False, True), ("--anneal --no-clock", True, False)],
+)
+def test_a_flag_says_yes_and_its_opposite_no(given: str, anneal: bool, clock: bool | None) -> None:
+    config = parse(["train", *given.split()])
+    assert isinstance(config, TrainConfig)
+    assert (config.ppo.anneal, config.memory.clock) == (anneal, clock)
+
+
+def test_the_help_of_a_pair_of_flags_says_what_the_first_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--anneal, --no-anneal Let the learning rate fall linearly to 0 over the run" in told
+    assert "or keep it as it is. (default: --anneal)" in told
+    assert "--clock, --no-clock Let half of the heads" in told
+    assert "--overwrite Replace" in told  # where no is the default, there is nothing to say no to
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*config*.py")), ids=lambda path: path.stem)
+def test_help_of_an_option_is_one_line_in_the_source(path: Path) -> None:
+    """The line breaks of a docstring below a field would be those of `--help`; longer ones are `help=`."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    pairs = [pair for each in classes for pair in itertools.pairwise(each.body) if isinstance(pair[0], ast.AnnAssign)]
+    told = [
+        node.value.value for _, node in pairs if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ]
+    assert told
+    assert [text for text in told if "\n" in str(text)] == []
+
+
+@pytest.mark.parametrize(
     ("line", "told"),
     [
+        ("train --core lstm --recency 2", "--recency is no option of lstm; it is one of compressive, adaptive"),
+        (
+            "train --core lstm --memory 32,32x4",
+            "--memory is no option of lstm; it is one of compressive, adaptive, tra",
+        ),
+        ("train --core feedforward --heads 4", "--heads is no option of feedforward; it is one of compressive, adapt"),
+        ("train --core transformer_xl --compressor conv", "--compressor is no option of transformer_xl"),
+        ("train --core gtrxl --no-forgetting", "--forgetting is no option of gtrxl"),
+        ("train --core gru --memory-learning-rate 1e-3", "--memory-learning-rate is no option of gru"),
+        ("train --chrono-horizon 100", "--chrono-horizon is no option of compressive; it is one of lstm, gru, mingru"),
+        ("compare --cores lstm gru --memory 8,8x2", "--memory is no option of lstm, gru; it is one of compressive"),
+        ("ablate --chrono-horizon 100", "--chrono-horizon is no option of compressive"),
+        ("train --algorithm impala --n-epochs 4", "--algorithm impala has no --n-epochs; --algorithm ppo does"),
         ("train --core lstmm", "did you mean 'lstm'"),
         ("train --env ctrl/Recal-v0", "did you mean 'ctrl/Recall-v0'"),
         ("train --steps 0", "--steps must be at least 1"),

@@ -15,8 +15,9 @@ from ctrl.agents import MemoryPPO
 from ctrl.experiments import provenance
 from ctrl.experiments.cli import main
 from ctrl.experiments.compare import plan, runs_at_a_time
-from ctrl.experiments.config import CompareConfig, ImpalaOptions, MemoryOptions, RunOptions, TaskOptions
+from ctrl.experiments.config import CompareConfig, ImpalaOptions, MemoryOptions, PPOOptions, RunOptions, TaskOptions
 from ctrl.experiments.summary import read_curve
+from ctrl.experiments.tensorboard import address
 
 TASK = ("--env", "ctrl/Recall-v0", "--env-kwargs", "length=5")
 
@@ -30,7 +31,18 @@ def planned(config: CompareConfig) -> tuple[list[tuple[str, int, float, int | No
 def test_runs_are_planned_seed_by_seed_with_each_core_s_learning_rate() -> None:
     config = CompareConfig(cores=("gru", "lstm"), seeds=2, learning_rates=("lstm=0.003",))
     runs, _ = planned(config)
-    assert runs == [(core, seed, rate, None) for seed in (0, 1) for core, rate in (("gru", 3e-4), ("lstm", 3e-3))]
+    assert runs == [(core, seed, rate, None) for seed in (0, 1) for core, rate in (("gru", 1e-3), ("lstm", 3e-3))]
+
+
+def test_each_core_gets_the_options_that_it_has() -> None:
+    memory = MemoryOptions(width=16, memory="4,4x2", chrono_horizon=9)
+    config = CompareConfig(
+        cores=("compressive", "lstm"), seeds=1, memory=memory, ppo=PPOOptions(memory_learning_rate=1)
+    )
+    compressive, lstm = plan(config, Console(file=io.StringIO()))
+    assert compressive.memory == MemoryOptions(width=16, memory="4,4x2")
+    assert lstm.memory == MemoryOptions(width=16, chrono_horizon=9)
+    assert (compressive.ppo.memory_learning_rate, lstm.ppo.memory_learning_rate) == (1, None)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +71,11 @@ def test_matched_widths_are_said() -> None:
 
 
 def test_a_comparison_from_end_to_end(
-    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "results"
-    options = ["--cores", "compressive", "lstm", "--seeds", "2", "--steps", "300", "--jobs", "2"]
-    assert main(["compare", *TASK, *tiny, *options, "--match-parameters", "--out", str(folder)]) == 0
+    options = ["--cores", "compressive", "lstm", "--seeds", "2", "--steps", "300", "--jobs", "2", "--eval-every", "128"]
+    assert main(["compare", *TASK, *small, *options, "--match-parameters", "--out", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert [(run["core"], run["seed"]) for run in summary["runs"]] == [
         (core, seed) for core in ("compressive", "lstm") for seed in (0, 1)
@@ -77,6 +89,9 @@ def test_a_comparison_from_end_to_end(
         assert run["hyperparameters"]["run"]["threads"] == 1
         name = f"{run['core']}/seed{run['seed']}"
         assert list((folder / "tensorboard" / name).glob("events.*"))
+        held_out = read_curve(folder / "runs" / name / "held_out.csv")
+        assert (held_out[-1].steps, held_out[-1].success) == (320, run["evaluation"]["success"])
+        assert [point.steps for point in held_out[:-1]] == [128, 256]
         assert MemoryPPO.load(folder / "runs" / name / "model.zip", device="cpu").policy.core is not None
     seeds = {(run["core"], run["evaluation"]["seed"]) for run in summary["runs"]}
     assert len(seeds) == 4  # the cores of a seed are evaluated on the same episodes
@@ -86,7 +101,10 @@ def test_a_comparison_from_end_to_end(
     assert (folder / "learning_curves.png").stat().st_size > 10_000
     shown = capsys.readouterr().out
     assert "compressive" in shown and "no memory" in shown
+    assert "perfect" in shown
     assert f"--logdir {folder / 'tensorboard'}" in shown
+    assert address() in shown.replace("\n", "")
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"compressive", "lstm", "no_memory", "perfect"}
 
 
 def test_a_failed_run_takes_no_other_with_it(

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+import ctrl
+from ctrl.agents import MemoryPPO
 from ctrl.experiments.config import (
     CompareConfig,
     DemoConfig,
@@ -21,6 +25,7 @@ from ctrl.experiments.config import (
     parse_memory,
     parse_pairs,
 )
+from ctrl.experiments.core_options import parameters
 from ctrl.experiments.errors import UserError
 
 
@@ -91,10 +96,12 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (PPOOptions, {"n_steps": 64, "refresh": "65"}, "from 1 step to --n-steps = 64, got '65'"),
         (RunOptions, {"steps": 0}, "--steps must be at least 1, got 0"),
         (RunOptions, {"eval_episodes": -1}, "--eval-episodes must not be negative, got -1"),
+        (RunOptions, {"eval_every": -1}, "--eval-every must not be negative, got -1"),
         (RunOptions, {"threads": 0}, "--threads must be at least 1, got 0"),
         (TrainConfig, {"seed": -1}, "--seed must not be negative, got -1"),
         (TrainConfig, {"core": "lstmm"}, "unknown core 'lstmm'; did you mean 'lstm'"),
         (TrainConfig, {"memory": MemoryOptions(width=30, heads=4)}, "--heads must divide --width, got 4 and 30"),
+        (TrainConfig, {"memory": MemoryOptions(width=30)}, "--heads must divide --width, got 4 and 30"),
         (TrainConfig, {"algorithm": "a2c"}, "--algorithm is one of ppo, impala, got 'a2c'"),
         (
             TrainConfig,
@@ -113,6 +120,8 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (CompareConfig, {"learning_rates": ("gru=1e-3",)}, "'gru', which is not among --cores"),
         (CompareConfig, {"learning_rates": ("lstm=fast",)}, "lstm must be above 0, got 'fast'"),
         (EvaluateConfig, {"path": Path("x"), "episodes": 0}, "--episodes must be at least 1, got 0"),
+        (EvaluateConfig, {"path": Path("x"), "num_envs": 0}, "--num-envs must be at least 1, got 0"),
+        (EvaluateConfig, {"path": Path("x"), "seed": -1}, "--seed must not be negative, got -1"),
         (DemoConfig, {"jobs": 0}, "--jobs must be at least 1, got 0"),
     ],
 )
@@ -123,7 +132,8 @@ def test_values_that_make_no_sense_are_refused(options: type, wrong: dict[str, A
 
 
 def test_heads_are_not_asked_of_cores_without_attention() -> None:
-    assert TrainConfig(core="gru", memory=MemoryOptions(width=30, heads=4)).memory.width == 30
+    assert TrainConfig(core="gru", memory=MemoryOptions(width=30)).heads == 1
+    assert TrainConfig(core="gtrxl", memory=MemoryOptions(width=30, heads=5)).heads == 5
 
 
 def test_unknown_core_lists_the_valid_ones() -> None:
@@ -138,7 +148,7 @@ def test_configs_are_frozen() -> None:
 
 def test_a_train_config_survives_json() -> None:
     config = TrainConfig(
-        core="gru",
+        core="compressive",
         seed=3,
         out=Path("runs/x"),
         task=TaskOptions(env="CartPole-v1", env_kwargs=("a=1",), num_envs=5),
@@ -157,6 +167,34 @@ def test_a_config_from_before_an_option_came_has_its_default() -> None:
     assert TrainConfig.from_json(data) == TrainConfig()
 
 
+def test_a_config_from_before_options_were_refused_keeps_what_its_core_has() -> None:
+    data = TrainConfig(core="lstm", memory=MemoryOptions(width=24, chrono_horizon=9)).to_json()
+    data["memory"] |= {"heads": 4, "recency": 0.0, "compression_gradient": "reconstruction"}
+    data["ppo"] |= {"memory_max_grad_norm": 0.1}
+    assert TrainConfig.from_json(data).memory == MemoryOptions(width=24, chrono_horizon=9)
+
+
+@pytest.mark.parametrize("core", ctrl.core_names())
+def test_what_help_calls_the_default_is_that_of_the_agents(core: str) -> None:
+    """Options that are left open are not given to the agent, so `--help` has to know what it does then."""
+    hints = {name: hint for options in (MemoryOptions, PPOOptions) for name, hint in hints_of(options).items()}
+    known = {**parameters(core), **inspect.signature(MemoryPPO).parameters}
+    told = {name: hint for name, hint in hints.items() if name in known and re.fullmatch(r"[\d.]+|--\w+", hint)}
+    assert len(told) >= 5
+    for name, hint in told.items():
+        default = known[name].default
+        assert hint == (f"--{name}" if default is True else f"--no-{name}" if default is False else hint)
+        assert isinstance(default, bool) or float(hint) == default, name
+    assert PPOOptions().learning_rate == 1e-3
+
+
+def hints_of(options: type) -> dict[str, str]:
+    """Return what `--help` says of each option that is left open."""
+    hints = get_type_hints(options, include_extras=True)
+    found = {name: getattr(part, "help_behavior_hint", None) for name in hints for part in get_args(hints[name])[1:]}
+    return {name: hint.removeprefix("(default: ").removesuffix(")") for name, hint in found.items() if hint}
+
+
 @pytest.mark.parametrize(("told", "given"), [("none", "none"), ("recompute", "recompute"), ("7", 7), ("128", 128)])
 def test_refresh_is_a_word_or_a_number(told: str, given: str | int) -> None:
     assert PPOOptions(refresh=told).arguments()["refresh"] == given
@@ -164,7 +202,7 @@ def test_refresh_is_a_word_or_a_number(told: str, given: str | int) -> None:
 
 def test_what_is_left_open_is_left_to_the_agent() -> None:
     arguments = PPOOptions().arguments()
-    assert {"window", "batch_size", "memory_learning_rate"}.isdisjoint(arguments)
+    assert {"window", "batch_size", "memory_learning_rate", "n_epochs", "refresh"}.isdisjoint(arguments)
     assert replace(PPOOptions(), batch_size=256).arguments()["batch_size"] == 256
 
 
@@ -172,3 +210,11 @@ def test_checkpoints_come_every_tenth_unless_asked_otherwise() -> None:
     assert RunOptions(steps=1000).checkpoint_interval == 100
     assert RunOptions(steps=5).checkpoint_interval == 1
     assert RunOptions(steps=1000, checkpoint_every=7).checkpoint_interval == 7
+
+
+def test_evaluations_come_every_tenth_unless_asked_otherwise() -> None:
+    assert RunOptions(steps=1000).evaluation_interval == 100
+    assert RunOptions(steps=5).evaluation_interval == 1
+    assert RunOptions(steps=1000, eval_every=7).evaluation_interval == 7
+    assert RunOptions(eval_every=0).evaluation_interval is None
+    assert RunOptions(eval_every=7, eval_episodes=0).evaluation_interval is None

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
-from ctrl.experiments import demo
-from ctrl.experiments.config import DemoConfig
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from ctrl.experiments import compare, demo
+from ctrl.experiments.config import DemoConfig, MemoryOptions, PPOOptions
+from ctrl.experiments.models import build_model, parameter_count
+from ctrl.experiments.tasks import make_task
 
 
 def test_the_answer_has_to_come_through_compressed_slots() -> None:
     config = demo.demo_config(DemoConfig())
+    assert config.memory.memory is None  # the default, which `tiers` is then
     (raw, _), *compressed = config.memory.tiers
-    layers = config.memory.layers or 2
+    layers = config.memory.layers or 1
     length = config.task.env_arguments["length"]
-    assert length >= layers * raw  # raw slots of stacked layers reach further together
+    assert length > 2 * layers * raw  # raw slots of stacked layers reach further together
     reach, span = raw, 1
     for slots, rate in compressed:
         span *= rate
@@ -18,12 +26,29 @@ def test_the_answer_has_to_come_through_compressed_slots() -> None:
 
 
 def test_the_lstm_is_treated_fairly() -> None:
+    """It has as many steps, more parameters, a learning rate of its own and a start that fits the task."""
     config = demo.demo_config(DemoConfig())
-    assert config.match_parameters
-    assert set(config.rates) == set(config.cores)
-    assert config.memory.chrono_horizon is not None
-    assert config.memory.chrono_horizon >= config.task.env_arguments["length"]
-    assert config.seeds == 3
+    length = config.task.env_arguments["length"]
+    ours, lstm = compare.plan(config, Console(file=io.StringIO()))[:2]
+    env = make_task(replace(config.task, num_envs=1), seed=0, training=True)
+    counts = [parameter_count(build_model(run, env)) for run in (ours, lstm)]
+    env.close()
+    assert (ours.core, lstm.core, config.seeds) == ("compressive", "lstm", 3)
+    assert counts[1] > counts[0]
+    assert replace(ours.run, steps=lstm.run.steps) == lstm.run and ours.run.steps == lstm.run.steps == demo.STEPS
+    assert lstm.ppo == replace(ours.ppo, learning_rate=demo.LEARNING_RATES["lstm"])
+    assert lstm.memory.chrono_horizon is not None and lstm.memory.chrono_horizon >= length
+
+
+def test_ours_is_what_the_command_line_has_by_default() -> None:
+    ours = compare.plan(demo.demo_config(DemoConfig()), Console(file=io.StringIO()))[0]
+    assert (ours.memory, ours.ppo, ours.algorithm) == (MemoryOptions(), PPOOptions(), "ppo")
+
+
+def test_the_picture_s_title_names_length_and_number_of_cues() -> None:
+    assert (
+        demo.demo_config(DemoConfig()).task.title == f"ctrl/Recall-v0 (length={demo.LENGTH}, num_cues={demo.NUM_CUES})"
+    )
 
 
 def test_the_demo_replaces_its_own_results_only() -> None:

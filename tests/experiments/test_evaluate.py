@@ -15,6 +15,7 @@ from rich.console import Console
 from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
 from ctrl.experiments.config import MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
+from ctrl.experiments.core_options import of_core
 from ctrl.experiments.evaluate import (
     WINDOWS,
     evaluate,
@@ -37,10 +38,10 @@ class Constant:
 
 
 @pytest.fixture
-def trained(tmp_path: Path, tiny: tuple[str, ...]) -> Path:
+def trained(tmp_path: Path, small: tuple[str, ...]) -> Path:
     folder = tmp_path / "run"
     task = ["--env-kwargs", "length=5", "--steps", "64"]
-    assert main(["train", *task, *tiny, "--out", str(folder)]) == 0
+    assert main(["train", *task, *small, "--out", str(folder)]) == 0
     return folder
 
 
@@ -74,11 +75,11 @@ def test_score_is_normalised_and_success_is_told_apart_by_group(capsys: pytest.C
 
 
 def test_groups_have_named_numbers_in_json(
-    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     task = ["--env", "ctrl/RareCue-v0", "--env-kwargs", "length=2", "num_cues=3", "--steps", "64"]
-    assert main(["train", *task, *tiny, "--out", str(folder)]) == 0
+    assert main(["train", *task, *small, "--out", str(folder)]) == 0
     kept = json.loads((folder / "summary.json").read_text())["evaluation"]
     capsys.readouterr()
     assert main(["evaluate", str(folder), "--episodes", str(kept["episodes"]), "--json"]) == 0
@@ -108,11 +109,15 @@ def test_a_run_is_evaluated_on_its_task(trained: Path, capsys: pytest.CaptureFix
 
 def test_evaluation_repeats_that_of_training(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    main(["evaluate", str(trained), "--episodes", "8", "--num-envs", "8", "--json"])
-    assert (
-        json.loads(capsys.readouterr().out)["return_mean"]
-        == json.loads((trained / "summary.json").read_text())["evaluation"]["return_mean"]
-    )
+    assert main(["evaluate", str(trained), "--json"]) == 0
+    brought = json.loads(capsys.readouterr().out)
+    own = json.loads((trained / "summary.json").read_text())["evaluation"]
+    assert {name: brought[name] for name in own} == own
+    assert brought["scores"] == {"random": 0.25, "best without memory": 0.25, "perfect": 1.0}
+    assert main(["evaluate", str(trained)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{own['return_mean']:.3f}" in printed
+    assert "best without memory" in printed and "perfect" in printed
 
 
 def test_another_length_is_possible(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,11 +128,11 @@ def test_another_length_is_possible(trained: Path, capsys: pytest.CaptureFixture
 
 
 def test_arguments_that_are_not_named_stay_those_of_the_run(
-    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     task = ["--env-kwargs", "length=5", "num_cues=3", "--steps", "64"]
-    assert main(["train", *task, *tiny, "--out", str(folder)]) == 0
+    assert main(["train", *task, *small, "--out", str(folder)]) == 0
     capsys.readouterr()
 
     def arguments(*options: str) -> dict[str, Any]:
@@ -164,12 +169,13 @@ def test_what_cannot_be_evaluated_is_told(trained: Path, tmp_path: Path, capsys:
 
 
 def built(core: str, memory: str) -> tuple[MemoryPPO, TrainConfig]:
+    options = MemoryOptions(width=8, layers=2, heads=2, memory=memory, compressor="mean", reconstruction="none")
     config = TrainConfig(
         core=core,
         seed=3,
         task=TaskOptions(env_kwargs=("length=9",), num_envs=3),
         run=RunOptions(device="cpu"),
-        memory=MemoryOptions(width=8, layers=2, heads=2, memory=memory, compressor="mean", reconstruction="none"),
+        memory=of_core(options, core),
         ppo=PPOOptions(n_steps=14),
     )
     env = make_task(config.task, seed=0, training=True)

@@ -30,10 +30,10 @@ def weights(path: Path) -> torch.Tensor:
         ("bsuite/memory_len-v0", ("memory_length=6",)),
     ],
 )
-def test_an_agent_trains_on_it(tmp_path: Path, tiny: tuple[str, ...], env_id: str, arguments: tuple[str, ...]) -> None:
+def test_an_agent_trains_on_it(tmp_path: Path, small: tuple[str, ...], env_id: str, arguments: tuple[str, ...]) -> None:
     folder = tmp_path / "run"
     task = ["--env", env_id, *(["--env-kwargs", *arguments] if arguments else [])]
-    assert main(["train", *task, *tiny, "--steps", "256", "--out", str(folder)]) == 0
+    assert main(["train", *task, *small, "--steps", "256", "--out", str(folder)]) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("finished", 256)
     assert math.isfinite(summary["evaluation"]["return_mean"])

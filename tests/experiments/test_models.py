@@ -20,6 +20,7 @@ from ctrl.experiments.config import (
     TrainConfig,
     parse_memory,
 )
+from ctrl.experiments.core_options import of_core
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.models import (
     arguments,
@@ -33,10 +34,15 @@ from ctrl.experiments.models import (
 from ctrl.experiments.tasks import make_task
 
 SMALL = TrainConfig(
-    memory=MemoryOptions(width=16, heads=2, layers=1, memory="4,3x2", chrono_horizon=9),
+    memory=MemoryOptions(width=16, heads=2, layers=1, memory="4,3x2"),
     ppo=PPOOptions(n_steps=8),
     run=RunOptions(device="cpu"),
 )
+
+
+def small(core: str) -> TrainConfig:
+    """Return the config of a core with what it has of `SMALL`."""
+    return replace(SMALL, core=core, memory=of_core(SMALL.memory, core))
 
 
 @pytest.fixture
@@ -47,12 +53,11 @@ def env() -> Iterator[VecEnv]:
 
 
 def test_each_core_gets_the_options_that_it_has() -> None:
-    given = {"reconstruction": "none", "recency": 2.0, "novelty_gain": 3.0}
-    memory = replace(SMALL.memory, compressor="max", **given)
+    given = {"reconstruction": "none", "compression_gradient": "task", "residual": "gated", "forgetting": False}
+    memory = replace(SMALL.memory, compressor="max", chrono_horizon=9, **given)
     common = {"width": 16, "layers": 1}
-    learning = {**given, "compression_gradient": "reconstruction"}
     tiers = [ctrl.Tier(4, 1, "max"), ctrl.Tier(3, 2, "max")]
-    assert core_kwargs("compressive", memory) == {**common, **learning, "heads": 2, "memory": tiers}
+    assert core_kwargs("compressive", memory) == {**common, **given, "heads": 2, "memory": tiers}
     assert core_kwargs("transformer_xl", memory) == {**common, "heads": 2, "slots": 7}
     assert core_kwargs("gtrxl", memory) == {**common, "heads": 2, "slots": 7}
     assert core_kwargs("lstm", memory) == {**common, "chrono_horizon": 9}
@@ -66,22 +71,22 @@ def test_what_is_left_open_is_left_to_the_core() -> None:
     assert all("memory" not in core_kwargs(core, MemoryOptions()) for core in ("compressive", "adaptive"))
     for asked in ({"memory": DEFAULT_TIERS}, {"compressor": "most_missed"}, {"memory": "4,4x2", "compressor": "conv"}):
         memory = core_kwargs("adaptive", MemoryOptions(**asked))["memory"]
-        assert {tier.compressor for tier in memory} == {asked.get("compressor", "most_missed")}
+        assert {tier.compressor for tier in memory} == {asked.get("compressor", ctrl.Tier.compressor)}
         assert [(tier.slots, tier.rate) for tier in memory] == parse_memory(asked.get("memory", DEFAULT_TIERS))
     assert [(tier.slots, tier.rate) for tier in CompressiveCore.MEMORY] == parse_memory(DEFAULT_TIERS)
 
 
 @pytest.mark.parametrize("core", ctrl.core_names())
 def test_every_core_is_built(core: str, env: VecEnv) -> None:
-    model = build_model(replace(SMALL, core=core), env)
+    model = build_model(small(core), env)
     assert parameter_count(model) > 0
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru", "mingru", "transformer_xl", "gtrxl"])
 def test_matched_cores_have_parameters_within_ten_percent(core: str, env: VecEnv) -> None:
     target = parameter_count(build_model(replace(SMALL, memory=replace(SMALL.memory, width=48)), env))
-    match = match_width(replace(SMALL, core=core), env, target)
-    built = build_model(replace(SMALL, core=core, memory=replace(SMALL.memory, width=match.width)), env)
+    match = match_width(small(core), env, target)
+    built = build_model(replace(small(core), memory=replace(small(core).memory, width=match.width)), env)
     assert parameter_count(built) == match.parameters
     assert abs(match.parameters / target - 1) <= 0.1
     assert match.difference == pytest.approx(match.parameters / target - 1)
@@ -89,7 +94,7 @@ def test_matched_cores_have_parameters_within_ten_percent(core: str, env: VecEnv
 
 def test_what_cannot_be_matched_is_told(env: VecEnv) -> None:
     with pytest.raises(UserError, match="no width of lstm comes within 10% of 10 parameters; the closest is 1 with"):
-        match_width(replace(SMALL, core="lstm"), env, target=10)
+        match_width(small("lstm"), env, target=10)
 
 
 @pytest.mark.parametrize(("target", "expected"), [(0, (1, 1)), (26, (5, 25)), (31, (6, 36)), (10**6, (9, 81))])
@@ -108,7 +113,7 @@ def test_the_learning_rate_falls_to_zero_unless_told_otherwise(env: VecEnv) -> N
     annealed = build_model(replace(SMALL, ppo=replace(SMALL.ppo, learning_rate=2e-3)), env)
     constant = build_model(replace(SMALL, ppo=replace(SMALL.ppo, anneal=False)), env)
     assert [annealed.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([2e-3, 1e-3, 0.0])
-    assert [constant.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [3e-4] * 3
+    assert [constant.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [1e-3] * 3
 
 
 def test_the_other_algorithm_gets_what_it_shares_and_its_own(env: VecEnv, tmp_path: Path) -> None:

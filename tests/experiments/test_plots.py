@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from ctrl.experiments.plots import COLOURS, colour_of, learning_curves, resample, save_figure
+from ctrl.experiments.plots import COLOURS, HELD_OUT, TRAINING, colour_of, learning_curves, resample, save_figure
 from ctrl.experiments.summary import Point
 
 NAN = float("nan")
@@ -36,7 +36,7 @@ def test_return_is_shown_where_there_is_no_success() -> None:
 
 
 def test_each_core_has_its_colour_a_line_and_a_band() -> None:
-    (axes,) = learning_curves(CURVES, title="t", reference=("best without memory", 0.25)).axes
+    (axes,) = learning_curves(CURVES, title="t", references={"best without memory": 0.25}).axes
     compressive, lstm, reference = axes.lines
     assert to_hex(compressive.get_color()).upper() == COLOURS["compressive"]
     assert to_hex(lstm.get_color()).upper() == COLOURS["lstm"]
@@ -45,7 +45,44 @@ def test_each_core_has_its_colour_a_line_and_a_band() -> None:
     assert len(axes.collections) == 1  # one seed has no band
     legend = axes.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["compressive", "lstm", "best without memory (25%)"]
+    assert [text.get_text() for text in legend.get_texts()] == ["compressive", "lstm"]
+
+
+def test_scores_of_others_are_labelled_lines() -> None:
+    (axes,) = learning_curves(CURVES, title="t", references={"best without memory": 0.25, "perfect": 1.0}).axes
+    assert [set(np.asarray(line.get_ydata())) for line in axes.lines[2:]] == [{0.25}, {1.0}]
+    assert [(label.get_text(), label.get_position()[1]) for label in axes.texts] == [
+        ("best without\nmemory 25%", 0.25),
+        ("perfect 100%", 1.0),
+    ]
+    returns = {"gru": [curve([0.1, 0.2], success=False)]}
+    (axes,) = learning_curves(returns, title="t", references={"perfect": 51.1}).axes
+    assert [label.get_text() for label in axes.texts] == ["perfect 51.10"]
+
+
+def test_held_out_episodes_are_dots_and_the_legend_says_what_is_sampled() -> None:
+    held_out = {"compressive": [curve([0.4, 0.8]), curve([0.6])], "lstm": [[]]}  # one seed is not yet so far
+    (axes,) = learning_curves(CURVES, title="t", held_out=held_out).axes
+    dots = axes.lines[2]
+    assert to_hex(dots.get_color()).upper() == COLOURS["compressive"]
+    assert (dots.get_marker(), dots.get_linestyle()) == ("o", "None")
+    assert np.asarray(dots.get_xdata()) == pytest.approx([1000, 2000])
+    assert np.asarray(dots.get_ydata()) == pytest.approx([0.5, 0.8])
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["compressive", "lstm", TRAINING, HELD_OUT]
+    assert "sampled" in TRAINING and "likeliest" in HELD_OUT
+    assert axes.get_ylabel() == "success (mean and range of 2 seeds)"
+
+
+def test_nothing_of_a_picture_is_cut_off(tmp_path: Path) -> None:
+    """The labels beside the axes are inside the figure."""
+    figure = learning_curves(CURVES, title="t", references={"best without memory": 0.25, "perfect": 1.0})
+    save_figure(figure, tmp_path / "a.png")
+    inside = figure.bbox
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent()
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
 
 
 def test_the_line_is_the_mean_and_the_band_the_range() -> None:

@@ -14,6 +14,7 @@ from ctrl.experiments.summary import (
     CURVE_COLUMNS,
     Evaluation,
     GroupEvaluation,
+    Point,
     RunSummary,
     aggregate,
     bytes_text,
@@ -22,6 +23,7 @@ from ctrl.experiments.summary import (
     duration_text,
     number_text,
     read_curve,
+    recent,
     run_table,
 )
 
@@ -111,10 +113,51 @@ def test_the_table_shows_returns_where_there_is_no_success() -> None:
 
 
 def test_the_table_of_a_run() -> None:
-    text = shown(run_table(run("gru", 2, 0.5, 0.75, training_return=0.4, training_success=0.4)))
+    scores = {"random": 0.125, "best without memory": 0.25, "perfect": 1.0}
+    training = {"training_episodes": 107, "training_return": 0.4, "training_success": 0.4}
+    text = shown(run_table(run("gru", 2, 0.5, 0.75, **training, scores=scores)))
     assert "gru on ctrl/Recall-v0, seed 2" in text
     assert "return 0.50 ± 0.25, success 0.75" in text
-    assert "return 0.40, success 0.40" in text
+    assert re.search(r"last 107 training episodes .* return 0.40, success 0.40, actions sampled", text)
+    lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+    below = lines.index("evaluation (40 episodes) return 0.50 ± 0.25, success 0.75") + 1
+    assert lines[below : below + 3] == ["random return 0.12", "best without memory return 0.25", "perfect return 1.00"]
+
+
+def test_baselines_stand_in_the_column_of_returns() -> None:
+    """Where success and return differ, a return below `success` would be a lie."""
+    text = shown(comparison_table(aggregate([run("gru", 0, 30.5, 0.75)]), "t", {"perfect": 51.1}))
+    header, gru, perfect = (
+        next(line for line in text.splitlines() if name in line) for name in ("core", "gru", "perf")
+    )
+    assert perfect.index("51.10") + 5 == gru.index("30.50") + 5 == header.index("return") + 6
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("episodes", "expected"),
+    [
+        (1, Point(60, 6.0, 0.5, 2, 90.0)),  # an update's episodes are taken as a whole
+        (3, Point(60, 4.0, 0.3, 4, 90.0)),
+        (100, Point(60, 2.0, 0.15, 8, 90.0)),  # all there are
+    ],
+)
+def test_the_latest_episodes_are_those_of_several_updates(episodes: int, expected: Point) -> None:
+    curve = [
+        *(Point(10, 0.0, 0.0, 3, 50.0), Point(20, 0.0, 0.0, 1, 60.0)),
+        *(Point(30, NAN, NAN, 0, 70.0), Point(40, 2.0, 0.1, 2, 80.0)),
+        *(Point(50, 6.0, 0.5, 2, 85.0), Point(60, NAN, NAN, 0, 90.0)),
+    ]
+    found = recent(curve, episodes)
+    assert found == pytest.approx(expected)
+
+
+def test_before_the_first_episode_ends_there_is_no_mean() -> None:
+    found = recent([Point(10, NAN, NAN, 0, 50.0)])
+    assert (found.steps, found.episodes) == (10, 0) and math.isnan(found.return_)
+    assert math.isnan(recent([Point(10, 1.0, NAN, 5, 50.0)]).success)
 
 
 def test_a_curve_is_read_up_to_a_line_that_is_being_written(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from ctrl.experiments.tasks import (
     known_scores,
     make_task,
     policy_name,
-    success_reference,
+    reference_scores,
+    stated_scores,
     training_seed,
 )
 
@@ -164,9 +165,39 @@ def test_scores_of_our_tasks_are_known() -> None:
     scores = known_scores(RECALL)
     assert scores is not None
     assert scores.memoryless == pytest.approx(1 / 3)
-    assert success_reference(RECALL) == pytest.approx(1 / 3)
     assert known_scores(TaskOptions(env="CartPole-v1")) is None
-    assert success_reference(TaskOptions(env="CartPole-v1")) is None
+
+
+def test_stated_scores_say_who_reaches_them() -> None:
+    third = pytest.approx(1 / 3)
+    assert stated_scores(RECALL) == {"random": third, "best without memory": third, "perfect": 1.0}
+    assert stated_scores(TaskOptions(env="CartPole-v1")) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "scores"),
+    [
+        ((), {"random": 0.19, "best known": 0.974}),
+        (("agent_view_size=3",), {"random": 0.19, "best known": 0.974}),  # its own
+        (("agent_view_size=7",), {}),  # with which it is another task
+    ],
+)
+def test_scores_of_other_packages_tasks_are_those_of_their_own_arguments(
+    arguments: tuple[str, ...], scores: dict[str, float]
+) -> None:
+    assert stated_scores(TaskOptions(env="MiniGrid-MemoryS9-v0", env_kwargs=arguments)) == scores
+
+
+def test_a_task_whose_best_is_not_known_states_its_random_score_alone() -> None:
+    assert list(stated_scores(TaskOptions(env="popgym-HigherLowerHard-v0"))) == ["random"]
+
+
+def test_curves_are_read_by_scores_on_their_own_scale() -> None:
+    assert reference_scores(RECALL) == reference_scores(RECALL, "success")
+    assert list(reference_scores(RECALL)) == ["best without memory", "perfect"]
+    rewriting = TaskOptions(env="ctrl/Rewrite-v0")
+    assert reference_scores(rewriting)["perfect"] > 50
+    assert reference_scores(rewriting, "success") == {}
 
 
 def test_the_policy_follows_what_is_seen() -> None:

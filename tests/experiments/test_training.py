@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
-from ctrl.experiments.summary import CURVE_COLUMNS, RunSummary, read_curve
+from ctrl.experiments.summary import CURVE_COLUMNS, RunSummary, read_curve, recent
+from ctrl.experiments.tensorboard import address
 
 TASK = ("--env", "ctrl/Recall-v0", "--env-kwargs", "length=5")
 
@@ -31,9 +33,9 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return MemoryPPO.load(path, device="cpu").policy.state_dict()
 
 
-def test_a_run_leaves_everything(tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_everything(tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    arguments = ["train", *TASK, *tiny, "--steps", "200", "--seed", "3", "--out", str(folder)]
+    arguments = ["train", *TASK, *small, "--steps", "200", "--seed", "3", "--out", str(folder)]
     assert main(arguments) == 0
     summary = summary_of(folder)
     assert (summary.core, summary.seed, summary.status) == ("compressive", 3, "finished")
@@ -51,12 +53,35 @@ def test_a_run_leaves_everything(tmp_path: Path, tiny: tuple[str, ...], capsys: 
     shown = capsys.readouterr().out
     assert str(folder) in shown
     assert "evaluation (8 episodes)" in shown
+    assert summary.scores == {"random": 0.25, "best without memory": 0.25, "perfect": 1.0}
+    assert all(name in shown for name in summary.scores)
+    assert address() in shown.replace("\n", "")
 
 
-def test_refresh_reaches_the_agent_and_stays_with_it(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_tensorboard_has_the_held_out_curve_and_what_to_read_it_by(tmp_path: Path, small: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", *TASK, *small, "--steps", "640", "--eval-every", "256", "--out", str(folder)]) == 0
+    evaluation = summary_of(folder).evaluation
+    assert evaluation is not None
+    told = scalars(folder / "tensorboard")
+    assert [step for step, _ in told["eval/mean_reward"]] == [256, 512, 640]
+    assert told["eval/mean_reward"] == told["eval/success_rate"]
+    assert told["eval/mean_reward"][-1] == (640, pytest.approx(evaluation.return_mean))
+    assert [point.steps for point in read_curve(folder / "held_out.csv")] == [256, 512, 640]
+    assert scalars(folder / "tensorboard" / "no_memory")["eval/success_rate"] == [(0, 0.25), (640, 0.25)]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return [(step, value)] of each tag of one run."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_refresh_reaches_the_agent_and_stays_with_it(tmp_path: Path, small: tuple[str, ...]) -> None:
     folder = tmp_path / "run"
     options = ["--steps", "128", "--eval-episodes", "0", "--refresh", "5"]
-    assert main(["train", *TASK, *tiny, *options, "--out", str(folder)]) == 0
+    assert main(["train", *TASK, *small, *options, "--out", str(folder)]) == 0
     assert summary_of(folder).hyperparameters["ppo"]["refresh"] == "5"
     model = MemoryPPO.load(folder / "model.zip", device="cpu")
     assert (model.refresh, model.rollout_buffer.burn_in) == (5, 5)
@@ -114,9 +139,9 @@ def test_checkpoints_come_at_their_interval(tmp_path: Path, tiny: tuple[str, ...
     assert summary_of(folder).evaluation is None
 
 
-def test_a_seed_gives_the_same_run_twice(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+def test_a_seed_gives_the_same_run_twice(tmp_path: Path, small: tuple[str, ...]) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        main(["train", *TASK, *tiny, "--steps", "64", "--seed", seed, "--out", str(tmp_path / name)])
+        main(["train", *TASK, *small, "--steps", "64", "--seed", seed, "--out", str(tmp_path / name)])
     first, again, other = (weights(tmp_path / name / "model.zip") for name in "abc")
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
@@ -146,11 +171,11 @@ def test_a_folder_without_a_name_is_new(tmp_path: Path, tiny: tuple[str, ...], m
 
 
 def test_nan_stops_training_and_keeps_the_last_good_checkpoint(
-    tmp_path: Path, tiny: tuple[str, ...], fragile: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small: tuple[str, ...], fragile: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     task = ["--env", f"{fragile}:fragile/NaN-v0", "--env-kwargs", "after=40"]
-    assert main(["train", *task, *tiny, "--steps", "2000", "--out", str(folder)]) == 1
+    assert main(["train", *task, *small, "--steps", "2000", "--out", str(folder)]) == 1
     shown = capsys.readouterr().out
     assert "observation is not finite at step 160" in shown
     kept = folder / "checkpoints" / checkpoints(folder)[-1]
@@ -181,6 +206,11 @@ def test_ctrl_c_saves_and_says_where(
     summary = summary_of(folder)
     assert (summary.status, summary.evaluation) == ("interrupted", None)
     assert summary.steps > 0
+    points = read_curve(folder / "curve.csv")
+    assert summary.training_episodes == min(sum(point.episodes for point in points), recent(points).episodes)
+    assert summary.training_episodes >= min(100, sum(point.episodes for point in points))
+    assert summary.training_return == pytest.approx(recent(points).return_, rel=1e-4)
+    assert f"last {summary.training_episodes} training episodes" in shown
     assert zipfile.is_zipfile(folder / "model.zip")
     assert all(bool(torch.isfinite(value).all()) for value in weights(folder / "model.zip").values())
 

@@ -1,0 +1,186 @@
+"""What a run keeps while it learns: its curves, its checkpoints, and how much time learning took."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from ctrl.agents.algorithm import MemoryAlgorithm
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.evaluate import evaluate_run
+from ctrl.experiments.folders import CHECKPOINTS, CURVE, HELD_OUT
+from ctrl.experiments.progress import Reporter
+from ctrl.experiments.signals import StopRequests
+from ctrl.experiments.summary import CURVE_COLUMNS, Evaluation, Point, recent
+from ctrl.experiments.tensorboard import log_evaluation
+
+EVALUATION_SHARE = 0.1
+"""Env steps of evaluations during training, as a share of those between them; acting alone takes less time."""
+MOST_EPISODES = 32
+"""Of one evaluation during training."""
+
+
+class Taken(NamedTuple):
+    """Time in seconds, on the wall and of the processor with all its threads."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @classmethod
+    def now(cls) -> Taken:
+        """Read both clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def plus(self, other: Taken) -> Taken:
+        """Return both together."""
+        return Taken(self.wall + other.wall, self.cpu + other.cpu)
+
+    def minus(self, other: Taken) -> Taken:
+        """Return what is left without `other`, or what has passed since."""
+        return Taken(self.wall - other.wall, self.cpu - other.cpu)
+
+
+class CurveFile:
+    """A curve as a CSV file that can be read while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(CURVE_COLUMNS)
+
+    def add(self, point: Point) -> None:
+        """Write a row."""
+        self._writer.writerow((point.steps, *(f"{value:.6g}" for value in point[1:])))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Recorder(BaseCallback):
+    """Writes the curves, keeps checkpoints, moves the progress bar and hears requests to stop.
+
+    Now and then it evaluates the agent between two updates. Training goes on as if that had not happened, and the time
+    that it takes is not counted as learning's.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, reporter: Reporter, stop: StopRequests) -> None:
+        super().__init__()
+        self.config = config
+        self.folder = folder
+        self.reporter = reporter
+        self.stop = stop
+        self.points: list[Point] = []
+        """The curve so far."""
+        self.evaluating = Taken()
+        """Time of the evaluations so far."""
+        self._returns: list[float] = []
+        self._successes: list[float] = []
+        self._next_checkpoint = 0
+        self._next_evaluation = config.run.evaluation_interval or math.inf
+
+    def __enter__(self) -> Recorder:
+        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self._curve = CurveFile(self.folder / CURVE)
+        self._held_out = CurveFile(self.folder / HELD_OUT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._curve.close()
+        self._held_out.close()
+
+    def _on_training_start(self) -> None:
+        self._start = Taken.now()
+        self._checkpoint()
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:  # which a Monitor adds when an episode ends
+                self._count_episode(info)
+        self.reporter.advance(self.num_timesteps)
+        return not self.stop.requested
+
+    # An update lies between two rollouts, so its time is part of the speed that is recorded here.
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps:
+            self._record()
+        if self.num_timesteps >= self._next_checkpoint:
+            self._checkpoint()
+        if self.num_timesteps >= self._next_evaluation:
+            self._evaluate(self.config.run.evaluation_interval or 0)
+
+    def _on_training_end(self) -> None:
+        self._record()
+
+    def keep_last_good(self) -> Path:
+        """Save the weights as they are if they are finite, and return the last good checkpoint.
+
+        A number that is not finite is noticed before it changes a weight, so these weights are good as a rule.
+        """
+        if all(bool(torch.isfinite(parameter).all()) for parameter in self.model.policy.parameters()):
+            self._checkpoint()
+        return max((self.folder / CHECKPOINTS).glob("*.zip"))
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Write what held-out episodes brought after the updates so far, and show it in TensorBoard."""
+        success = math.nan if evaluation.success is None else evaluation.success
+        speed = self.points[-1].steps_per_second
+        self._held_out.add(Point(self.num_timesteps, evaluation.return_mean, success, evaluation.episodes, speed))
+        log_evaluation(self.logger, evaluation, self.num_timesteps)
+
+    def _evaluate(self, interval: int) -> None:
+        start = Taken.now()
+        episodes = affordable_episodes([info["l"] for info in self.model.ep_info_buffer or ()], interval)
+        if episodes:
+            self.add_evaluation(evaluate_run(cast(MemoryAlgorithm, self.model), self.config, episodes=episodes))
+        self.evaluating = self.evaluating.plus(Taken.now().minus(start))
+        self._next_evaluation = self.num_timesteps + interval
+
+    def _count_episode(self, info: dict[str, Any]) -> None:
+        self._returns.append(float(info["episode"]["r"]))
+        if "is_success" in info:
+            self._successes.append(float(info["is_success"]))
+
+    def _record(self) -> None:
+        seconds = Taken.now().minus(self._start).minus(self.evaluating).wall
+        point = Point(
+            self.num_timesteps,
+            float(np.mean(self._returns)) if self._returns else math.nan,
+            float(np.mean(self._successes)) if self._successes else math.nan,
+            len(self._returns),
+            self.num_timesteps / seconds,
+        )
+        self.points.append(point)
+        self._curve.add(point)
+        self.reporter.record(recent(self.points))
+        self._returns, self._successes = [], []
+
+    def _checkpoint(self) -> None:
+        path = self.folder / CHECKPOINTS / f"step_{self.num_timesteps:012d}.zip"
+        partial = path.with_name(f".partial-{path.name}")
+        self.model.save(partial)
+        os.replace(partial, path)  # a crash while saving never leaves half a checkpoint
+        self._next_checkpoint = self.num_timesteps + self.config.run.checkpoint_interval
+
+
+def affordable_episodes(lengths: Sequence[float], interval: int) -> int:
+    """Return how many episodes an evaluation during training plays.
+
+    :param lengths: steps of the latest training episodes
+    :param interval: env steps between two evaluations
+    :return: as many as take `EVALUATION_SHARE` of them, at most `MOST_EPISODES`; 0 before the first episode has ended
+    """
+    if not lengths:
+        return 0
+    return min(MOST_EPISODES, int(EVALUATION_SHARE * interval / fmean(lengths)))

@@ -1,0 +1,67 @@
+"""What TensorBoard shows beside the agent's own log: held-out evaluations, and scores to read the curves by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlencode
+
+from stable_baselines3.common.logger import Logger, configure
+
+from ctrl.experiments import provenance
+from ctrl.experiments.config import TaskOptions
+from ctrl.experiments.summary import Evaluation
+from ctrl.experiments.tasks import BEST, MEMORYLESS, PERFECT, reference_scores
+
+RETURNS = ("eval/mean_reward", "rollout/ep_rew_mean")
+SUCCESSES = ("eval/success_rate", "rollout/success_rate")
+REFERENCE_RUNS = {MEMORYLESS: "no_memory", PERFECT: "perfect", BEST: "best_known"}
+"""What the runs are called that are the scores of others."""
+RUN_COLOURS = "regex:([^/]+)"
+"""The first part of a run's name has a colour: the core, in a comparison."""
+FIRST_SCALARS = "(eval|rollout)/(success_rate|mean_reward|ep_rew_mean)"
+PORT = 6006
+
+
+def log_evaluation(logger: Logger, evaluation: Evaluation, steps: int) -> None:
+    """Write a held-out evaluation at once, under the names of stable-baselines3's `EvalCallback`.
+
+    What else the logger has been told stays with it, until the agent has that written.
+    """
+    values = {"eval/mean_reward": evaluation.return_mean, "eval/mean_ep_length": evaluation.length_mean}
+    if evaluation.success is not None:
+        values["eval/success_rate"] = evaluation.success
+    for writer in logger.output_formats:
+        writer.write(values, dict.fromkeys(values, ()), steps)
+
+
+def write_references(folder: Path, task: TaskOptions, steps: int) -> None:
+    """Write the scores that a task states as runs of their own, which are level lines in the charts of the agents.
+
+    :param folder: where the agents' runs are
+    :param task: its arguments decide the scores
+    :param steps: how long the lines are
+    """
+    tags = (*RETURNS, *SUCCESSES) if reference_scores(task, "success") else RETURNS
+    for name, score in reference_scores(task).items():
+        _write_level(folder / REFERENCE_RUNS[name], dict.fromkeys(tags, score), steps)
+
+
+def _write_level(folder: Path, values: dict[str, float], steps: int) -> None:
+    logger = configure(str(folder), ["tensorboard"])
+    for step in (0, steps):
+        for tag, value in values.items():
+            logger.record(tag, value)
+        logger.dump(step)
+    logger.close()
+
+
+def how_to_look(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Return the command that starts TensorBoard, and the address at which it then shows what matters first."""
+    command = f"{provenance.tool('tensorboard')} --logdir {folder}"
+    return ("TensorBoard", command), ("then open", address())
+
+
+def address() -> str:
+    """Return the address of a TensorBoard that runs here: a colour for each core, and the results' charts alone."""
+    query = urlencode({"runColorGroup": RUN_COLOURS, "tagFilter": FIRST_SCALARS, "smoothing": 0})
+    return f"http://localhost:{PORT}/?{query}#timeseries"
