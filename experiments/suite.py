@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.experiments import provenance
 from ctrl.experiments.config import RunOptions, TrainConfig
+from ctrl.experiments.core_options import of_core
 from ctrl.experiments.errors import UserError, require, unknown
 from ctrl.experiments.folders import CURVE, MARKER, SUMMARY, open_folder, read_json, write_json
 from ctrl.experiments.jobs import Job, run_jobs
@@ -88,9 +89,15 @@ def train_config(config: SuiteConfig, task: SuiteTask, core: str) -> TrainConfig
     """Return the run of a core on a task with seed 0, before its width and learning rate are chosen."""
     steps = max(1, round(task.steps * config.steps_scale))
     run = RunOptions(
-        steps=steps, eval_episodes=config.eval_episodes, checkpoint_every=steps, device=config.device, threads=1
+        steps=steps,
+        eval_episodes=config.eval_episodes,
+        eval_every=0,
+        checkpoint_every=steps,
+        device=config.device,
+        threads=1,
     )
-    return TrainConfig(core=core, task=task.options(config.num_envs), run=run, memory=config.memory, ppo=config.ppo)
+    memory, ppo = of_core(config.memory, core), of_core(config.ppo, core)
+    return TrainConfig(core=core, task=task.options(config.num_envs), run=run, memory=memory, ppo=ppo)
 
 
 def _sized(config: TrainConfig, env: VecEnv, target: int) -> TrainConfig:
@@ -193,6 +200,7 @@ class Suite:
         """Return all that is finished in the folder as plain data, also what earlier commands asked for."""
         runs = read_runs(self.folder)
         asked = {task.name for task in chosen_tasks(self.config.tasks)} | {run.task for run in runs}
+        cores = list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)]))
         return {
             "schema": SCHEMA,
             "command": self.command,
@@ -201,8 +209,8 @@ class Suite:
             "versions": provenance.versions(),
             "machine": provenance.machine(),
             "tasks": {name: task_facts(task, self.config) for name, task in TASKS.items() if name in asked},
-            "cores": list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)])),
-            "notes": notes(self.config),
+            "cores": cores,
+            "notes": notes(self.config, cores),
             "runs": [run.to_json() for run in runs],
             "failures": [asdict(failure) for failure in self.failures],
         }
@@ -260,10 +268,10 @@ def task_facts(task: SuiteTask, config: SuiteConfig) -> dict[str, Any]:
     }
 
 
-def notes(config: SuiteConfig) -> list[str]:
-    """Return what a reader of the tables must know."""
+def notes(config: SuiteConfig, cores: Sequence[str]) -> list[str]:
+    """Return what a reader of the tables, which show `cores`, must know."""
     own, rates = f"{config.ppo.learning_rate:g}", ", ".join(f"{rate:g}" for rate in RATES)
-    tuned, others = (", ".join(core for core in config.cores if (core in TUNED) is part) for part in (True, False))
+    tuned, others = (", ".join(core for core in cores if (core in TUNED) is part) for part in (True, False))
     found = [
         f"Mean of the seeds (lowest–highest) over {config.eval_episodes} held-out episodes a seed. "
         "Bold where the lowest seed of a core is above every seed of all others.",
@@ -297,13 +305,14 @@ def open_suite(config: SuiteConfig) -> tuple[Path, str]:
 
 
 def _check_same(config: SuiteConfig, found: dict[str, Any], code: str) -> None:
+    copy, out = (config.out / CODE).resolve(), config.out.resolve()
+    require(
+        code == found["code"] == fingerprint(copied(copy)),
+        f"{config.out} holds results of other code ({found['code']}, this is {code}); {REMEDY}, or go on with the code "
+        f"that they were made with: run `python -m ctrl.experiments suite --out {out}` in {copy}",
+    )
     changes = list(differences(found["suite"], config.settings))
     require(not changes, f"{config.out} holds results with other options ({'; '.join(changes)}); {REMEDY}")
-    require(
-        code == found["code"] == fingerprint(copied(config.out / CODE)),
-        f"{config.out} holds results of other code ({found['code']}, this is {code}); {REMEDY}, or go on with the code "
-        f"that they were made with: run `python -m ctrl.experiments suite` in {config.out / CODE}",
-    )
 
 
 def read_results(path: Path) -> Results:

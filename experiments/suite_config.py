@@ -12,8 +12,9 @@ from ctrl.experiments.config import (
     RECURRENT_CORES,
     MemoryOptions,
     PPOOptions,
+    Switch,
     open_option,
-    require_core,
+    require_cores,
 )
 from ctrl.experiments.errors import require
 
@@ -45,9 +46,8 @@ class SuiteConfig:
     """Runs of each core on each task, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core")] = None
     """Runs at the same time, each a process of its own with one thread."""
-    tune: bool = True
-    """Try lstm, gru and mingru with three learning rates on each task, by seed 0; otherwise --learning-rate is theirs
-    too."""
+    tune: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --tune)")] = True
+    """Try lstm, gru and mingru with three learning rates on each task, by seed 0, or with --learning-rate alone."""
     steps_scale: float = 1.0
     """Multiple of each task's steps of training; for a short trial below 1."""
     num_envs: int = 64
@@ -58,10 +58,10 @@ class SuiteConfig:
     """cpu, cuda or auto."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/suite")
     """Folder for the results; what is finished there is kept."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Start anew: remove the results that --out holds."""
     table: Annotated[Path | None, open_option("train", "DIR")] = None
-    """Show the table of that folder's results, or of a suite.json, and train nothing."""
+    """Show the tables of that folder, or of a suite.json, and train nothing."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     ppo: PPOOptions = field(default_factory=PPOOptions)
 
@@ -70,8 +70,7 @@ class SuiteConfig:
             values = getattr(self, name)
             require(len(set(values)) == len(values), f"--{name} names one twice: {' '.join(values)}")
         require(bool(self.cores), "--cores must name at least one core")
-        for core in self.cores:
-            require_core(core)
+        require_cores((*self.cores, REFERENCE), self.memory, self.ppo)
         for name in ("seeds", "num_envs", "eval_episodes"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
