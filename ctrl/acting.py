@@ -237,7 +237,8 @@ class LayerRings:
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
                 attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            usage = usage_of(compressor, blocks, attention, self._attention.novelty)
+            novelty = self._attention.novelty_of(blocks) if compressor.uses_novelty() else None
+            usage = usage_of(compressor, attention, novelty)
             slots.append(compressor(blocks, usage))
             if self.decay.shape[2]:
                 decay = self._flat_decay.index_select(0, merge.source).view(-1, merge.rate, self.decay.shape[2])
@@ -266,7 +267,7 @@ class LayerRings:
 
     def _project(self, normed: Tensor, slots: Tensor, times: Tensor | None) -> Tensor:
         """[N, D] normed slots, [N, D] slots, [N, CLOCK_FEATURES] their times -> keys and values [2, N, D]."""
-        emphasised = self._attention.emphasised(normed, slots)
+        emphasised = self._attention.emphasised(normed, self._attention.novelty_of(slots))
         projected = torch.bmm(emphasised.expand(2, -1, -1), self._key_value)
         if self._clocks is not None and times is not None:
             projected[0].addmm_(times, self._clocks[1])

@@ -23,7 +23,7 @@ from ctrl.clock import CLOCK_FEATURES, clock_features
 from ctrl.compressors import Compressor, make_compressor, usage_of
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
 from ctrl.explanation import Explained, explain_layer
-from ctrl.layer import RESIDUALS, AgeAttention, MemoryAttention, MemoryLayer
+from ctrl.layer import RESIDUALS, AgeAttention, ColumnFacts, MemoryAttention, MemoryLayer
 from ctrl.memory import MemorySpec, Tier, Tiers, tiers_by_layer
 from ctrl.novelty import Novelty
 from ctrl.reconstruction import (
@@ -131,7 +131,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             layer(attention(width, heads, layer.slot_norm(width), self.hidden_row(tiers), **known), width, feedforward)
             for tiers in self.tiers
         )
-        self.forgetting_heads = heads // 2 if forgetting else 0
+        self.forgetting_heads = cast(MemoryLayer, self.layers[0]).attention.forgetting_heads
         self.output_clock = nn.Linear(CLOCK_FEATURES, width, bias=False) if clock else None
         self.compressors = nn.ModuleList(
             nn.ModuleList(self._make_compressor(tiers, tier) for tier in range(1, len(tiers))) for tiers in self.tiers
@@ -330,8 +330,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             kept += [memory.write_back(pick, last) for memory, pick in zip(memories, frame.picks, strict=True)]
             own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
             decay = torch.cat([memory.decay for memory in memories], dim=1)
-            columns = self._attendable(hidden, memories)
-            hidden, attended = self.layers[number](hidden, columns, own, decay, frame.plan.clock, frame.band)
+            novelty = _joined([memory.novelty for memory in memories])
+            columns, known = self._attendable(hidden, memories), ColumnFacts(decay, novelty, frame.plan.clock)
+            hidden, attended = self.layers[number](hidden, columns, own, known, frame.band)
             passes.append(LayerPass(frame, memories, attended))
         plan = passes[0].frame.plan
         slots, usage, decay = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
@@ -350,10 +351,12 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             stored = take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
             decay = take(ring.decay, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
-                memory = Memory(stored, hidden, hidden[:, :, None], ring.usage, torch.cat([decay, -forgotten], dim=1))
+                blocks, formed, carried = hidden[:, :, None], hidden, -forgotten
             else:
                 blocks, formed, carried = self._compress(number, position, memories[-1], frame)
-                memory = Memory(stored, formed, blocks, ring.usage, torch.cat([decay, carried], dim=1))
+            attention = cast(MemoryLayer, self.layers[number]).attention
+            novelty = attention.novelty_of(torch.cat([stored, formed], dim=1))
+            memory = Memory(stored, formed, blocks, ring.usage, torch.cat([decay, carried], dim=1), novelty)
             if ranked:
                 memory = memory._replace(usage=self._used(number, position, hidden, memory, frame))
             memories.append(memory)
@@ -361,12 +364,12 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def _novelty_losses(self, passes: list[LayerPass]) -> dict[str, Tensor]:
         """Return what the measures of novelty learn from: all steps of the window, as the layer sees them."""
-        measures = ((number, self.novelty_of(number)) for number in range(len(passes)))
-        return {
-            f"layer{number}/novelty": novelty.loss(passes[number].memories[0].formed)
-            for number, novelty in measures
-            if novelty is not None
-        }
+        losses = {}
+        for number, (_, (raw, *_), _) in enumerate(passes):
+            measure = self.novelty_of(number)
+            if measure is not None and raw.novelty is not None:
+                losses[f"layer{number}/novelty"] = measure.loss(raw.novelty[:, raw.stored.shape[1] :])
+        return losses
 
     def _compress(self, number: int, position: int, below: Memory, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks [B, E, m, D] that leave the tier below in the window, their slots, and these slots' decay."""
@@ -376,8 +379,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             received = take(below.usage[:, :, None], pick.source).masked_fill_(pick.not_formed, 0).flatten(0, 1)
             held = frame.plan.window.tiers[position - 1].rhythm.life(torch.arange(blocks.shape[2]))
             attention = received[:, :, 0] / held.to(received.device)
-        flat = blocks.flatten(0, 1)
-        usage = usage_of(compressor, flat, attention, self.novelty_of(number))
+        flat, novelty = blocks.flatten(0, 1), None
+        if compressor.uses_novelty() and below.novelty is not None:
+            novelty = take(below.novelty.detach()[:, :, None], pick.source).flatten(0, 1)[:, :, 0]
+        usage = usage_of(compressor, attention, novelty)
         formed = compressor(flat, usage).unflatten(0, blocks.shape[:2])
         decays = take(below.decay, pick.source).masked_fill(pick.not_formed, 0).flatten(0, 1)  # [B E, m, F]
         with_fixed = flat.detach(), None if usage is None else usage.detach()
@@ -397,9 +402,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         columns = slice(start, start + memory.columns())
         clock = frame.plan.clock
         times = None if clock is None else torch.cat([clock[:, steps], clock[:, columns]], dim=1)
-        decay = F.pad(memory.decay, (0, 0, length, 0))
+        novelty = None if memory.novelty is None else F.pad(memory.novelty, (length, 0))
+        known = ColumnFacts(F.pad(memory.decay, (0, 0, length, 0)), novelty, times)
         slots = torch.cat([hidden, memory.slots()], dim=1)
-        weights = attention(slots, slice(0, length), decay, times, band.band).weights
+        weights = attention(slots, slice(0, length), known, band.band).weights
         seen = visible(frame.plan.window, lay_out(tiers, length, hidden.device))[..., band.part]
         shares = torch.where(seen, weights.mean(dim=0), 0).sum(dim=2).flatten(1)  # [B, N W]
         received = shares.new_zeros(len(shares), length + memory.columns())
@@ -441,6 +447,12 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             age = band.join(ages(plan.window, layout), length)
             statistics[f"attended_age/layer{number}"] = (weights * age).sum(dim=2).mean()
         return statistics
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Join what is known of each tier's columns, [B, C]; None where it is not known."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known, dim=1) if known else None
 
 
 def _check_heads(heads: int, width: int) -> None:

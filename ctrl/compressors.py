@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.core import choose
-from ctrl.novelty import Novelty
 
 
 SMALLEST = 1e-6
@@ -69,18 +68,15 @@ class Compressor(nn.Module, ABC):
         return LinearDecoder(self.width, self.rate)
 
 
-def usage_of(
-    compressor: Compressor, blocks: Tensor, attention: Tensor | None, novelty: Novelty | None
-) -> Tensor | None:
-    """Return the `usage` [N, m] that a compressor is told with blocks [N, m, D].
+def usage_of(compressor: Compressor, attention: Tensor | None, novelty: Tensor | None) -> Tensor | None:
+    """Return the `usage` [N, m] that a compressor is told with N blocks.
 
     :param attention: [N, m] that their slots have received, None unless the compressor uses it
-    :param novelty: the layer's measure, None if none of its compressors uses it
+    :param novelty: [N, m] of their slots, None if nobody measures it
     """
     if novelty is None or not compressor.uses_novelty():
         return attention
-    unusual: Tensor = novelty(blocks)
-    return unusual if attention is None else attention * unusual
+    return novelty if attention is None else attention * novelty
 
 
 class LinearDecoder(nn.Module):

@@ -37,6 +37,17 @@ class Attended(NamedTuple):
     """[H, B, N, Q, W]"""
 
 
+class ColumnFacts(NamedTuple):
+    """What a layer knows of each column beside its content."""
+
+    decay: Tensor
+    """[B, C, F] the score that it has lost by forgetting, up to a number for each step; F = 0 without forgetting."""
+    novelty: Tensor | None
+    """[B, C], None in a layer that does not measure it."""
+    clock: Tensor | None
+    """[B, C, CLOCK_FEATURES] its time, None in a layer that does not know it."""
+
+
 class SlotNorm(nn.LayerNorm):
     """Norms slots [.., D] before their projection."""
 
@@ -68,13 +79,13 @@ class MemoryAttention(nn.Module, ABC):
     :param heads: H
     :param norm: applied to slots before they are projected
     :param query_bias: whether queries have one
-    :param forgetting: whether the last half of the heads, rounded down, have a forget gate (Lin et al. 2025, arXiv
-        2503.02130)
+    :param forgetting: whether the last quarter of the heads, but at least one of two or more, have a forget gate (Lin
+        et al. 2025, arXiv 2503.02130)
     :param clock: whether the middle half of the heads, rounded up, know the step of the episode
     """
 
-    GATE_BIASES = (1.0, 5.0)
-    """First biases of the forget gates, spread evenly: they keep 73 % to 99.3 % a step."""
+    GATE_BIASES = (3.0, 5.0)
+    """First biases of the forget gates, spread evenly: they keep 95.3 % to 99.3 % a step."""
 
     def __init__(
         self,
@@ -94,7 +105,7 @@ class MemoryAttention(nn.Module, ABC):
         self.output = nn.Linear(width, width, bias=False)
         self.novelty: Novelty | None = None
         """The layer's measure of novelty, where a compressor asks for it; the core sets it."""
-        self.forgetting_heads = heads // 2 if forgetting else 0
+        self.forgetting_heads = max(heads // 4, int(heads > 1)) if forgetting else 0
         self.forget_gate = nn.Linear(width, self.forgetting_heads) if self.forgetting_heads else None
         self.clock_heads = slice(heads // 4, heads // 4 + (heads + 1) // 2) if clock else slice(0, 0)
         features = (self.clock_heads.stop - self.clock_heads.start) * (width // heads)
@@ -116,17 +127,17 @@ class MemoryAttention(nn.Module, ABC):
             return inputs.new_zeros(*inputs.shape[:-1], 0)
         return F.logsigmoid(self.forget_gate(self.norm(inputs)))
 
-    def forward(self, columns: Tensor, own: slice, decay: Tensor, clock: Tensor | None, band: Band) -> Attended:
+    def forward(self, columns: Tensor, own: slice, known: ColumnFacts, band: Band) -> Attended:
         """Attend.
 
         :param columns: [B, C, D] all columns, as layer inputs
         :param own: which of them are the window's steps themselves
-        :param decay: [B, C, F] the score that each column has lost by forgetting, up to a number for each step
-        :param clock: [B, C, CLOCK_FEATURES] the time of each column, None for a layer that does not know it
+        :param known: of all columns
         :param band: which step sees which column, and its relative position
         """
+        decay, novelty, clock = known
         normed = self.norm(columns)
-        keys_values = self.key_value(self.emphasised(normed, columns))
+        keys_values = self.key_value(self.emphasised(normed, novelty))
         queries = self.query(normed[:, own])
         timed, clock_keys = queries, columns.new_zeros(*columns.shape[:2], 0)
         if clock is not None:
@@ -145,9 +156,13 @@ class MemoryAttention(nn.Module, ABC):
     def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
         """Return the heads' outputs, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
-    def emphasised(self, normed: Tensor, slots: Tensor) -> Tensor:
-        """Return normed slots [.., D] as they become keys and values: the larger, the more unusual the slots are."""
-        return normed if self.novelty is None else self.novelty.emphasise(normed, slots)
+    def emphasised(self, normed: Tensor, novelty: Tensor | None) -> Tensor:
+        """Return normed slots [.., D] as they become keys and values: the larger, the greater their novelty [..]."""
+        return normed if self.novelty is None or novelty is None else self.novelty.emphasise(normed, novelty)
+
+    def novelty_of(self, slots: Tensor) -> Tensor | None:
+        """Return the novelty [..] of slots [.., D], with the graph of the measure; None if there is no measure."""
+        return None if self.novelty is None else self.novelty(slots)
 
     def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
         """Attend by content alone, without age and output projection.
@@ -168,7 +183,8 @@ class MemoryAttention(nn.Module, ABC):
 
         Fixed by functional use of detached weights: the parameters themselves stay as they are.
         """
-        return F.linear(self.emphasised(self.norm.fixed(slots), slots), self.key_value.weight.detach())
+        emphasised = self.emphasised(self.norm.fixed(slots), self.novelty_of(slots))
+        return F.linear(emphasised, self.key_value.weight.detach())
 
 
 class AgeAttention(MemoryAttention):
@@ -349,10 +365,10 @@ class MemoryLayer(nn.Module, ABC):
         return SlotNorm(width)
 
     def forward(
-        self, inputs: Tensor, columns: Tensor, own: slice, decay: Tensor, clock: Tensor | None, band: Band
+        self, inputs: Tensor, columns: Tensor, own: slice, known: ColumnFacts, band: Band
     ) -> tuple[Tensor, Attended]:
         """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
-        attended = self.attention(columns, own, decay, clock, band)
+        attended = self.attention(columns, own, known, band)
         outputs = self.weights().join(inputs.flatten(0, 1), attended.read.flatten(0, 1))
         return outputs.view_as(inputs), attended
 

@@ -37,29 +37,24 @@ class Novelty(nn.Module):
         self.gain = gain
         self.rebuild = nn.Parameter(torch.zeros(width, width))
 
-    @torch.no_grad()
     def forward(self, slots: Tensor) -> Tensor:
-        """[.., D] -> [..] the mean square of what the map leaves, without a graph.
+        """Return [..] the mean square of what the map leaves of slots [.., D]; a gradient reaches the map only.
 
         At first 1, and less where a slot's features hardly differ.
         """
-        return self._left(slots).square().mean(dim=-1)
+        return self._left(slots.detach()).square().mean(dim=-1)
 
-    def loss(self, inputs: Tensor) -> Tensor:
-        """Return what the map learns from: its error on inputs [.., D], and what the noise would add to it.
+    def loss(self, novelty: Tensor) -> Tensor:
+        """Return what the map learns from: the mean of its inputs' `novelty`, and what the noise would add to it."""
+        return novelty.mean() + self.NOISE * self.rebuild.square().sum() / len(self.rebuild)
 
-        A gradient reaches the map only.
-        """
-        noise = self.NOISE * self.rebuild.square().sum() / inputs.shape[-1]
-        return self._left(inputs.detach()).square().mean() + noise
-
-    def emphasise(self, normed: Tensor, slots: Tensor) -> Tensor:
-        """[.., D] slots as attention norms them, [.., D] these slots -> the former times 1 + gain * novelty.
+    def emphasise(self, normed: Tensor, novelty: Tensor) -> Tensor:
+        """Return slots [.., D], as attention norms them, times 1 + gain * novelty [..].
 
         So the keys and values of what is unusual are larger, and one rare slot among many is read from the beginning.
         No gradient reaches the measure.
         """
-        return normed * (1 + self.gain * self(slots)).unsqueeze(-1) if self.gain else normed
+        return normed * (1 + self.gain * novelty.detach()).unsqueeze(-1) if self.gain else normed
 
     def _left(self, slots: Tensor) -> Tensor:
         normed = F.layer_norm(slots, slots.shape[-1:])

@@ -30,7 +30,7 @@ def trained(inputs: Tensor, often: Tensor) -> Novelty:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = novelty.loss(drawn)
+        loss = novelty.loss(novelty(drawn))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -59,11 +59,11 @@ def test_at_first_all_are_as_unusual() -> None:
     torch.testing.assert_close(Novelty(WIDTH)(100 * torch.randn(2, 5, WIDTH)), torch.ones(2, 5), rtol=1e-3, atol=0.0)
 
 
-def test_its_loss_reaches_the_map_alone_and_its_measure_nothing() -> None:
+def test_its_loss_reaches_the_map_alone_and_emphasis_nothing() -> None:
     novelty, inputs = Novelty(WIDTH), torch.randn(7, WIDTH, requires_grad=True)
-    novelty.loss(inputs).backward()  # type: ignore[no-untyped-call]
+    novelty.loss(novelty(inputs)).backward()  # type: ignore[no-untyped-call]
     assert novelty.rebuild.grad is not None and novelty.rebuild.grad.any() and inputs.grad is None
-    assert not novelty(inputs).requires_grad
+    assert not novelty.emphasise(torch.ones(7, WIDTH), novelty(inputs)).requires_grad
 
 
 def test_what_is_unusual_counts_more() -> None:
@@ -74,7 +74,7 @@ def test_what_is_unusual_counts_more() -> None:
         novelty.rebuild[:2, :2] = torch.eye(2)
     slots = torch.tensor([[9.0, -9.0, 0.0, 0.0], [0.0, 0.0, 5.0, -5.0], [8.0, -8.0, 8.0, -8.0]])
     projected = torch.randn(3, 4, requires_grad=True)
-    found = novelty.emphasise(projected, slots.requires_grad_())
+    found = novelty.emphasise(projected, novelty(slots.requires_grad_()))
     counts = torch.tensor([[1.0], [4.0], [2.5]])
     torch.testing.assert_close(found, counts * projected)
     found.sum().backward()  # type: ignore[no-untyped-call]
@@ -146,7 +146,8 @@ def test_acting_follows_the_map() -> None:
 
 def test_what_another_episode_left_does_no_harm() -> None:
     inputs = torch.tensor([[3e38] * 3 + [-3e38] * 3, [torch.nan] * 6, [torch.inf] * 6, [0.0] * 6])
-    assert Novelty(WIDTH)(inputs).isfinite().all() and Novelty(WIDTH).loss(inputs).isfinite()
+    novelty = Novelty(WIDTH)
+    assert novelty(inputs).isfinite().all() and novelty.loss(novelty(inputs)).isfinite()
 
 
 def rarely(core: CompressiveCore, steps: int = 40, batch: int = 40) -> tuple[Tensor, Tensor, Tensor]:
