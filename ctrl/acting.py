@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ctrl.band import age_row, exact_ages
@@ -92,7 +92,9 @@ class Rings:
         """[E] the rows of the biases of all ages, and last the hidden one; layers then have a bias for each age. None
         where there are too many ages for that."""
         if self._oldest < TABLE:
-            self.rows = F.pad(age_row(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(clock.device)
+            self.rows = F.pad(age_row(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(
+                clock.device
+            )
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
@@ -178,7 +180,10 @@ class LayerRings:
         self._forgetting = heads - self.decay.shape[2]
         # Env by env, so that what a slot is written to lies close together.
         self._keys_values = self.slots.new_empty(2, batch, heads, size, width // heads)
-        self._flat_slots, self._flat_keys_values = self.slots.view(-1, width), self._keys_values.view(-1, width // heads)
+        self._flat_slots, self._flat_keys_values = (
+            self.slots.view(-1, width),
+            self._keys_values.view(-1, width // heads),
+        )
         self._flat_decay = self.decay.flatten(0, 1)
         key, self._value = self._keys_values.view(2, batch * heads, size, -1)  # [B H, S, d]
         self._key = key.transpose(1, 2)
@@ -218,8 +223,10 @@ class LayerRings:
         if self._clocks is not None and times is not None:
             query = query.addmm_(times[-batch:], self._clocks[0])
         biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
-        scores = biases.transpose(0, 1).reshape(batch * heads, 1, -1).baddbmm_(
-            query.view(batch * heads, 1, features), self._key
+        scores = (
+            biases.transpose(0, 1)
+            .reshape(batch * heads, 1, -1)
+            .baddbmm_(query.view(batch * heads, 1, features), self._key)
         )
         if self._forgetting < heads:
             scores.view(batch, heads, -1)[:, self._forgetting :] += self.decay.transpose(1, 2)
@@ -227,7 +234,8 @@ class LayerRings:
             shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
             self.usage[:, part] += shares.mean(dim=1)
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
-        return self._join(hidden, read.view_as(hidden))
+        outputs: Tensor = self._join(hidden, read.view_as(hidden))
+        return outputs
 
     def _form(self, moves: Moves, compressors: list[Compressor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what the tiers form: slots, and their decay."""
@@ -342,7 +350,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
         self._clock += 1
         core = self.core
-        hidden = core.embed(inputs)
+        hidden: Tensor = core.embed(inputs)
         times: dict[Tiers, Tensor | None] = dict.fromkeys(moves)
         if core.output_clock is not None:
             times = {tiers: clock_features(own.times, inputs.dtype) for tiers, own in moves.items()}

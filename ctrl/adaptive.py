@@ -213,9 +213,7 @@ class AdaptiveCore(CompressiveCore):
             usages += [features[:, where, -1] for where in ranked]
         joined = torch.cat(layers, dim=1)
         slots, decay = joined.split([self.output_size, self.forgetting_heads], dim=2)
-        return CompressiveState(
-            state.clock, slots, torch.cat([slots.new_zeros(len(slots), 0), *usages], dim=1), decay
-        )
+        return CompressiveState(state.clock, slots, torch.cat([slots.new_zeros(len(slots), 0), *usages], dim=1), decay)
 
     def _layer_now(self, number: int, state: Any, features: Tensor) -> Tensor:
         tiers, written = self.tiers[number], state.rates[:, number]
@@ -276,7 +274,8 @@ class AdaptiveActing(CompressiveActing):
         self._rates = core._present_rates(len(state.clock))
 
     def _make_state(self, *leaves: Tensor) -> CompressiveState:
-        return cast(CompressiveState, AdaptiveState(*leaves, self._rates[: len(leaves[0])].clone()))
+        rates = self._rates[: len(leaves[0])].clone()
+        return cast(CompressiveState, AdaptiveState._make([*leaves, rates]))
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         if self._tiers != self.core.tiers:

@@ -84,13 +84,6 @@ _FLOAT_BIAS = 127
 """What a float32 adds to its exponent."""
 
 
-def youngest_age(rows: int, exact: int) -> Tensor:
-    """Return [rows] float64, the lowest age of each row: what `age_row` undoes."""
-    row = torch.arange(rows)
-    octave, quarter = (row - exact) // 4, (row - exact) % 4
-    return torch.where(row < exact, row.double(), exact * 2.0**octave * (1 + quarter / 4))
-
-
 @lru_cache
 def hidden_row(tiers: Tiers) -> int:
     """Return the row after that of the oldest age that these tiers reach; it stands for all that is not visible."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
-from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, exact_ages, lay_out, tier_band, visible
+from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
 from ctrl.clock import CLOCK_FEATURES, clock_features
 from ctrl.compressors import Compressor, make_compressor, usage_of
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
@@ -74,23 +74,25 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param width: D, features of a slot and of the output
     :param heads: H, attention heads; divides `width`
     :param memory: a list of tiers for all layers, or one list per layer; the default looks back
-        8 + 8 * 8 + 8 * 64 + 8 * 512 = 4680 steps per layer
-    :param feedforward: features of the layers' hidden feed-forward units; `2 * width` if None
+        64 + 8 * 8 + 8 * 64 + 8 * 512 = 4736 steps per layer
+    :param feedforward: hidden units of the layers' feed-forward part, which a plain layer does not have; `2 * width` if
+        None
     :param reconstruction: what the compressors learn from: "attention_reconstruction" (the paper's loss, the default
         where they have anything to learn), "auto_encoding" (a decoder rebuilds the evicted slots) or "none"; the
-        measure of novelty of "most_missed" learns in any case, from a loss of its own
+        measure of novelty of "surprise" and "most_missed" learns in any case, from a loss of its own
     :param compression_gradient: "reconstruction", or "task" to let the task loss train the compressors instead, through
         the slots that are formed and attended inside a window (the paper's gradient through time); that is without a
         reconstruction loss
     :param position: "age" (a learned bias on a slot's age in steps) or "sinusoidal" (Transformer-XL's encoding of its
         distance in slots)
-    :param recency: 0, or the power of age with which the weights of half of the heads fall at first, at most: 2 where
-        what is new makes what is old invalid. The other heads, which look for what is old, then take longer to find it.
-        Above 0 it needs 2 heads and `position="age"`
     :param novelty_gain: keys and values of a slot of novelty n are 1 + n times this as large, in layers of which a
         compressor measures novelty; `Novelty.GAIN` = 4 if None
-    :param residual: how a layer joins its input and what it makes of it: "gated" (norms first, GRU-type gates; GTrXL)
-        or "post_norm" (sums that are normed; Transformer-XL and the paper)
+    :param residual: how a layer joins what it attends to with its input: "plain" (a sum, no feed-forward part),
+        "pre_norm" (sums, with a feed-forward part), "gated" (GTrXL's gates in place of the sums) or "post_norm" (normed
+        sums, as in Transformer-XL and the paper)
+    :param forgetting: whether a quarter of the heads, but at least one of two or more, have a forget gate (Lin et al.
+        2025, arXiv 2503.02130): a step can shut out all that is older
+    :param clock: whether half of the heads and the outputs know the step of the episode. Slots never hold it
     :raises ValueError: where options do not fit each other
     """
 
@@ -109,7 +111,6 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         reconstruction: str | None = None,
         compression_gradient: str = "reconstruction",
         position: str = "age",
-        recency: float = 0.0,
         novelty_gain: float | None = None,
         residual: str = "plain",
         forgetting: bool = True,
@@ -154,7 +155,6 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for tier, ranked in zip(tiers, self.ranks(number), strict=True)
         ]
         _initialise(self.embed)
-        _prefer_recent(self.layers, self.tiers, recency, position)
         _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
         for memory_layer in self.layers:
             cast(MemoryLayer, memory_layer).attention.reset_parameters()
@@ -232,7 +232,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         if gain and not asking:
             raise ValueError(
                 f"novelty_gain = {gain} needs a compressor that measures novelty, but memory has none; use compressor "
-                "'most_missed', or leave novelty_gain at None"
+                "'surprise', or leave novelty_gain at None"
             )
         for number in asking:
             novelty = Novelty(self.output_size, Novelty.GAIN if gain is None else gain)
@@ -342,9 +342,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             outputs = outputs + self.output_clock(plan.clock[:, first : first + inputs.shape[1]])
         return outputs, CompressiveState(plan.window.clock, slots, usage, decay), passes
 
-    def _recall(
-        self, number: int, hidden: Tensor, forgotten: Tensor, rings: list[Ring], frame: Frame
-    ) -> list[Memory]:
+    def _recall(self, number: int, hidden: Tensor, forgotten: Tensor, rings: list[Ring], frame: Frame) -> list[Memory]:
         """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
         memories: list[Memory] = []
         for position, (ring, pick, ranked) in enumerate(zip(rings, frame.picks, self.ranks(number), strict=True)):
@@ -372,7 +370,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return losses
 
     def _compress(self, number: int, position: int, below: Memory, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the blocks [B, E, m, D] that leave the tier below in the window, their slots, and these slots' decay."""
+        """Return the blocks [B, E, m, D] that leave the tier below in the window, what they become, and its decay."""
         compressor, pick, attention = self._compressor(number, position), frame.picks[position], None
         blocks = take(self._cut(below.slots()), pick.source).masked_fill_(pick.not_formed, 0)
         if compressor.uses_attention():
@@ -466,11 +464,11 @@ def _check_heads(heads: int, width: int) -> None:
 
 
 def _feedforward_size(layer: type[MemoryLayer], asked: int | None, width: int) -> int:
-    """Return the hidden units of the feed-forward part; a ValueError where some are asked for and there is no such part."""
+    """Return the hidden units of the feed-forward part; a ValueError where there is no such part."""
     if asked is not None and not layer.has_feedforward:
         raise ValueError(
-            f"residual='plain' has no feed-forward part, got feedforward = {asked}; use residual='pre_norm' or 'gated', or "
-            "leave feedforward at None"
+            f"residual='plain' has no feed-forward part, got feedforward = {asked}; use residual='pre_norm' or "
+            "'gated', or leave feedforward at None"
         )
     require_positive(feedforward=2 * width if asked is None else asked)
     return 2 * width if asked is None else asked
@@ -499,23 +497,6 @@ def _check_learning(
             f"{asked} needs compressors with something to train, but memory has {names}; use compressor 'conv', or "
             f"{instead}"
         )
-
-
-def _prefer_recent(layers: nn.ModuleList, tiers: list[Tiers], recency: float, position: str) -> None:
-    """Give half of the heads of all layers their first preference; a ValueError where there can be none."""
-    require_not_negative(recency=recency)
-    if recency and position != "age":
-        raise ValueError(
-            f"recency needs position='age', got recency = {recency} with {position!r}; use recency = 0 with it"
-        )
-    for layer, own in zip(layers, tiers, strict=True) if recency else ():
-        attention = cast(AgeAttention, layer.attention)
-        if attention.heads < 2:
-            raise ValueError(
-                f"recency needs at least 2 heads, of which half prefer what is recent, got recency = {recency} and "
-                f"heads = {attention.heads}; use heads = 2 or recency = 0"
-            )
-        attention.prefer_recent(recency, exact_ages(own))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ctrl.core import choose
 
-
 SMALLEST = 1e-6
 """Novelty below this counts as this."""
 
@@ -56,8 +55,8 @@ class Compressor(nn.Module, ABC):
     def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """Return the forgetting [N, F] that becomes the new slots' own, of that of their blocks [N, m, F].
 
-        By default that of the newest slot, so nothing is forgotten before all of it is. A compressor that keeps one slot
-        hands on that slot's. Adding a number to all of `decays` must add it to the result.
+        By default that of the newest slot. A compressor that keeps one slot hands on that slot's. Adding a number to
+        all of `decays` must add it to the result.
 
         :param decays: [N, m, F] what each slot's score has lost by forgetting
         """
@@ -276,9 +275,9 @@ class MostMissedCompressor(MostUsedCompressor):
 class SurpriseCompressor(Compressor):
     """The mean of the block, weighted by surprise; not in the paper.
 
-    A slot's weight is its novelty (`ctrl.novelty`) to the power `POWER`, so a slot that is twice as unusual as the others
-    nearly has the block for itself. What is rare so goes through many tiers, before anything has learned to ask for it. It
-    needs no hard choice and no count of attention.
+    A slot's weight is its novelty (`ctrl.novelty`) to the power `POWER`, so a slot that is twice as unusual as the
+    others nearly has the block for itself. What is rare goes through many tiers this way, before anything has learned
+    to ask for it. There is no hard choice, and attention need not be counted.
     """
 
     POWER = 6.0

@@ -1,7 +1,7 @@
 """One layer: attention over the memory, and how what it brings joins the layer's input.
 
-Read from top to bottom, in the order in which data meets it. Attention comes first. Then there are four ways to join its
-output to the input, from a plain sum to the gates of GTrXL. Each is a tuple of weights with one method, `join`, since
+Read from top to bottom, in the order in which data meets it. Attention comes first. Then there are four ways to join
+its output to the input, from a plain sum to the gates of GTrXL. Each is a tuple of weights with one method, `join`:
 acting calls it thousands of times a second and keeps the weights at hand.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.band import Band, youngest_age
+from ctrl.band import Band
 from ctrl.banded import HIDDEN, ColumnTerms, banded_attention
 from ctrl.clock import CLOCK_FEATURES
 from ctrl.novelty import Novelty
@@ -199,29 +199,17 @@ class AgeAttention(MemoryAttention):
     :param rows: how many biases
     """
 
+    SCALE = 8.0
+    """Biases are this many times their parameters, so that an optimizer's steps can single out one age in time."""
+
     def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int, **options: bool) -> None:
         super().__init__(width, heads, norm, query_bias=True, **options)
         nn.init.zeros_(self.query.bias)
         self.age_bias = nn.Parameter(torch.zeros(heads, rows))
 
-    AGE_SCALE = 8.0
-
     def age_biases(self) -> Tensor:
-        """[H, rows]"""
-        return self.age_bias * self.AGE_SCALE
-
-    @torch.no_grad()
-    def prefer_recent(self, steepest: float, exact: int) -> None:
-        """Let the weights of half of the heads, rounded down, fall with age as (1 + age)^-s, s up to `steepest`.
-
-        The logarithmic kernel of KERPLE (Chi et al. 2022, arXiv 2205.09921) with a fixed first slope for each head, as
-        in ALiBi (Press et al. 2022, arXiv 2108.12409), but evenly spaced. Where what is new makes what is old invalid,
-        an optimizer's steps are too small and too few to make a bias for each age in time.
-        """
-        heads, rows = self.age_bias.shape
-        level = -(-heads // 2)
-        slopes = steepest * torch.arange(1 - level, heads - level + 1).clamp_min(0) / max(heads - level, 1)
-        self.age_bias.copy_(-slopes[:, None] * youngest_age(rows, exact).log1p() / self.AGE_SCALE)
+        """Return what is added to the scores of slots by head and age, [H, rows]."""
+        return self.SCALE * self.age_bias
 
     def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
         return banded_attention(queries, keys_values, self.age_biases(), terms, band)

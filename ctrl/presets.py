@@ -19,8 +19,8 @@ def transformer_xl(
     """Build Transformer-XL's memory in this package's own layer: the compressive core with raw memory only.
 
     All else is the same, so a comparison with "compressive" shows what compression brings. Its layer is not that of the
-    Transformer-XL paper. For that one, build a "compressive" core with `[Tier(slots)]`,
-    `position="sinusoidal"`, `residual="post_norm"`, `forgetting=False` and `clock=False`; for the published baseline in RL, see `gtrxl`.
+    Transformer-XL paper. For that one, build a "compressive" core with `[Tier(slots)]`, `position="sinusoidal"`,
+    `residual="post_norm"`, `forgetting=False` and `clock=False`. For the published baseline in RL, see `gtrxl`.
 
     :param slots: how many steps each layer looks back; the other options are those of `CompressiveCore`
     """

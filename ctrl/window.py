@@ -130,18 +130,17 @@ def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:
     a single bit after it. In parts of `SUMMED` steps, so that the cost grows with T and not with its square.
     """
     sums: list[Tensor] = []
+    before, last = values.new_zeros(len(values), 1, values.shape[2]), episode[:, :1]
     for part, numbers in zip(values.split(SUMMED, dim=1), episode.split(SUMMED, dim=1), strict=True):
         same = (numbers[:, :, None] == numbers[:, None]).tril()  # [B, T, T]
-        total = torch.bmm(same.to(part.dtype), part)
-        if sums:
-            goes_on = (numbers == last[:, None])[:, :, None]
-            total = total + torch.where(goes_on, sums[-1][:, -1:], 0)
-        sums.append(total)
-        last = numbers[:, -1]
+        goes_on = (numbers == last)[:, :, None]
+        sums.append(torch.bmm(same.to(part.dtype), part) + torch.where(goes_on, before, 0))
+        before, last = sums[-1][:, -1:], numbers[:, -1:]
     return torch.cat(sums, dim=1)
 
 
 SUMMED = 128
+"""Steps that are summed at once; see `sum_by_episode`."""
 
 
 def take(slots: Tensor, index: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import ctrl
 from ctrl.band import age_row, hidden_row
-from ctrl.compressive import CompressiveCore
 from ctrl.clock import PERIODS
+from ctrl.compressive import CompressiveCore
 from ctrl.layer import RESIDUALS, AgeAttention, GatedLayer, MemoryAttention, PlainLayer, PostNormLayer, PreNormLayer
 from ctrl.memory import Tier, spans
 from ctrl.relative import RelativeAttention
@@ -172,7 +172,7 @@ def score(attention: MemoryAttention, part: slice, query: Tensor, key: Tensor, a
     size = len(query)
     head = part.start // size
     if isinstance(attention, AgeAttention):
-        return query @ key / math.sqrt(size) + attention.AGE_SCALE * attention.age_bias[head, bias_row(age)]
+        return query @ key / math.sqrt(size) + attention.SCALE * attention.age_bias[head, bias_row(age)]
     assert isinstance(attention, RelativeAttention)
     width = attention.query.in_features
     angles = [distance / 10000 ** (feature / width) for feature in range(0, width, 2)]
@@ -388,24 +388,12 @@ def test_compressed_slots_are_read() -> None:
             {"memory": [Tier(2), Tier(4, 4, "conv")]},
             "tier 1 merges rate = 4 slots, but tier 0 has only slots = 2; .* use rate = 2, or slots = 4 for tier 0",
         ),
-        ({"recency": -1.0}, "recency must be a finite number, at least 0, got -1.0"),
-        ({"recency": math.nan}, "recency must be a finite number, at least 0, got nan"),
-        ({"recency": math.inf}, "recency must be a finite number, at least 0, got inf"),
-        ({"recency": "2"}, "recency must be a finite number, at least 0, got '2'"),
-        (
-            {"recency": 1.0, "position": "sinusoidal"},
-            "recency needs position='age', .* 1.0 with 'sinusoidal'; use .* 0",
-        ),
-        (
-            {"recency": 2.0, "heads": 1},
-            "recency needs at least 2 heads, of which .* recency = 2.0 and heads = 1; use heads = 2 or recency = 0",
-        ),
         ({"novelty_gain": -1.0}, "novelty_gain must be a finite number, at least 0, got -1.0"),
         ({"novelty_gain": math.inf}, "novelty_gain must be .* got inf"),
         ({"novelty_gain": "2"}, "novelty_gain must be .* got '2'"),
         (
             {"novelty_gain": 2.0, "memory": [Tier(8), Tier(8, 4, "conv")]},
-            "novelty_gain = 2.0 needs a compressor that measures novelty.* use compressor 'most_missed'",
+            "novelty_gain = 2.0 needs a compressor that measures novelty.* use compressor 'surprise'",
         ),
         ({"widht": 3}, "does not take widht; its options are .*width.*; for widht use width$"),
         ({"dropout": 0.1}, "does not take dropout; .*, residual$"),
@@ -477,22 +465,12 @@ def test_age_rows_are_exact_then_four_per_doubling() -> None:
     ages = torch.tensor([0, 1, 31, 32, 39, 40, 47, 48, 55, 56, 63, 64, 79, 80, 128, 299, 10**6])
     assert age_row(ages).tolist() == [0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 36, 37, 40, 44, 91]
     assert age_row(ages).tolist() == [bias_row(int(age)) for age in ages]
-    assert hidden_row(299) == 45
-
-
-@pytest.mark.parametrize(("heads", "slopes"), [(2, [0, 2]), (3, [0, 0, 2]), (4, [0, 0, 1, 2])])
-def test_half_of_the_heads_can_start_with_what_is_recent(heads: int, slopes: list[int]) -> None:
-    """A head's weights fall with age as (1 + age)^-slope."""
-    core = CompressiveCore(3, layers=1, width=12, heads=heads, memory=[Tier(4), Tier(8, 4), Tier(8, 4)], recency=2)
-    ages = torch.tensor([0, 1, 7, 31, 32, 40, 64, 96])  # each the lowest of its row
-    found = core.layers[0].attention.age_bias[:, age_row(ages)].exp()
-    expected = (1.0 + ages) ** -torch.tensor(slopes)[:, None]
-    torch.testing.assert_close(found, expected)
+    assert hidden_row((Tier(299),)) == 300 and hidden_row((Tier(32), Tier(33, 8))) == 45
 
 
 @pytest.mark.parametrize("amount", [2, 2.0, np.float32(2), np.int64(2)])
 def test_amounts_may_be_any_real_numbers(amount: Any) -> None:
-    core = ctrl.make_core("compressive", input_size=3, recency=amount, novelty_gain=amount)
+    core = ctrl.make_core("compressive", input_size=3, novelty_gain=amount)
     assert core.layers[0].attention.novelty.gain == 2  # type: ignore[union-attr]
 
 

@@ -1,4 +1,4 @@
-"""Forgetting attention: what gates do to scores, what compressors hand on, and how far heads that don't forget reach."""
+"""Forgetting attention: what gates do to scores, what compressors hand on, how far heads that don't forget reach."""
 
 from __future__ import annotations
 

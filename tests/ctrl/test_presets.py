@@ -63,7 +63,8 @@ def test_what_does_not_fit_the_papers_model_is_refused(options: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("option", "valid"), [("position", "'age', 'sinusoidal'"), ("residual", "'gated', 'plain', 'post_norm', 'pre_norm'")]
+    ("option", "valid"),
+    [("position", "'age', 'sinusoidal'"), ("residual", "'gated', 'plain', 'post_norm', 'pre_norm'")],
 )
 def test_unknown_kinds_are_answered_with_the_valid_ones(option: str, valid: str) -> None:
     with pytest.raises(ValueError, match=f"unknown {option} 'gru'; valid are {valid}"):
@@ -98,5 +99,7 @@ def test_all_layers_act_in_place_with_positions_by_age(position: str, residual: 
 
 
 def test_a_plain_layer_has_no_feedforward_part() -> None:
-    with pytest.raises(ValueError, match="residual='plain' has no feed-forward part, got feedforward = 32; use residual"):
+    with pytest.raises(
+        ValueError, match="residual='plain' has no feed-forward part, got feedforward = 32; use residual"
+    ):
         build("compressive", feedforward=32)
