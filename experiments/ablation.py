@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ctrl.experiments import provenance
+from ctrl.experiments import provenance, tensorboard
 from ctrl.experiments.ablation_config import REFERENCE, AblateConfig, Variant
 from ctrl.experiments.ablation_results import (
     EPISODES,
@@ -134,6 +134,7 @@ def ablate(
         jobs = [resumed(job) for job in jobs]
     write_json(folder / MARKER, {"command": command, "ablation": _plain(config)})
     ablation = Ablation(config, folder, jobs, command)
+    tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
     left = [job for job in jobs if job.result is None]
     parallel = min(config.jobs or provenance.usable_cores(), len(left))
     console.print(f"{len(left)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
@@ -193,7 +194,8 @@ def run_command(config: AblateConfig, console: Console) -> int:
     folder = _open(config)
     ablation, exit_code = ablate(config, runs, folder, console, provenance.command())
     show(ablation.to_json(), console)
-    console.print(f"numbers: {folder / SUMMARY}", soft_wrap=True)
+    for name, line in (("numbers", folder / SUMMARY), *tensorboard.how_to_look(folder / "tensorboard")):
+        console.print(f"{name:>11}: {line}", soft_wrap=True)
     return exit_code
 
 

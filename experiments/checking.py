@@ -36,7 +36,7 @@ def check_env(config: EnvsConfig, console: Console) -> int:
         console.print_json(data=[asdict(finding) for finding in findings])
     else:
         subject = find_subject(config.check, config)
-        console.print(f"{config.check}, {config.steps:,} steps", style="bold", soft_wrap=True)
+        console.print(f"{config.check}, {config.checked_steps:,} steps", style="bold", soft_wrap=True)
         findings = print_findings(subject, console)
     return 1 if any(finding.status == "broken" for finding in findings) else 0
 
@@ -61,7 +61,7 @@ def find_subject(env_id: str, config: EnvsConfig) -> Subject:
             adapted.family.load()
         else:
             find_spec(env_id)
-        return subject_of(adapted.id if adapted else env_id, config.env_arguments, steps=config.steps)
+        return subject_of(adapted.id if adapted else env_id, config.env_arguments, steps=config.checked_steps)
     except gym.error.DependencyNotInstalled as error:
         raise UserError(f"{env_id}: {error}") from error
     except ValueError as error:

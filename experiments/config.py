@@ -518,7 +518,7 @@ class EnvsConfig:
     """Check what an agent with memory relies on, for any id; `my_package:My-v0` imports my_package first."""
     env_kwargs: KeyValues = ()
     """Arguments of the task to check, such as `length=64 num_cues=4`."""
-    steps: int = 100_000
+    steps: Annotated[int | None, open_option("100000")] = None
     """Steps of the check that nothing is left behind in memory."""
     sheet: Annotated[Path | None, open_option("list tasks", "FILE")] = None
     """PNG file to draw episodes of our tasks in, as a person sees them."""
@@ -534,8 +534,14 @@ class EnvsConfig:
             require(self.family is None or not other, f"--family lists tasks; it does not go with --{name}")
         require(self.sheet is None or not self.json, "--sheet draws a picture; it does not go with --json")
         require(self.check is not None or not self.env_kwargs, "--env-kwargs needs --check ID")
-        require(self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
+        require(self.check is not None or self.steps is None, "--steps needs --check ID")
+        require(self.steps is None or self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
         _ = self.env_arguments
+
+    @property
+    def checked_steps(self) -> int:
+        """Steps of the check that nothing is left behind."""
+        return 100_000 if self.steps is None else self.steps
 
     @property
     def env_arguments(self) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Recorder(BaseCallback):
         self._returns: list[float] = []
         self._successes: list[float] = []
         self._next_checkpoint = 0
-        self._next_evaluation = config.run.evaluation_interval or math.inf
+        self._next_evaluation = config.run.evaluation_interval or 0
 
     def __enter__(self) -> Recorder:
         (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -117,8 +117,9 @@ class Recorder(BaseCallback):
             self._record()
         if self.num_timesteps >= self._next_checkpoint:
             self._checkpoint()
-        if self.num_timesteps >= self._next_evaluation:
-            self._evaluate(self.config.run.evaluation_interval or 0)
+        interval = self.config.run.evaluation_interval
+        if interval is not None and self.num_timesteps >= self._next_evaluation:
+            self._evaluate(interval)
 
     def _on_training_end(self) -> None:
         self._record()

@@ -64,7 +64,7 @@ def parse_command(command: str) -> None:
     from ctrl.experiments.cli import parse
 
     arguments = shlex.split(command.replace("PYTHON", sys.executable))[1:]
-    if any(argument.startswith("-") for argument in arguments) or "/" in command:
+    if len(arguments) > 1 + (arguments[0] == "bench"):
         parse(arguments)
         return
     with redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):

@@ -28,6 +28,7 @@ from ctrl.experiments.folders import write_json
 from ctrl.experiments.jobs import Job
 from ctrl.experiments.models import core_kwargs
 from ctrl.experiments.summary import Evaluation, Point, RunSummary
+from ctrl.experiments.tensorboard import address
 from ctrl.memory import always_seen
 
 BUILT_IN = set(compressor_names())  # on import, before any test registers one
@@ -114,7 +115,9 @@ def test_an_ablation_from_end_to_end_and_again(
         assert saved["options"]["memory"]["compressor"] == name.split("+")[0]
 
     assert main(["ablate", "--table", str(folder / "summary.json")]) == 0
-    table = shown[shown.index("ctrl/Recall-v0") : shown.index("numbers:")]
+    assert address() in shown.replace("\n", "")
+    assert (folder / "tensorboard" / "no_memory").is_dir()
+    table = shown[shown.index("ctrl/Recall-v0") : shown.index("    numbers:")]
     assert capsys.readouterr().out.strip() == table.strip()
     assert main(["ablate", "--table", str(folder / "summary.json"), "--markdown"]) == 0
     assert capsys.readouterr().out == (folder / "table.md").read_text()
