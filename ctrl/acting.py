@@ -260,9 +260,9 @@ class LayerRings:
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
-        normed = self._attention.norm(slots)
+        normed: Tensor = self._attention.norm(slots)
         if self.decay.shape[2]:
-            log_forget = self._attention.log_forget(hidden)  # [B, F]
+            log_forget = self._attention.log_forget(normed[-len(hidden) :])  # [B, F]
             # All slots fade by it, but for the step itself, which ends at 0.
             self._flat_decay.index_copy_(0, moves.target, torch.cat([*decays, -log_forget]))
             self.decay += log_forget[:, None]

@@ -323,7 +323,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         for number, tiers in enumerate(self.tiers):
             frame = frames[tiers]
             stored = [Ring(next(rings), next(usages), next(decays)) for _ in tiers]
-            log_forget = cast(MemoryLayer, self.layers[number]).attention.log_forget(hidden)
+            attention = cast(MemoryLayer, self.layers[number]).attention
+            log_forget = attention.log_forget(attention.norm(hidden))
             forgotten = sum_by_episode(log_forget, frame.plan.window.episode)  # [B, T, F]
             memories = self._recall(number, hidden.detach(), forgotten, stored, frame)
             last = forgotten[:, -1].detach()

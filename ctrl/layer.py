@@ -121,11 +121,11 @@ class MemoryAttention(nn.Module, ABC):
             with torch.no_grad():
                 self.forget_gate.bias.copy_(torch.linspace(*self.GATE_BIASES, self.forgetting_heads))
 
-    def log_forget(self, inputs: Tensor) -> Tensor:
-        """Return the logarithm of each forget gate, [.., F] for layer inputs [.., D]; F may be 0."""
+    def log_forget(self, normed: Tensor) -> Tensor:
+        """Return the logarithm of each forget gate, [.., F] for normed layer inputs [.., D]; F may be 0."""
         if self.forget_gate is None:
-            return inputs.new_zeros(*inputs.shape[:-1], 0)
-        return F.logsigmoid(self.forget_gate(self.norm(inputs)))
+            return normed.new_zeros(*normed.shape[:-1], 0)
+        return F.logsigmoid(self.forget_gate(normed))
 
     def forward(self, columns: Tensor, own: slice, known: ColumnFacts, band: Band) -> Attended:
         """Attend.
