@@ -65,6 +65,8 @@ SELECT = "ctrl/SelectNonmatchingObject-v0"
 FARTHEST = ("length=2500",)
 
 SUITE = (
+    SuiteTask("recall-24", RECALL, ("length=24",), 200_000, "success"),
+    SuiteTask("recall-64", RECALL, ("length=64",), 200_000, "success"),
     SuiteTask("recall-250", RECALL, ("length=250",), 200_000, "success", transfer=FARTHEST),
     SuiteTask("recall-1000", RECALL, ("length=1000",), 800_000, "success", transfer=FARTHEST),
     SuiteTask("copy-4-8", COPY, ("length=4", "delay=8"), 400_000, "normalised"),
