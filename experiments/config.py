@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,10 +120,6 @@ _COMPRESSOR_HELP = (
     "How slots are merged: surprise, most_missed, most_used and select keep one of them; conv, dilated_conv, gru and "
     "attention are learned; mean, max."
 )
-_RECENCY_HELP = (
-    "Power of a slot's age with which the attention of half of the heads falls at first; 2 where what is new makes "
-    "what is old invalid."
-)
 
 
 @dataclass(frozen=True)
@@ -150,10 +146,9 @@ class MemoryOptions:
     residual: Annotated[str | None, open_option("plain", "plain|pre_norm|gated|post_norm")] = None
     """How a layer joins what it reads to what it had."""
     forgetting: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--forgetting", None)] = None
-    """Let half of the heads learn to forget what is old."""
+    """Let a quarter of the heads learn when to shut out all that is older."""
     clock: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--clock", None)] = None
     """Let half of the heads, and the output, know the step of the episode."""
-    recency: Annotated[float | None, open_option("0", "FLOAT", _RECENCY_HELP)] = None
     novelty_gain: Annotated[float | None, open_option("4.0 with surprise and most_missed", "FLOAT")] = None
     """Keys and values of a slot of novelty n are 1 + n times this as large."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
@@ -163,16 +158,22 @@ class MemoryOptions:
         for name in ("width", "layers", "heads", "chrono_horizon"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        for name in ("recency", "novelty_gain"):
-            value = getattr(self, name)
-            told = f"--{name.replace('_', '-')} must be a number, at least 0, got {value}"
-            require(value is None or 0 <= value < math.inf, told)
+        gain = self.novelty_gain
+        require(gain is None or 0 <= gain < math.inf, f"--novelty-gain must be a number, at least 0, got {gain}")
         _ = self.tiers
 
     @property
     def of_some_cores(self) -> list[str]:
         """The options that are not left open."""
         return [name for name, value in asdict(self).items() if value is not None]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MemoryOptions:
+        """Rebuild the options from plain data; a `UserError` tells of those that are no more."""
+        names = {field.name for field in fields(cls)}
+        gone = [name for name, value in data.items() if name not in names and value is not None]
+        require(not gone, f"the run was made with {_flags(gone)}, which this version does not have")
+        return cls(**{name: value for name, value in data.items() if name in names})
 
     @property
     def tiers(self) -> list[tuple[int, int]]:
@@ -422,7 +423,7 @@ class TrainConfig:
             overwrite=data["overwrite"],
             task=TaskOptions.from_json(data["task"]),
             run=RunOptions(**data["run"]),
-            memory=of_core(MemoryOptions(**data["memory"]), data["core"]),  # older runs name those of all cores
+            memory=of_core(MemoryOptions.from_json(data["memory"]), data["core"]),  # older runs name those of all cores
             ppo=of_core(PPOOptions(**data["ppo"]), data["core"]),
             algorithm=data.get("algorithm", "ppo"),  # older runs have no other
             impala=ImpalaOptions(**data.get("impala", {})),

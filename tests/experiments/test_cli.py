@@ -92,7 +92,7 @@ def test_help_of_an_option_is_one_line_in_the_source(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("train --core lstm --recency 2", "--recency is no option of lstm; it is one of compressive, adaptive"),
+        ("train --core lstm --residual gated", "--residual is no option of lstm; it is one of compressive, adaptive"),
         (
             "train --core lstm --memory 32,32x4",
             "--memory is no option of lstm; it is one of compressive, adaptive, tra",
@@ -110,10 +110,9 @@ def test_help_of_an_option_is_one_line_in_the_source(path: Path) -> None:
         ("train --steps 0", "--steps must be at least 1"),
         ("train --compressor convv", "'conv'"),
         ("train --memory 2,8x4", "too small"),
-        ("train --recency -1", "--recency must be a number, at least 0, got -1.0"),
-        ("train --recency nan", "--recency must be a number, at least 0, got nan"),
-        ("train --recency inf", "--recency must be a number, at least 0, got inf"),
         ("train --novelty-gain -1", "--novelty-gain must be a number, at least 0, got -1.0"),
+        ("train --novelty-gain nan", "--novelty-gain must be a number, at least 0, got nan"),
+        ("train --novelty-gain inf", "--novelty-gain must be a number, at least 0, got inf"),
         ("train --compressor conv --novelty-gain 2", "novelty_gain = 2.0 needs a compressor that measures novelty"),
         ("compare --cores lstm rnn", "unknown core 'rnn'"),
         ("ablate --variants conv+attention_reconstructio", "did you mean 'conv+attention_reconstruction'"),

@@ -169,9 +169,12 @@ def test_a_config_from_before_an_option_came_has_its_default() -> None:
 
 def test_a_config_from_before_options_were_refused_keeps_what_its_core_has() -> None:
     data = TrainConfig(core="lstm", memory=MemoryOptions(width=24, chrono_horizon=9)).to_json()
-    data["memory"] |= {"heads": 4, "recency": 0.0, "compression_gradient": "reconstruction"}
+    data["memory"] |= {"heads": 4, "recency": None, "compression_gradient": "reconstruction"}
     data["ppo"] |= {"memory_max_grad_norm": 0.1}
     assert TrainConfig.from_json(data).memory == MemoryOptions(width=24, chrono_horizon=9)
+    data["memory"]["recency"] = 2.0
+    with pytest.raises(UserError, match="the run was made with --recency, which this version does not have"):
+        TrainConfig.from_json(data)
 
 
 @pytest.mark.parametrize("core", ctrl.core_names())
