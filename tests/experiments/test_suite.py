@@ -51,7 +51,7 @@ def test_scores_are_on_the_scale_that_is_shown() -> None:
     assert known["copy-4-8"] == (0.0, 1.0)
     assert known["select-room"][0] == pytest.approx((19.27 - 0.17) / (67 - 0.17), abs=1e-3)
     assert known["repeat-first-medium"] == (-0.5, 1.0)
-    assert len(TASKS) == len(SUITE) == 18
+    assert len(TASKS) == len(SUITE) == 20
 
 
 def test_transfer_changes_the_named_arguments_alone() -> None:
