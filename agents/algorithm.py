@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -21,7 +22,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ctrl.agents.arguments import check_env
 from ctrl.agents.buffers import WindowBuffer, select
 from ctrl.agents.collecting import keep_step, take_step
-from ctrl.agents.finite import check_gradients
+from ctrl.agents.finite import check_finite, check_gradients
+from ctrl.agents.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.policies import (
     Actor,
     CnnMemoryPolicy,
@@ -34,6 +36,9 @@ from ctrl.agents.spaces import check_spaces
 from ctrl.agents.vector_env import GymnasiumVecEnv
 
 Self = TypeVar("Self", bound="MemoryAlgorithm")
+
+FALLING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
+"""Learning rate unless one is given: from 1e-3 down to 0 over `learn(total_timesteps)`."""
 
 
 class MemoryAlgorithm(OnPolicyAlgorithm):
@@ -49,6 +54,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
     }
     logged_hparams: ClassVar[tuple[str, ...]] = ()
     """Arguments that TensorBoard lists with the run."""
+    normalize_values: bool
     memory_learning_rate: float | Schedule
     memory_max_grad_norm: float
     policy: MemoryPolicy
@@ -80,16 +86,20 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
 
     def _make_policy(self, policy_class: type[MemoryPolicy]) -> MemoryPolicy:
         kwargs = self.policy_kwargs
-        if not isinstance(kwargs, dict) or "memory_lr" in kwargs:
-            raise ValueError(
-                f"policy_kwargs must be a dict, without memory_lr (use memory_learning_rate); got {kwargs!r}"
-            )
+        if not isinstance(kwargs, dict):
+            raise ValueError(f"policy_kwargs must be a dict, got {kwargs!r}")
+        check_policy_kwargs(kwargs, policy_class)
         if not isinstance(kwargs.get("core_kwargs") or {}, dict):
             raise ValueError(f"core_kwargs must be a dict, got {kwargs['core_kwargs']!r}")
         memory_lr = self._memory_lr_schedule(1)
         try:
             return policy_class(
-                self.observation_space, self.action_space, self.lr_schedule, memory_lr=memory_lr, **kwargs
+                self.observation_space,
+                self.action_space,
+                self.lr_schedule,
+                normalize_values=self.normalize_values,
+                memory_lr=memory_lr,
+                **kwargs,
             )
         except TypeError as error:
             raise ValueError(f"policy_kwargs do not fit {policy_class.__name__}: {error}") from error
@@ -142,6 +152,16 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
             self._last_episode_starts = np.ones(n_envs, dtype=bool)
         return self._actor
 
+    def _count_returns(self, returns: Tensor) -> None:
+        """Let the units of the value head follow the returns [K] of an update, before it learns from them."""
+        if not self.normalize_values or not len(returns):
+            return
+        check_finite(returns, "returns", self.num_timesteps)
+        normalisation = self.policy.value_normalisation
+        normalisation.update(returns, self.policy.value_net)
+        self.logger.record("train/value_mean", normalisation.mean.item())
+        self.logger.record("train/value_scale", normalisation.scale.item())
+
     def _adapt(self, statistics: Statistics) -> None:
         """Let the core change what it chooses by itself; the next rollout begins with it."""
         diagnostics = {name.removeprefix("memory/"): value for name, value in statistics.means().items()}
@@ -191,10 +211,16 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
     ) -> Self:
         """Train for at least `total_timesteps` steps, summed over the envs; arguments as in stable-baselines3.
 
+        Schedules go by the progress left after an update's rollout, so what falls to 0 is 0 in the last update.
+
         :param tb_log_name: of the run in TensorBoard; the algorithm's name if None
+        :param reset_num_timesteps: False goes on counting steps, and the progress left is that of all calls together:
+            the second of two equal calls begins with half of a rate that falls. To train in many short calls, give
+            `learning_rate` a number
         :raises ValueError: where the model was loaded without an env
         """
         self._env_to_learn_in()
+        self._warn_of_no_rate(total_timesteps)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -203,6 +229,16 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def _warn_of_no_rate(self, steps: int) -> None:
+        """Warn of a call that would learn nothing: by its only update the rate that nobody chose has fallen to 0."""
+        of_update = self.rollout_buffer.buffer_size * self.n_envs
+        if 0 < steps <= of_update and self.learning_rate is FALLING_RATE:
+            warnings.warn(
+                f"learning_rate is 0 in the only update of learn({steps}), after {of_update} steps; "
+                "ask for more steps, or give learning_rate a number, which stays as it is",
+                stacklevel=3,
+            )
 
     def _env_to_learn_in(self) -> VecEnv:
         if self.env is None:
@@ -226,6 +262,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         metrics = {"rollout/ep_rew_mean": 0.0, "rollout/success_rate": 0.0, "train/value_loss": 0.0}
         self.logger.record("hparams", HParam(hparams, metrics), exclude=("stdout", "log", "json", "csv"))
 
+    @answering_other_names
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -293,4 +330,5 @@ def _hparam(value: Any) -> float | str:
 def _unknown_policy(name: str) -> ValueError:
     return ValueError(
         f"policy must be one of {', '.join(MemoryAlgorithm.policy_aliases)} or a MemoryPolicy class, got {name}"
+        f"{policy_hint(name)}"
     )

@@ -21,11 +21,12 @@ from torch import Tensor
 
 import ctrl
 from ctrl.agents.actors import Actors, check_sendable, closing
-from ctrl.agents.algorithm import MemoryAlgorithm, Statistics
+from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
 from ctrl.agents.arguments import check_device, check_env, check_env_id, check_numbers
 from ctrl.agents.buffers import select
 from ctrl.agents.collecting import ended_unreported
 from ctrl.agents.finite import check_finite
+from ctrl.agents.other_names import answering_other_names
 from ctrl.agents.policies import Evaluated, MemoryPolicy, PolicyState
 from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
 from ctrl.agents.vtrace import VTrace, vtrace
@@ -83,8 +84,9 @@ class MemoryImpala(MemoryAlgorithm):
     :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, a gymnasium `VectorEnv`, or a function that returns
         one of these. Every actor gets a copy of it, so with k envs there are k times `num_actors`. The function is for
         envs that can't be pickled, such as those that have processes of their own
-    :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0)
-    :param memory_learning_rate: of the compressors; likewise
+    :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0). By
+        default it falls from 1e-3 to 0 over a call of `learn`; see there for training in several calls
+    :param memory_learning_rate: of the compressors; a number or a function of the progress left
     :param num_actors: processes that act; 0 for none
     :param n_steps: T, steps of a window
     :param windows_per_update: windows of one actor's envs that an update learns from
@@ -97,6 +99,10 @@ class MemoryImpala(MemoryAlgorithm):
     :param c_bar: clip of the importance weights that carry back what later steps bring
     :param reward_clipping: "abs_one" (to -1 … 1) or "soft_asymmetric" (5 tanh(r / 5), 0.3 times that below 0), as in
         the original; None for rewards as they are
+    :param normalize_values: whether the value head learns in units of a running mean and scale of returns, as in
+        `ValueNormalisation`, and advantages are divided by that scale. Rewards of any scale then teach the same, while
+        the policy does not see them (`previous_reward`) and nothing clips them: `reward_clipping` comes first, on
+        rewards as they are
     :param ent_coef: weight of the entropy in the loss
     :param vf_coef: weight of the value loss in the loss
     :param max_grad_norm: gradient clip of everything but the compressors
@@ -118,21 +124,22 @@ class MemoryImpala(MemoryAlgorithm):
 
     logged_hparams: ClassVar[tuple[str, ...]] = (
         *("num_actors", "n_steps", "windows_per_update", "batch_size", "gamma", "vtrace_lambda", "rho_bar", "c_bar"),
-        *("reward_clipping", "ent_coef", "vf_coef", "max_grad_norm", "memory_max_grad_norm", "use_rms_prop"),
-        *("seed", "n_envs"),
+        *("reward_clipping", "normalize_values", "ent_coef", "vf_coef", "max_grad_norm", "memory_max_grad_norm"),
+        *("use_rms_prop", "seed", "n_envs"),
     )
     rollout_buffer: TrajectoryBuffer
     _actors: Actors | None = None
 
+    @answering_other_names
     def __init__(
         self,
         policy: str | type[MemoryPolicy],
         env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | str | Callable[[], Any] | None,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = FALLING_RATE,
         *,
         memory_learning_rate: float | Schedule = 1e-3,
         num_actors: int = 2,
-        n_steps: int = 64,
+        n_steps: int = 128,
         windows_per_update: int = 1,
         batch_size: int | None = None,
         gamma: float = 0.99,
@@ -140,6 +147,7 @@ class MemoryImpala(MemoryAlgorithm):
         rho_bar: float = 1.0,
         c_bar: float = 1.0,
         reward_clipping: str | None = None,
+        normalize_values: bool = True,
         ent_coef: float = 0.01,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
@@ -216,6 +224,7 @@ class MemoryImpala(MemoryAlgorithm):
         self.rho_bar = rho_bar
         self.c_bar = c_bar
         self.reward_clipping = reward_clipping
+        self.normalize_values = normalize_values
         self.memory_max_grad_norm = memory_max_grad_norm
         self.use_rms_prop = use_rms_prop
         self.window_slots = window_slots
@@ -316,9 +325,10 @@ class MemoryImpala(MemoryAlgorithm):
             return  # the env ignored every action, so there is nothing to learn from
         statistics = Statistics()
         self.policy.zero_grad()
-        for rows in self._passes(len(everything.rewards)):
+        passes = self._passes(len(everything.rewards))
+        for rows, targets in zip(passes, self._targets_beforehand(everything, passes), strict=True):
             batch: TrajectoryBatch = select(everything, rows)
-            self._add_gradients(batch, int(batch.loss_mask.sum()) / counted, statistics)
+            self._add_gradients(batch, int(batch.loss_mask.sum()) / counted, statistics, targets)
         self._optimize(statistics)
         self._n_updates += 1
         self._log_training(statistics)
@@ -334,15 +344,42 @@ class MemoryImpala(MemoryAlgorithm):
         passes: tuple[Tensor, ...] = torch.arange(windows, device=self.device).split(size)
         return passes
 
-    def _add_gradients(self, batch: TrajectoryBatch, share: float, statistics: Statistics) -> None:
-        """Add the gradients of some windows, which have this `share` of the steps that count."""
+    def _targets_beforehand(self, everything: TrajectoryBatch, passes: tuple[Tensor, ...]) -> list[VTrace | None]:
+        """Return the targets of each pass where several share the value head's units, which follow all of them.
+
+        That takes one more forward pass. The only pass of an update can do both in one: it has None.
+        """
+        if len(passes) == 1 or not self.normalize_values:
+            return [None] * len(passes)
+        told: list[VTrace | None] = []
+        returns = []
+        for rows in passes:
+            batch: TrajectoryBatch = select(everything, rows)
+            with torch.no_grad():
+                targets = self._targets(batch, self.policy.evaluate_windows(batch.windows))
+            told.append(targets)
+            returns.append(targets.vs[batch.loss_mask])
+        self._count_returns(torch.cat(returns))
+        return told
+
+    def _add_gradients(
+        self, batch: TrajectoryBatch, share: float, statistics: Statistics, targets: VTrace | None = None
+    ) -> None:
+        """Add the gradients of some windows, which have this `share` of the steps that count.
+
+        :param targets: where they are known; None where these windows are the whole update
+        """
         if not share:
             return
         evaluated = self.policy.evaluate_windows(batch.windows, diagnose=not statistics.values)
-        targets = self._targets(batch, evaluated)
         mask = batch.loss_mask
-        policy_loss = -(evaluated.log_prob * targets.pg_advantages)[mask].mean()
-        value_loss = (evaluated.values - targets.vs)[mask].square().mean()
+        if targets is None:
+            targets = self._targets(batch, evaluated)
+            self._count_returns(targets.vs[mask])
+        units = self.policy.value_normalisation
+        policy_loss = -(evaluated.log_prob * units.rescaled(targets.pg_advantages))[mask].mean()
+        outputs = self.policy.value_outputs(evaluated.latent_vf)
+        value_loss = (outputs - units.normalised(targets.vs))[mask].square().mean()
         entropy = -evaluated.log_prob if evaluated.entropy is None else evaluated.entropy
         entropy_loss = -entropy[mask].mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
@@ -423,6 +460,8 @@ class MemoryImpala(MemoryAlgorithm):
 
         Actors live as long as this call; their unfinished episodes end with it. Each takes one CPU core, and meanwhile
         torch uses as many threads as there are other cores, at least one: more would wait for each other.
+
+        Arguments, and what schedules do in several calls, are those of `MemoryPPO.learn`.
 
         :raises ActorError: where actors failed too often
         """

@@ -28,13 +28,15 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 import ctrl
+from ctrl.agents.other_names import answering_other_names
 from ctrl.agents.spaces import action_features, encode_action
+from ctrl.agents.value_normalisation import ValueNormalisation
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
 VALUE_GAIN = 0.01
-"""Of the value's output layer at first: values start near 0, as rare rewards do. With stable-baselines3's gain of 1,
-the differences of random values are nearly all of the first advantages."""
+"""Of the value's output layer at first: values start near the mean of returns, or near 0 where they are not normalised.
+With stable-baselines3's gain of 1, the differences of random values are nearly all of the first advantages."""
 FUSED_ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}
 """stable-baselines3's Adam, in one kernel."""
 
@@ -56,7 +58,7 @@ class Acted(NamedTuple):
     actions: Tensor
     """[B, ...] as sampled; Box actions are not clipped yet."""
     values: Tensor
-    """[B]"""
+    """[B] in the rewards' units."""
     log_prob: Tensor
     """[B]"""
 
@@ -84,7 +86,9 @@ class Evaluated(NamedTuple):
     """What `MemoryPolicy.evaluate_windows` returns; N windows of T steps."""
 
     values: Tensor
-    """[N, T]"""
+    """[N, T] in the rewards' units."""
+    latent_vf: Tensor
+    """[N, T, V] what the value head reads."""
     log_prob: Tensor
     """[N, T] of the windows' actions under the policy as it is now."""
     entropy: Tensor | None
@@ -107,6 +111,8 @@ class MemoryPolicy(ActorCriticPolicy):
         `evaluate_policy` and `EvalCallback` never pass, so it is off unless asked for
     :param net_arch: widths of the layers of policy and value heads, as in stable-baselines3
     :param activation_fn: of encoder and heads
+    :param normalize_values: whether values are what the head says times a running scale of returns, plus their mean.
+        The algorithm counts the returns; before it has, values are 0
     :param memory_lr: initial learning rate of `memory_optimizer`; the algorithm updates it
     :param kwargs: `ortho_init`, `log_std_init`, `features_extractor_class`, `features_extractor_kwargs`,
         `normalize_images`, `optimizer_class`, `optimizer_kwargs`, as in stable-baselines3
@@ -128,6 +134,7 @@ class MemoryPolicy(ActorCriticPolicy):
         previous_reward: bool = False,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_values: bool = True,
         memory_lr: float = 1e-3,
         use_sde: bool = False,
         **kwargs: Any,
@@ -142,6 +149,7 @@ class MemoryPolicy(ActorCriticPolicy):
             action_features(action_space) if previous_action else 0,
             1 if previous_reward else 0,
         )
+        self._normalize_values = normalize_values
         self._memory_lr = memory_lr
         net_arch = {"pi": [64], "vf": [64]} if net_arch is None else net_arch
         if (
@@ -167,6 +175,7 @@ class MemoryPolicy(ActorCriticPolicy):
         super()._build(lr_schedule)
         own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
         self._is_categorical = type(self.action_dist) is CategoricalDistribution and not own
+        self.value_normalisation = ValueNormalisation(0.0 if self._normalize_values else 1.0)
         if self.ortho_init:
             for module in self.encoder:
                 self.init_weights(module, gain=float(np.sqrt(2)))
@@ -187,6 +196,7 @@ class MemoryPolicy(ActorCriticPolicy):
             "encoder_arch": self._encoder_arch,
             "previous_action": self._previous_sizes[0] > 0,
             "previous_reward": self._previous_sizes[1] > 0,
+            "normalize_values": self._normalize_values,
             "memory_lr": self._memory_lr,
         }
 
@@ -225,9 +235,9 @@ class MemoryPolicy(ActorCriticPolicy):
         return Actor(self, state)
 
     def decide(self, latent: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions, values [B] and log probabilities [B] for the core's outputs [B, O]."""
+        """Return actions, values [B] in the rewards' units and log probabilities [B] for the core's outputs [B, O]."""
         latent_pi, latent_vf = self.mlp_extractor(latent)
-        values = self.value_net(latent_vf)[:, 0]
+        values = self._values(latent_vf)
         if self._is_categorical:  # the same by hand: building torch's distribution takes longer than the rest
             log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
             action = log_probs.argmax(dim=1, keepdim=True) if deterministic else draw(log_probs)
@@ -237,10 +247,12 @@ class MemoryPolicy(ActorCriticPolicy):
         return actions, values, distribution.log_prob(actions)
 
     def values_after(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> Tensor:
-        """Return the values [B] of observations that follow `state`, without keeping what they do to it."""
+        """Return the values [B] of observations that follow `state`, without keeping what they do to it.
+
+        They are in the rewards' units, as all that is called values.
+        """
         latent, _ = self.step(obs, state, reset)
-        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
-        return values[:, 0]
+        return self._values(self.mlp_extractor.forward_critic(latent))
 
     def evaluate_windows(self, windows: Windows, *, diagnose: bool = False) -> Evaluated:
         """Unroll the core over whole windows and judge their actions.
@@ -253,11 +265,22 @@ class MemoryPolicy(ActorCriticPolicy):
         latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
         log_prob, entropy = self._judge(latent_pi, windows.actions.flatten(0, 1))
         return Evaluated(
-            self.value_net(latent_vf).view(shape),
+            self._values(latent_vf).view(shape),
+            latent_vf.unflatten(0, shape),
             log_prob.view(shape),
             None if entropy is None else entropy.view(shape),
             unrolled,
         )
+
+    def value_outputs(self, latent_vf: Tensor) -> Tensor:
+        """[..., V] -> [...] what the value head says, in units of `value_normalisation` as it is now."""
+        outputs: Tensor = self.value_net(latent_vf)
+        return outputs[..., 0]
+
+    def _values(self, latent_vf: Tensor) -> Tensor:
+        """[N, V] -> [N] in the rewards' units."""
+        values: Tensor = self.value_normalisation(self.value_outputs(latent_vf))
+        return values
 
     def remember(self, windows: Windows) -> Any:
         """Return the core's state after the last step of each window, as the weights are now, without a graph."""
@@ -296,6 +319,7 @@ class MemoryPolicy(ActorCriticPolicy):
         reward = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
         return reward.reshape(-1, 1)[:, : self._previous_sizes[1]]
 
+    @answering_other_names
     def predict(
         self,
         observation: Observation,

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
-from ctrl.agents.algorithm import MemoryAlgorithm, Statistics
+from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
 from ctrl.agents.arguments import (
     batch_windows,
     burn_in_steps,
@@ -25,6 +25,7 @@ from ctrl.agents.arguments import (
 from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
 from ctrl.agents.collecting import ended_unreported
 from ctrl.agents.finite import check_finite
+from ctrl.agents.other_names import answering_other_names
 from ctrl.agents.policies import MemoryPolicy
 
 
@@ -62,8 +63,9 @@ class MemoryPPO(MemoryAlgorithm):
 
     :param policy: "MlpMemoryPolicy", "CnnMemoryPolicy", "MultiInputMemoryPolicy", or a class
     :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, or a gymnasium `VectorEnv`
-    :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0)
-    :param memory_learning_rate: of the compressors; likewise
+    :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0). By
+        default it falls from 1e-3 to 0 over a call of `learn`; see there for training in several calls
+    :param memory_learning_rate: of the compressors; a number or a function of the progress left
     :param n_steps: steps per env and rollout
     :param refresh: "none", "recompute" or k, see above
     :param window: T, steps that one unroll trains on; divides `n_steps`; None for `n_steps`
@@ -73,8 +75,12 @@ class MemoryPPO(MemoryAlgorithm):
     :param gamma: discount factor
     :param gae_lambda: trade-off between bias and variance of the advantages
     :param clip_range: of the probability ratio; a number or a function of the progress left
-    :param clip_range_vf: of the value's change, or None for no clipping; depends on the reward's scale
+    :param clip_range_vf: of the value's change, or None for no clipping; in units of `train/value_scale`, so that it
+        does not depend on the rewards' scale, unless `normalize_values` is False
     :param normalize_advantage: whether advantages are normalised per minibatch
+    :param normalize_values: whether the value head learns in units of a running mean and scale of returns, as in
+        `ValueNormalisation`. Values, returns and advantages of the buffer are in the rewards' units either way. Rewards
+        of any scale then teach the same, while the policy does not see them (`previous_reward`)
     :param ent_coef: weight of the entropy in the loss
     :param vf_coef: weight of the value loss in the loss
     :param max_grad_norm: gradient clip of everything but the compressors
@@ -91,14 +97,15 @@ class MemoryPPO(MemoryAlgorithm):
 
     logged_hparams: ClassVar[tuple[str, ...]] = (
         *("n_steps", "window", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef"),
-        *("max_grad_norm", "memory_max_grad_norm", "seed", "n_envs", "refresh"),
+        *("max_grad_norm", "memory_max_grad_norm", "normalize_values", "seed", "n_envs", "refresh"),
     )
 
+    @answering_other_names
     def __init__(
         self,
         policy: str | type[MemoryPolicy],
         env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | str | None,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = FALLING_RATE,
         *,
         memory_learning_rate: float | Schedule = 1e-3,
         n_steps: int = 128,
@@ -111,7 +118,8 @@ class MemoryPPO(MemoryAlgorithm):
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        normalize_values: bool = True,
+        ent_coef: float = 0.01,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         memory_max_grad_norm: float = 0.1,
@@ -172,6 +180,7 @@ class MemoryPPO(MemoryAlgorithm):
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
+        self.normalize_values = normalize_values
         self.memory_max_grad_norm = memory_max_grad_norm
         self.target_kl = target_kl
         if _init_setup_model:
@@ -216,6 +225,7 @@ class MemoryPPO(MemoryAlgorithm):
         statistics = Statistics()
         go_on = True
         everything = self.rollout_buffer.all_windows(self.policy)
+        self._count_returns(everything.returns[everything.loss_mask])
         for _ in range(self.n_epochs):
             for batch in window_batches(everything, self._batch_windows):
                 first = not statistics.values
@@ -255,12 +265,14 @@ class MemoryPPO(MemoryAlgorithm):
         ratio = log_ratio.exp()
         if first:
             statistics.add("train/first_ratio_deviation", (ratio - 1).abs().max())
-        advantages = counted(batch.advantages)
+        units = self.policy.value_normalisation
+        advantages = units.rescaled(counted(batch.advantages))
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
         policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
-        value_loss = F.mse_loss(counted(self._clipped_values(evaluated.values, batch)), counted(batch.returns))
+        outputs = self._clipped_outputs(self.policy.value_outputs(evaluated.latent_vf), batch)
+        value_loss = F.mse_loss(counted(outputs), units.normalised(counted(batch.returns)))
         entropy = -evaluated.log_prob if evaluated.entropy is None else evaluated.entropy
         entropy_loss = -counted(entropy).mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
@@ -284,11 +296,12 @@ class MemoryPPO(MemoryAlgorithm):
                 statistics.add(f"memory/{name}", value)
         return float(kl)
 
-    def _clipped_values(self, values: Tensor, batch: WindowBatch) -> Tensor:
+    def _clipped_outputs(self, outputs: Tensor, batch: WindowBatch) -> Tensor:
         if self._clip_vf_schedule is None:
-            return values
+            return outputs
         clip_range = self._clip_vf_schedule(self._current_progress_remaining)
-        return batch.old_values + (values - batch.old_values).clamp(-clip_range, clip_range)
+        old_outputs = self.policy.value_normalisation.normalised(batch.old_values)
+        return old_outputs + (outputs - old_outputs).clamp(-clip_range, clip_range)
 
     def _log_training(self, statistics: Statistics, clip_range: float) -> None:
         if not statistics.values:

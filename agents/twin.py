@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ctrl.agents.arguments import check_env_id
 from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.value_normalisation import ValueNormalisation
 from ctrl.laws.trial import shake
 
 MOST_ROLLOUTS = 8
@@ -96,6 +97,7 @@ class Twin:
         shake(self.policy, noise, torch.Generator().manual_seed(seed))
         self.model.env, self.model._vec_normalize_env = self.env, unwrap_vec_normalize(self.env)
         self.model._current_progress_remaining = 1.0
+        self._unnormalise()
         self.model.rollout_buffer = copy.copy(model.rollout_buffer)
         self.buffer.buffer_size = min(self.buffer.buffer_size, 2 * self.buffer.window)
         self.buffer.burn_in = min(self.buffer.burn_in, self.buffer.buffer_size)
@@ -108,6 +110,11 @@ class Twin:
         self._callback = self.model._setup_learn(total_timesteps=1, reset_num_timesteps=True)[1]
         self.first = 0
         """The step with which the last rollout began."""
+
+    def _unnormalise(self) -> None:
+        """Let values be what the head says: at first they would all be 0, and later move without being trained."""
+        self.policy.value_normalisation = ValueNormalisation(scale=1.0).to(self.policy.device)
+        self.model.normalize_values = False  # type: ignore[attr-defined]
 
     @property
     def policy(self) -> MemoryPolicy:

@@ -32,11 +32,14 @@ UPDATE = WINDOW * WINDOWS * len(STAGGERED)
 def make_impala(
     env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryPolicy", **options: Any
 ) -> MemoryImpala:
-    """Return a small agent, without actors unless told: an update has 4 windows of 6 steps, in 3 envs."""
+    """Return a small agent, without actors unless told: an update has 4 windows of 6 steps, in 3 envs.
+
+    The learning rate stays as it is.
+    """
     small = {"core": core, "core_kwargs": CORES.get(core, {}), "encoder_arch": [8], "net_arch": [8]}
     options["policy_kwargs"] = {**small, **options.get("policy_kwargs", {})}
-    defaults = {"num_actors": 0, "n_steps": WINDOW, "windows_per_update": WINDOWS, "seed": 0, "device": "cpu"}
-    return MemoryImpala(policy, env, **{**defaults, **options})
+    sizes = {"num_actors": 0, "n_steps": WINDOW, "windows_per_update": WINDOWS}
+    return MemoryImpala(policy, env, **{**sizes, "learning_rate": 3e-4, "seed": 0, "device": "cpu", **options})
 
 
 class PlacedEpisodes(ToldEpisodes):

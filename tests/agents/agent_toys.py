@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from ctrl import MemoryCore, Tier, Unrolled
-from ctrl.agents import GymnasiumVecEnv, MemoryPPO
+from ctrl.agents import GymnasiumVecEnv, MemoryPolicy, MemoryPPO
 from ctrl.agents.algorithm import MemoryAlgorithm
 
 CORES: dict[str, dict[str, Any]] = {
@@ -90,11 +90,32 @@ def vectorized(makes: list[Callable[[], Any]], mode: AutoresetMode | None) -> Du
 
 
 def make_model(env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryPolicy", **options: Any) -> MemoryPPO:
-    """Return a small agent: rollouts of 24 steps in windows of 8, minibatches of 3 windows."""
+    """Return a small agent: rollouts of 24 steps in windows of 8, minibatches of 3 windows.
+
+    The learning rate stays as it is, so that an agent of a single update learns something.
+    """
     small = {"core": core, "core_kwargs": CORES.get(core, {}), "encoder_arch": [8], "net_arch": [8]}
     options["policy_kwargs"] = {**small, **options.get("policy_kwargs", {})}
-    defaults = {"n_steps": 24, "window": 8, "batch_size": 24, "n_epochs": 2, "seed": 0, "device": "cpu"}
-    return MemoryPPO(policy, env, **{**defaults, **options})
+    sizes = {"n_steps": 24, "window": 8, "batch_size": 24, "n_epochs": 2}
+    return MemoryPPO(policy, env, **{**sizes, "learning_rate": 3e-4, "seed": 0, "device": "cpu", **options})
+
+
+UNIT = 2.0
+"""The scale of values that `set_units` gives."""
+
+
+def set_units(policy: MemoryPolicy) -> None:
+    """Let the value head have units that are not the rewards', as if returns of that scale had been counted."""
+    policy.value_normalisation.mean.fill_(1.0)
+    policy.value_normalisation.scale.fill_(UNIT)
+
+
+def say_values(policy: MemoryPolicy, weight: Sequence[float]) -> None:
+    """Let values be `weight` times what the head reads; exactly, where those are sums of powers of two."""
+    set_units(policy)
+    with torch.no_grad():
+        policy.value_net.weight[:] = torch.tensor(weight) / UNIT
+        policy.value_net.bias[:] = -1.0 / UNIT
 
 
 def weights_of(model: MemoryAlgorithm) -> dict[str, Tensor]:

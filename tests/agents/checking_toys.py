@@ -16,8 +16,9 @@ def build(
 ) -> MemoryPPO:
     """Return a small agent of a class of one's own; a recurrent core is checked fastest."""
     small = {"core": core, "core_kwargs": CORES[core], "encoder_arch": [8], "net_arch": [8]}
-    options: dict[str, Any] = {"n_steps": 24, "window": 8, "batch_size": 24, "n_epochs": 2, "seed": 0, "device": "cpu"}
-    return model_class(policy, staggered_env(), policy_kwargs=small, **options, **more)
+    sizes: dict[str, Any] = {"n_steps": 24, "window": 8, "batch_size": 24, "n_epochs": 2}
+    options: dict[str, Any] = {"learning_rate": 3e-4, "seed": 0, "device": "cpu"}
+    return model_class(policy, staggered_env(), policy_kwargs=small, **sizes, **options, **more)
 
 
 def broken(model: MemoryPPO, env: Any = None) -> LawBroken:

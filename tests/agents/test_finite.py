@@ -44,13 +44,18 @@ def spoiled(what: str, at: int, value: float = np.nan, **options: Any) -> list[C
     return [*makers(STAGGERED[:1]), lambda: Spoiled(what, at, value, **told), *makers(STAGGERED[2:])]
 
 
+def parameters_of(model: MemoryPPO) -> dict[str, torch.Tensor]:
+    """Return what is learned, without the statistics of returns: those that were finite have been counted."""
+    return {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
+
+
 def assert_stops(model: MemoryPPO, message: str) -> None:
     """Expect the error in the first rollout, or in the update after it, and the weights as they were."""
-    before = weights_of(model)
+    before = parameters_of(model)
     with pytest.raises(NonFiniteError, match=message) as caught:
         model.learn(24 * 3)
     assert isinstance(caught.value, ValueError)
-    assert same_weights(weights_of(model), before)
+    assert same_weights(parameters_of(model), before)
     assert all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
 
 
@@ -82,6 +87,13 @@ def test_bad_terminal_observation_of_a_terminated_episode_is_never_seen() -> Non
     model.learn(24 * 3)
 
 
+class Huge(gym.RewardWrapper[Any, Any]):
+    """Pays almost what float32 can hold, step by step."""
+
+    def reward(self, reward: Any) -> float:
+        return 3e38
+
+
 class SpoiledDict(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -99,8 +111,24 @@ def test_bad_part_of_a_dict_observation_is_named() -> None:
 
 def test_bad_loss() -> None:
     """A reward that is finite, and whose square is not."""
-    model = make_model(DummyVecEnv(spoiled("reward", 5, 1e30)), batch_size=72)
+    model = make_model(DummyVecEnv(spoiled("reward", 5, 1e30)), batch_size=72, normalize_values=False)
     assert_stops(model, r"^loss is not finite at step 72$")
+
+
+def test_a_huge_reward_is_no_bad_loss_where_values_are_normalised() -> None:
+    model = make_model(DummyVecEnv(spoiled("reward", 5, 1e30)), batch_size=72)
+    with np.errstate(over="ignore", invalid="ignore"):  # the explained variance, which is only logged
+        model.learn(24 * 3)
+    assert 1e26 < float(model.policy.value_normalisation.scale) < 1e30
+
+
+def test_bad_returns() -> None:
+    """Rewards that are finite, and whose sum is not: nothing has been counted."""
+    makes: list[Any] = [lambda make=make: Huge(make()) for make in makers()]
+    model = make_model(DummyVecEnv(makes))
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_stops(model, r"^returns is not finite at step 72$")
+    assert not bool(model.policy.value_normalisation.scale)
 
 
 def test_bad_reconstruction_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,13 @@ UPDATES = 4
 
 
 def difference(model: MemoryPPO) -> float:
-    """Return how far learning's log-probabilities and values are from acting's, at most."""
+    """Return how far learning's log-probabilities and values are from acting's, at most; values by their size."""
     batch = model.rollout_buffer.all_windows(model.policy)
     model.policy.set_training_mode(True)
     with torch.no_grad():
         evaluated = model.policy.evaluate_windows(batch.windows)
-    off = ((evaluated.log_prob - batch.old_log_prob).abs(), (evaluated.values - batch.old_values).abs())
+    of_values = (evaluated.values - batch.old_values).abs() / (1 + batch.old_values.abs())
+    off = ((evaluated.log_prob - batch.old_log_prob).abs(), of_values)
     return max(float(tensor[batch.loss_mask].max()) for tensor in off)
 
 

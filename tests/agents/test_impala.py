@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 import torch
 from actor_toys import UPDATE, WINDOW, WINDOWS, evaluated, fill_once, make_impala, targets
-from agent_toys import CORES, AtRolloutEnd, makers, same_weights, staggered_env, vectorized, weights_of
+from agent_toys import (
+    CORES,
+    UNIT,
+    AtRolloutEnd,
+    makers,
+    same_weights,
+    set_units,
+    staggered_env,
+    vectorized,
+    weights_of,
+)
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import Tensor
@@ -101,15 +111,16 @@ def test_what_later_steps_bring_is_clipped_at_c_bar(c_bar: float, c: float) -> N
 
 
 def test_losses_are_weighted() -> None:
-    """With no discount and rewards that are what the values say plus 1, targets are 1 above the values."""
+    """With no discount and rewards that are what the values say plus their scale, targets are that above the values."""
     model = make_impala(staggered_env(), "gru", gamma=0.0)
+    set_units(model.policy)
     batch = fill_once(model)
     model._lags = np.zeros(WINDOWS, dtype=np.int64)
     now = evaluated(model, batch)
-    above = batch._replace(rewards=now.values + 1, bootstraps=torch.zeros_like(now.values))
+    above = batch._replace(rewards=now.values + UNIT, bootstraps=torch.zeros_like(now.values))
     model.ent_coef, model.vf_coef = 10.0, 0.3
     statistics = Statistics()
-    model._add_gradients(above, 1.0, statistics)
+    model._add_gradients(above, 1.0, statistics, targets(model, above))
     found = statistics.means()
     assert found["train/value_loss"] == pytest.approx(1, rel=1e-4)
     assert found["train/policy_gradient_loss"] == pytest.approx(-float(now.log_prob.mean()), rel=1e-4)
@@ -149,7 +160,8 @@ def test_the_two_optimizers_are_apart() -> None:
     """The reconstruction loss trains compressors, with their own rate and clip, and nothing else."""
     moved = {}
     for frozen in ("learning_rate", "memory_learning_rate"):
-        model = make_impala(staggered_env(), **{frozen: 1e-30})
+        # Normalised, the value head would also move with the statistics of returns.
+        model = make_impala(staggered_env(), normalize_values=False, **{frozen: 1e-30})
         before, required = weights_of(model), {n: p.requires_grad for n, p in model.policy.named_parameters()}
         model.learn(3 * UPDATE)
         apart = {name: float((tensor - before[name]).abs().max()) for name, tensor in weights_of(model).items()}
@@ -230,7 +242,7 @@ def test_what_is_logged(core: str) -> None:
     assert np.isfinite(np.array(numbers, dtype=float)).all()
     names = {"loss", "value_loss", "policy_gradient_loss", "entropy_loss", "explained_variance", "grad_norm"}
     lag = {"policy_lag", "rho_mean", "rho_clip_fraction", "first_ratio_deviation"}
-    rest = {"n_updates", "learning_rate"}
+    rest = {"n_updates", "learning_rate", "value_mean", "value_scale"}
     assert {key.split("/")[1] for key in logged if key.startswith("train/")} == names | lag | rest
     assert logged["train/policy_lag"] == 0 and logged["train/first_ratio_deviation"] < 1e-5
     assert logged["train/n_updates"] == 2

@@ -27,9 +27,10 @@ FAST: dict[str, Any] = {"learning_rate": 1e-2, "memory_learning_rate": 1e-2}
 
 
 def difference(model: MemoryImpala, batch: TrajectoryBatch) -> Tensor:
-    """Return [N, T] how far learning's log-probabilities or values are from acting's."""
+    """Return [N, T] how far learning's log-probabilities or values are from acting's; values by their size."""
     found = evaluated(model, batch)
-    off = torch.maximum((found.log_prob - batch.old_log_prob).abs(), (found.values - batch.old_values).abs())
+    of_values = (found.values - batch.old_values).abs() / (1 + batch.old_values.abs())
+    off = torch.maximum((found.log_prob - batch.old_log_prob).abs(), of_values)
     return off.where(batch.loss_mask, 0)
 
 

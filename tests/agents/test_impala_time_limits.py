@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 import torch
 from actor_toys import StopOnce, evaluated, fill_once, make_impala, targets
-from agent_toys import TRANSPARENT, AtRolloutEnd, BookkeepingCore, makers, staggered_env, vectorized
+from agent_toys import (
+    TRANSPARENT,
+    AtRolloutEnd,
+    BookkeepingCore,
+    makers,
+    say_values,
+    set_units,
+    staggered_env,
+    vectorized,
+)
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -48,9 +57,7 @@ def bookkeeper(env: VecEnv, n_steps: int, **options: Any) -> MemoryImpala:
         "policy_kwargs": {**TRANSPARENT, "previous_reward": True},
     }
     model = make_impala(env, "bookkeeping", **{**defaults, **options})
-    with torch.no_grad():
-        model.policy.value_net.weight[:] = torch.tensor([[1, 0, 0, 0, 0.25, 0.25, 0.25, 0.5]])
-        model.policy.value_net.bias[:] = 0
+    say_values(model.policy, [1, 0, 0, 0, 0.25, 0.25, 0.25, 0.5])
     return model
 
 
@@ -124,8 +131,9 @@ def test_a_window_that_ends_in_mid_episode_goes_on_with_the_next_value(mode: Aut
 def test_a_window_goes_on_with_what_acting_then_saw(core: str) -> None:
     """The next window begins with the value that this one bootstraps from: state, last action and reward are right."""
     model = make_impala(staggered_env(), core, gamma=0.9, policy_kwargs={"previous_reward": True})
+    set_units(model.policy)
     with torch.no_grad():
-        model.policy.value_net.weight.mul_(100)  # values are near 0 at first
+        model.policy.value_net.weight.mul_(100)  # outputs are near 0 at first
     batch, n_envs = fill_once(model), model.n_envs
     on = ~batch.ends[:-n_envs, -1]
     found = (targets(model, batch).vs - batch.rewards)[:-n_envs, -1][on]
@@ -194,7 +202,8 @@ def targets_by_definition(model: MemoryImpala, batch: TrajectoryBatch, env: int,
     for step in range(length + 1):
         obs = torch.tensor([[env, 0, step]], dtype=torch.float32)
         latent, state = policy.step(obs, state, torch.tensor([step == 0]))
-        values.append(policy.value_net(policy.mlp_extractor.forward_critic(latent)).item())
+        outputs = policy.value_net(policy.mlp_extractor.forward_critic(latent))
+        values.append(policy.value_normalisation(outputs).item())
         action = torch.tensor([int(actions[step])]) if step < length else torch.tensor([0])
         state = state._replace(
             previous_action=policy.encode_action(action), previous_reward=policy.encode_reward(np.array([step + 1.0]))
@@ -211,6 +220,7 @@ def targets_by_definition(model: MemoryImpala, batch: TrajectoryBatch, env: int,
 def test_a_core_that_learns_has_the_targets_of_the_definition(mode: AutoresetMode | None, end: str) -> None:
     options: dict[str, Any] = {"gamma": 0.9, "vtrace_lambda": 0.8, "policy_kwargs": {"previous_reward": True}}
     model = make_impala(episodes([[4], [6]], end, mode), n_steps=8, windows_per_update=1, **options)
+    set_units(model.policy)
     batch = fill_once(model)
     for env, length in enumerate((4, 6)):
         expected = targets_by_definition(model, batch, env, end, length)

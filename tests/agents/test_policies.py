@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_toys import CORES, AtRolloutEnd, make_model, makers, staggered_env
+from agent_toys import CORES, AtRolloutEnd, make_model, makers, set_units, staggered_env
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -26,6 +26,7 @@ def trained(core: str = "compressive", **options: Any) -> MemoryPPO:
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
+    set_units(model.policy)
     callback = AtRolloutEnd(lambda model: None)
     model._setup_learn(0)
     callback.init_callback(model)
@@ -259,7 +260,8 @@ def test_categorical_actions_are_those_of_the_distribution(deterministic: bool) 
         torch.testing.assert_close(log_prob, distribution.log_prob(actions))
         judged = policy._judge(policy.mlp_extractor(latent)[0], actions)
         torch.testing.assert_close(judged, (distribution.log_prob(actions), distribution.entropy()))
-        torch.testing.assert_close(values, policy.value_net(policy.mlp_extractor(latent)[1])[:, 0])
+        outputs = policy.value_net(policy.mlp_extractor(latent)[1])[:, 0]
+        torch.testing.assert_close(values, policy.value_normalisation(outputs))
     assert len(set(actions.tolist())) > 1
 
 
@@ -272,7 +274,7 @@ def test_a_policy_with_its_own_distribution_keeps_it() -> None:
             logits = logits.index_fill(1, torch.tensor([0]), -1e9)
             return self.action_dist.proba_distribution(action_logits=logits)
 
-    model = MemoryPPO(NeverZero, staggered_env(), n_steps=16, device="cpu").learn(16 * ENVS)
+    model = MemoryPPO(NeverZero, staggered_env(), n_steps=16, device="cpu").learn(2 * 16 * ENVS)
     assert (model.rollout_buffer.actions > 0).all()
 
 
@@ -286,7 +288,7 @@ def test_a_distribution_of_another_kind_is_asked() -> None:
             self.action_dist = Sticky(3)
             super()._build(lr_schedule)
 
-    model = MemoryPPO(Stuck, staggered_env(), n_steps=16, device="cpu").learn(16 * ENVS)
+    model = MemoryPPO(Stuck, staggered_env(), n_steps=16, device="cpu").learn(2 * 16 * ENVS)
     assert (model.rollout_buffer.actions == 2).all()
 
 

@@ -13,11 +13,13 @@ import torch
 from agent_toys import (
     CORES,
     TRANSPARENT,
+    UNIT,
     AtRolloutEnd,
     BookkeepingCore,
     make_model,
     makers,
     same_weights,
+    set_units,
     staggered_env,
     vectorized,
     weights_of,
@@ -122,8 +124,12 @@ def test_an_update_ends_where_the_policy_has_moved_too_far() -> None:
 
 
 def losses(change: Callable[[WindowBatch], WindowBatch], **options: Any) -> dict[str, float]:
-    """Return what is logged of one minibatch, the whole rollout, after `change` to what is remembered of it."""
+    """Return what is logged of one minibatch, the whole rollout, after `change` to what is remembered of it.
+
+    That is in the rewards' units, in which the scale of values is `UNIT`; losses are not.
+    """
     model = make_model(staggered_env(), "gru", **options).learn(STEPS)
+    set_units(model.policy)
     batch = model.rollout_buffer.all_windows(model.policy)
     with torch.no_grad():
         now = model.policy.evaluate_windows(batch.windows)
@@ -147,7 +153,7 @@ def losses(change: Callable[[WindowBatch], WindowBatch], **options: Any) -> dict
 def test_the_gain_of_a_ratio_is_clipped(ratio: float, advantage: float, expected: float) -> None:
     def change(batch: WindowBatch) -> WindowBatch:
         old = batch.old_log_prob - math.log(ratio)
-        return batch._replace(old_log_prob=old, advantages=torch.full_like(old, advantage))
+        return batch._replace(old_log_prob=old, advantages=torch.full_like(old, UNIT * advantage))
 
     found = losses(change, clip_range=0.2, normalize_advantage=False)
     assert -found["train/policy_gradient_loss"] == pytest.approx(expected, rel=1e-4)
@@ -158,7 +164,7 @@ def test_the_gain_of_a_ratio_is_clipped(ratio: float, advantage: float, expected
 @pytest.mark.parametrize(("normalize", "expected"), [(False, -5.0), (True, 0.0)])
 def test_advantages_are_normalised_if_asked(normalize: bool, expected: float) -> None:
     def change(batch: WindowBatch) -> WindowBatch:
-        return batch._replace(advantages=5 + torch.randn_like(batch.advantages) * 1e-3)
+        return batch._replace(advantages=UNIT * (5 + torch.randn_like(batch.advantages) * 1e-3))
 
     found = losses(change, normalize_advantage=normalize)
     assert found["train/policy_gradient_loss"] == pytest.approx(expected, abs=1e-2)
@@ -166,16 +172,16 @@ def test_advantages_are_normalised_if_asked(normalize: bool, expected: float) ->
 
 @pytest.mark.parametrize(("clip", "expected"), [(None, 1.0), (0.25, 0.0625), (2.0, 1.0)])
 def test_the_change_of_values_is_clipped_if_asked(clip: float | None, expected: float) -> None:
-    """Values have grown by 1, and the returns are what they were."""
+    """Values have grown by their scale, and the returns are what they were."""
 
     def change(batch: WindowBatch) -> WindowBatch:
-        return batch._replace(old_values=batch.old_values - 1, returns=batch.returns - 1)
+        return batch._replace(old_values=batch.old_values - UNIT, returns=batch.returns - UNIT)
 
     assert losses(change, clip_range_vf=clip)["train/value_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_losses_are_weighted() -> None:
-    found = losses(lambda batch: batch._replace(returns=batch.returns + 1), ent_coef=10.0, vf_coef=0.3)
+    found = losses(lambda batch: batch._replace(returns=batch.returns + UNIT), ent_coef=10.0, vf_coef=0.3)
     assert found["train/value_loss"] == pytest.approx(1, rel=1e-4)
     assert -math.log(3) < found["train/entropy_loss"] < -0.5
     weighted = 10 * found["train/entropy_loss"] + 0.3 * found["train/value_loss"]

@@ -23,6 +23,7 @@ from agent_toys import (
     ToldEpisodes,
     make_model,
     makers,
+    set_units,
     staggered_env,
     vectorized,
     weights_of,
@@ -286,6 +287,7 @@ def test_unchanged_weights_remember_what_acting_remembered(core: str, refresh: A
     """Then the ratio is 1, in the first rollout, in those that go on from another, and after a stop."""
     model = refreshing(core, refresh)
     model.learn(0)
+    set_units(model.policy)
     for _ in range(3):
         batch = collect(model)
         model.policy.set_training_mode(True)

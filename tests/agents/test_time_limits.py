@@ -18,6 +18,8 @@ from agent_toys import (
     BookkeepingCore,
     make_model,
     makers,
+    say_values,
+    set_units,
     vectorized,
 )
 from gymnasium.vector import AutoresetMode
@@ -45,9 +47,7 @@ def bookkeeper(env: VecEnv, n_steps: int, **options: Any) -> MemoryPPO:
     policy_kwargs = {**TRANSPARENT, "previous_reward": True}
     small = {"n_steps": n_steps, "window": 1, "batch_size": n_steps, "policy_kwargs": policy_kwargs, **HALF}
     model = make_model(env, "bookkeeping", **{**small, **options})
-    with torch.no_grad():
-        model.policy.value_net.weight[:] = torch.tensor([[1, 0, 0, 0, 0.25, 0.25, 0.25, 0.5]])
-        model.policy.value_net.bias[:] = 0
+    say_values(model.policy, [1, 0, 0, 0, 0.25, 0.25, 0.25, 0.5])
     return model
 
 
@@ -180,7 +180,8 @@ def advantages_by_definition(model: MemoryPPO, env: int, ends: Sequence[str], le
         for step in range(length + 1):
             obs = torch.tensor([[env, episode, step]], dtype=torch.float32)
             latent, state = policy.step(obs, state, torch.tensor([step == 0]))
-            values.append(float(policy.value_net(policy.mlp_extractor.forward_critic(latent))))
+            outputs = policy.value_net(policy.mlp_extractor.forward_critic(latent))
+            values.append(float(policy.value_normalisation(outputs)))
             action = torch.tensor(actions[len(found) + step]) if len(found) + step < len(actions) else torch.tensor(0)
             state = state._replace(
                 previous_action=policy.encode_action(action[None]), previous_reward=policy.encode_reward([step + 1.0])
@@ -199,6 +200,7 @@ def test_advantages_are_those_of_the_definition(core: str, mode: AutoresetMode |
     lengths, ends = [[5, 3, 11], [7, 12], [2, 15]], ("truncated", "terminated")
     policy_kwargs = {"previous_reward": True}
     model = make_model(vectorized(makers(lengths, ends=ends), mode), core, policy_kwargs=policy_kwargs, gamma=0.9)
+    set_units(model.policy)
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
