@@ -137,7 +137,7 @@ class MemoryImpala(MemoryAlgorithm):
         env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | str | Callable[[], Any] | None,
         learning_rate: float | Schedule = FALLING_RATE,
         *,
-        memory_learning_rate: float | Schedule = 1e-3,
+        memory_learning_rate: float | Schedule = 5e-3,
         num_actors: int = 2,
         n_steps: int = 128,
         windows_per_update: int = 1,

@@ -135,7 +135,7 @@ class MemoryPolicy(ActorCriticPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_values: bool = True,
-        memory_lr: float = 1e-3,
+        memory_lr: float = 5e-3,
         use_sde: bool = False,
         **kwargs: Any,
     ) -> None:

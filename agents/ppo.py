@@ -107,7 +107,7 @@ class MemoryPPO(MemoryAlgorithm):
         env: GymEnv | gym.vector.VectorEnv[Any, Any, Any] | str | None,
         learning_rate: float | Schedule = FALLING_RATE,
         *,
-        memory_learning_rate: float | Schedule = 1e-3,
+        memory_learning_rate: float | Schedule = 5e-3,
         n_steps: int = 128,
         window: int | None = None,
         refresh: str | int = "none",

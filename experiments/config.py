@@ -195,7 +195,7 @@ class PPOOptions:
     """Adam's step size for all but the compressors."""
     anneal: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --anneal)")] = True
     """Let the learning rate fall linearly to 0 over the run, or keep it as it is."""
-    memory_learning_rate: Annotated[float | None, open_option("0.001", "FLOAT")] = None
+    memory_learning_rate: Annotated[float | None, open_option("0.005", "FLOAT")] = None
     """Adam's step size for the compressors."""
     n_steps: int = 128
     """Steps of each env between two updates."""

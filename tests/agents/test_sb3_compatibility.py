@@ -273,7 +273,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     hparams = hparams_of(events)
     assert hparams["core"] == "compressive" and hparams["window"] == 8 and hparams["core/width"] == "8"
     assert hparams["refresh"] == "none"
-    assert hparams["learning_rate"] == pytest.approx(3e-4) and hparams["memory_learning_rate"] == pytest.approx(1e-3)
+    assert hparams["learning_rate"] == pytest.approx(3e-4) and hparams["memory_learning_rate"] == pytest.approx(5e-3)
     assert hparams["parameters"] == sum(parameter.numel() for parameter in model.policy.parameters())
 
 
