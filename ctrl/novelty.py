@@ -30,7 +30,7 @@ class Novelty(nn.Module):
     NOISE = 0.5
     """r, as a share of the variance 1 of a normed input's features."""
     GAIN = 4.0
-    """By few trials (docs/learning.md): with none a rare cue is found later, and twice as much brought little."""
+    """By few trials (docs/research-log.md): with none a rare cue is found later, and twice as much brought little."""
 
     def __init__(self, width: int, gain: float = GAIN) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from ctrl.novelty import Novelty
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SPEED_PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-LEARNING_PAGE = (ROOT / "docs" / "learning.md").read_text(encoding="utf-8")
+LEARNING_PAGE = (ROOT / "docs" / "research-log.md").read_text(encoding="utf-8")
 DETAILS_PAGE = (ROOT / "docs" / "implementation-details.md").read_text(encoding="utf-8")
 COMPRESSORS_PAGE = (ROOT / "docs" / "compressors.md").read_text(encoding="utf-8")
 TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
