@@ -107,17 +107,28 @@ def test_a_run_is_evaluated_on_its_task(trained: Path, capsys: pytest.CaptureFix
         assert (brought["seed"], brought["length_mean"]) == (evaluation_seed(0), 6.0)
 
 
-def test_evaluation_repeats_that_of_training(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_repeats_that_of_training(
+    tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With more episodes than copies, another seed than the default, and returns of many digits."""
+    folder = tmp_path / "run"
+    task = ["--env", "ctrl/Rewrite-v0", "--env-kwargs", "steps=40", "--steps", "64", "--seed", "3"]
+    assert main(["train", *task, *small, "--eval-episodes", "21", "--out", str(folder)]) == 0
+    own = json.loads((folder / "summary.json").read_text())["evaluation"]
+    assert (own["episodes"], own["seed"]) == (21, evaluation_seed(3))
     capsys.readouterr()
-    assert main(["evaluate", str(trained), "--json"]) == 0
-    brought = json.loads(capsys.readouterr().out)
-    own = json.loads((trained / "summary.json").read_text())["evaluation"]
-    assert {name: brought[name] for name in own} == own
-    assert brought["scores"] == {"random": 0.25, "best without memory": 0.25, "perfect": 1.0}
-    assert main(["evaluate", str(trained)]) == 0
+    for path in (folder, folder / "model.zip"):
+        assert main(["evaluate", str(path), "--json"]) == 0
+        brought = json.loads(capsys.readouterr().out)
+        assert {name: brought[name] for name in own} == own
+    assert list(brought["scores"]) == ["random", "best without memory", "perfect"]
+    assert main(["evaluate", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert f"{own['return_mean']:.3f}" in printed
     assert "best without memory" in printed and "perfect" in printed
+    for other in (["--seed", "0"], ["--episodes", "22"], ["--num-envs", "21"]):
+        assert main(["evaluate", str(folder), "--json", *other]) == 0
+        assert json.loads(capsys.readouterr().out)["return_mean"] != own["return_mean"]
 
 
 def test_another_length_is_possible(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
