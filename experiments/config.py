@@ -492,7 +492,7 @@ class EvaluateConfig:
     """Episodes to play."""
     seed: Annotated[int | None, open_option("the run's, else 0")] = None
     """Seed of the task; evaluation seeds never overlap with training's."""
-    num_envs: Annotated[int | None, open_option("those of the run's own evaluation, 16 or one an episode")] = None
+    num_envs: Annotated[int | None, open_option("those of the run's own evaluation, 50 or one an episode")] = None
     """Copies of the task that are stepped together; another number plays other episodes."""
     stochastic: Switch = False
     """Sample actions as in training; by default the likeliest one is taken."""

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.finite import check_finite
 from ctrl.agents.policies import MemoryPolicy, Windows
 from ctrl.experiments.config import (
     COMPRESSIVE_CORES,
@@ -31,11 +32,41 @@ from ctrl.experiments.models import load_model
 from ctrl.experiments.summary import Evaluation, GroupEvaluation, titled
 from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, make_task, stated_scores
 
-MOST_ENVS = 16
-"""Copies of the task in an evaluation; with more of them other episodes would be played."""
+MOST_ENVS = 50
+"""Copies of the task in an evaluation; with another number of them other episodes would be played."""
+WINDOW_ENVS = 16
+"""Copies of the task in which reconstruction errors are measured."""
 WINDOWS = 4
 """In which reconstruction errors are measured; the first begins with empty memories."""
 _ERROR = "reconstruction_error/"
+
+
+class Player:
+    """A policy that plays with its state kept in place, as in training.
+
+    `predict`, which hands the state over as numpy arrays, takes several times as long.
+    """
+
+    def __init__(self, policy: MemoryPolicy) -> None:
+        self.policy = policy
+        self._steps = 0
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, tuple[()]]:
+        """Choose actions as the policy's own `predict` does; a call without `state` begins anew."""
+        check_finite(observation, "observation", self._steps)
+        if state is None:
+            self.policy.set_training_mode(False)
+            self._actor = self.policy.actor(self.policy.initial_state(len(episode_start)))
+        reset = torch.as_tensor(episode_start, device=self.policy.device)
+        acted = self._actor.act(self.policy.obs_to_tensor(observation)[0], reset, deterministic)
+        self._steps += len(episode_start)
+        return self.policy.env_actions(acted.actions), ()
+
+    def tell_rewards(self, rewards: Any) -> None:
+        """Give the rewards [B] that the last actions brought, which some policies see."""
+        self._actor.tell_rewards(rewards)
 
 
 def evaluate(
@@ -43,7 +74,7 @@ def evaluate(
 ) -> Evaluation:
     """Play `episodes` with the agent.
 
-    :param model: an agent with stable-baselines3's `predict`
+    :param model: one of our agents, or another with stable-baselines3's `predict`
     :param env: the task, wrapped so that it reports whole episodes
     :param task: what `env` was built from
     :param episodes: how many to play, divided evenly among the copies so that short ones are not preferred
@@ -52,9 +83,12 @@ def evaluate(
     """
     successes: list[float] = []
     grouped: dict[int, list[float]] = {}
+    player = Player(model.policy) if isinstance(model, MemoryAlgorithm) else model
 
     def collect(local: dict[str, Any], _: dict[str, Any]) -> None:
         info = local["info"]
+        if isinstance(player, Player):
+            player.tell_rewards(local["rewards"])
         if local["done"] and "is_success" in info:
             successes.append(float(info["is_success"]))
             if "group" in info:
@@ -62,7 +96,7 @@ def evaluate(
 
     env.seed(seed)
     returns, lengths = evaluate_policy(
-        model, env, episodes, deterministic=deterministic, callback=collect, return_episode_rewards=True, warn=False
+        player, env, episodes, deterministic=deterministic, callback=collect, return_episode_rewards=True, warn=False
     )
     return Evaluation(
         episodes=len(returns),  # type: ignore[arg-type]
@@ -122,7 +156,7 @@ def reconstruction_errors(model: MemoryAlgorithm, config: TrainConfig) -> dict[s
     if config.core not in COMPRESSIVE_CORES:
         return {}
     found: dict[str, list[float]] = {}
-    task = make_task(replace(config.task, num_envs=MOST_ENVS), seed=evaluation_seed(config.seed), training=True)
+    task = make_task(replace(config.task, num_envs=WINDOW_ENVS), seed=evaluation_seed(config.seed), training=True)
     env = model._wrap_env(task, monitor_wrapper=False)  # images come with channels first, as in training
     try:
         for windows in held_out_windows(model.policy, env, length=config.ppo.window or config.ppo.n_steps):

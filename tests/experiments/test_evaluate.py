@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
@@ -18,6 +19,7 @@ from ctrl.experiments.config import MemoryOptions, PPOOptions, RunOptions, TaskO
 from ctrl.experiments.core_options import of_core
 from ctrl.experiments.evaluate import (
     WINDOWS,
+    Player,
     evaluate,
     evaluation_table,
     held_out_windows,
@@ -113,9 +115,9 @@ def test_evaluation_repeats_that_of_training(
     """With more episodes than copies, another seed than the default, and returns of many digits."""
     folder = tmp_path / "run"
     task = ["--env", "ctrl/Rewrite-v0", "--env-kwargs", "steps=40", "--steps", "64", "--seed", "3"]
-    assert main(["train", *task, *small, "--eval-episodes", "21", "--out", str(folder)]) == 0
+    assert main(["train", *task, *small, "--eval-episodes", "55", "--out", str(folder)]) == 0
     own = json.loads((folder / "summary.json").read_text())["evaluation"]
-    assert (own["episodes"], own["seed"]) == (21, evaluation_seed(3))
+    assert (own["episodes"], own["seed"]) == (55, evaluation_seed(3))
     capsys.readouterr()
     for path in (folder, folder / "model.zip"):
         assert main(["evaluate", str(path), "--json"]) == 0
@@ -126,9 +128,38 @@ def test_evaluation_repeats_that_of_training(
     printed = capsys.readouterr().out
     assert f"{own['return_mean']:.3f}" in printed
     assert "best without memory" in printed and "perfect" in printed
-    for other in (["--seed", "0"], ["--episodes", "22"], ["--num-envs", "21"]):
+    for other in (["--seed", "0"], ["--episodes", "56"], ["--num-envs", "54"]):
         assert main(["evaluate", str(folder), "--json", *other]) == 0
         assert json.loads(capsys.readouterr().out)["return_mean"] != own["return_mean"]
+
+
+@pytest.mark.parametrize("core", [("compressive", "3,4x2"), ("gru", None)])
+def test_a_player_plays_as_predict_does(core: tuple[str, str | None]) -> None:
+    """Over episodes that end at different times."""
+    model, config = built(*core)
+    env = make_task(config.task, seed=0, training=True)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100)  # else the first action is the likeliest everywhere
+    ours = evaluate_policy(Player(model.policy), env, 24, return_episode_rewards=True, warn=False)
+    env.seed(0)
+    theirs = evaluate_policy(model, env, 24, return_episode_rewards=True, warn=False)
+    env.seed(0)
+    again = evaluate(model, env, config.task, episodes=24, seed=0)
+    env.close()
+    assert ours == theirs
+    assert len(set(ours[0])) == 2 and len(set(ours[1])) > 1  # type: ignore[arg-type]
+    assert again.return_mean == pytest.approx(np.mean(ours[0]))
+
+
+def test_a_policy_that_sees_rewards_is_told_them() -> None:
+    env = make_task(TaskOptions(env="CartPole-v1", num_envs=2), seed=0, training=False)
+    seeing = {"core": "gru", "previous_reward": True}
+    model = MemoryPPO("MlpMemoryPolicy", env, policy_kwargs=seeing, n_steps=8, seed=0, device="cpu")
+    told: list[list[float]] = []
+    model.policy.encode_reward = lambda rewards: told.append(list(rewards)) or torch.ones(2, 1)  # type: ignore[assignment, func-returns-value]
+    evaluate(model, env, TaskOptions(env="CartPole-v1", num_envs=2), episodes=2, seed=0)
+    env.close()
+    assert told[0] == [1.0, 1.0] and len(told) > 10
 
 
 def test_another_length_is_possible(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +210,7 @@ def test_what_cannot_be_evaluated_is_told(trained: Path, tmp_path: Path, capsys:
     assert "cannot be loaded" in error(str(tmp_path / "broken.zip"), "--env", "ctrl/Recall-v0")
 
 
-def built(core: str, memory: str) -> tuple[MemoryPPO, TrainConfig]:
+def built(core: str, memory: str | None) -> tuple[MemoryPPO, TrainConfig]:
     options = MemoryOptions(width=8, layers=2, heads=2, memory=memory, compressor="mean", reconstruction="none")
     config = TrainConfig(
         core=core,
