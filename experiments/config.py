@@ -322,8 +322,8 @@ def _flags(names: list[str]) -> str:
 
 
 _EVAL_HELP = (
-    "Env steps between two evaluations during training. Each plays as many episodes as take about a tenth of these "
-    "steps, at most 32, with the likeliest actions, and changes nothing in training. 0: evaluate after training alone."
+    "Env steps between two evaluations during training. Each plays 32 episodes, or fewer where they are long, with the "
+    "likeliest actions, and changes nothing in training. 0: evaluate after training alone."
 )
 
 

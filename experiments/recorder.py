@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from ctrl.agents import GymnasiumVecEnv
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.evaluate import evaluate_run
@@ -24,8 +25,11 @@ from ctrl.experiments.signals import StopRequests
 from ctrl.experiments.summary import CURVE_COLUMNS, Evaluation, Point, recent
 from ctrl.experiments.tensorboard import log_evaluation
 
-EVALUATION_SHARE = 0.1
-"""Env steps of evaluations during training, as a share of those between them; acting alone takes less time."""
+SHARE, NATIVE_SHARE = 0.1, 0.4
+"""Env steps of evaluations during training, as a share of those between them.
+
+That is about a twentieth of the time, since nothing is learned; copies that step together hardly take longer for more.
+"""
 MOST_EPISODES = 32
 """Of one evaluation during training."""
 
@@ -142,7 +146,9 @@ class Recorder(BaseCallback):
 
     def _evaluate(self, interval: int) -> None:
         start = Taken.now()
-        episodes = affordable_episodes([info["l"] for info in self.model.ep_info_buffer or ()], interval)
+        native = isinstance(self.training_env.unwrapped, GymnasiumVecEnv)
+        lengths = [info["l"] for info in self.model.ep_info_buffer or ()]
+        episodes = affordable_episodes(lengths, interval * (NATIVE_SHARE if native else SHARE))
         if episodes:
             self.add_evaluation(evaluate_run(cast(MemoryAlgorithm, self.model), self.config, episodes=episodes))
         self.evaluating = self.evaluating.plus(Taken.now().minus(start))
@@ -175,13 +181,11 @@ class Recorder(BaseCallback):
         self._next_checkpoint = self.num_timesteps + self.config.run.checkpoint_interval
 
 
-def affordable_episodes(lengths: Sequence[float], interval: int) -> int:
+def affordable_episodes(lengths: Sequence[float], steps: float) -> int:
     """Return how many episodes an evaluation during training plays.
 
     :param lengths: steps of the latest training episodes
-    :param interval: env steps between two evaluations
-    :return: as many as take `EVALUATION_SHARE` of them, at most `MOST_EPISODES`; 0 before the first episode has ended
+    :param steps: env steps that the evaluation may take
+    :return: at most `MOST_EPISODES`; 0 before the first training episode has ended, since they may be of any length
     """
-    if not lengths:
-        return 0
-    return min(MOST_EPISODES, int(EVALUATION_SHARE * interval / fmean(lengths)))
+    return min(MOST_EPISODES, int(steps / fmean(lengths))) if lengths else 0

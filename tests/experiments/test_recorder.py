@@ -8,10 +8,11 @@ import torch
 from ctrl.agents import MemoryPPO
 from ctrl.experiments import recorder
 from ctrl.experiments.cli import main
-from ctrl.experiments.recorder import CurveFile, Taken, affordable_episodes
+from ctrl.experiments.recorder import NATIVE_SHARE, SHARE, CurveFile, Taken, affordable_episodes
 from ctrl.experiments.summary import Point, read_curve
 
 TASK = ("--env-kwargs", "length=5")
+DUMMY = ("--env", "MountainCar-v0", "--env-kwargs", "goal_velocity=0.0")
 
 
 def test_times_are_added_and_subtracted_clock_by_clock() -> None:
@@ -33,17 +34,30 @@ def test_a_curve_can_be_read_while_it_grows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "interval", "episodes"),
+    ("lengths", "episodes"),
     [
-        ([], 10_000, 0),  # no episode has ended, so nobody knows how long one is
-        ([251.0], 20_000, 7),  # a tenth are 2,000 steps
-        ([100.0, 300.0], 20_000, 10),
-        ([6.0], 20_000, 32),  # more would bring little
-        ([2_001.0], 20_000, 0),  # not one of them
+        ([], 0),  # no episode has ended, so nobody knows how long one is
+        ([251.0], 7),
+        ([100.0, 300.0], 10),
+        ([6.0], 32),  # more would bring little
+        ([2_001.0], 0),  # not one of them
     ],
 )
-def test_evaluations_take_a_tenth_of_the_steps(lengths: list[float], interval: int, episodes: int) -> None:
-    assert affordable_episodes(lengths, interval) == episodes
+def test_an_evaluation_takes_no_more_steps_than_it_may(lengths: list[float], episodes: int) -> None:
+    assert affordable_episodes(lengths, 2_000) == episodes
+
+
+@pytest.mark.parametrize(
+    ("task", "share"), [(TASK, NATIVE_SHARE), (("--env", "CartPole-v1"), NATIVE_SHARE), (DUMMY, SHARE)]
+)
+def test_tasks_that_step_their_copies_one_by_one_are_evaluated_less(
+    task: tuple[str, ...], share: float, tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(recorder, "affordable_episodes", lambda _, steps: asked.append(steps) or 0)
+    options = ("--core", "feedforward", "--steps", "256", "--eval-every", "100")
+    assert main(["train", *task, *tiny, *options, "--out", str(tmp_path / "run")]) == 0
+    assert asked == [100 * share]
 
 
 def train(folder: Path, *options: str) -> dict[str, torch.Tensor]:
@@ -62,7 +76,7 @@ def test_training_does_not_notice_that_it_is_evaluated(
     alone = train(tmp_path / "alone", *options, "--eval-every", "0")
     assert all(torch.equal(watched[name], alone[name]) for name in alone)
     points = read_curve(tmp_path / "watched" / "held_out.csv")
-    assert [(point.steps, point.episodes) for point in points] == [(s, 2) for s in (128, 256, 384, 512)] + [(640, 8)]
+    assert [(point.steps, point.episodes) for point in points] == [(s, 8) for s in (128, 256, 384, 512)] + [(640, 8)]
     assert [point.steps for point in read_curve(tmp_path / "alone" / "held_out.csv")] == [640]
     curves = [read_curve(tmp_path / name / "curve.csv") for name in ("watched", "alone")]
     assert [point[:4] for point in curves[0]] == [point[:4] for point in curves[1]]
