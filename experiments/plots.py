@@ -45,8 +45,8 @@ SMOOTHING = 0.03
 
 LABEL_WIDTH = 13
 """Letters in a line of the labels beside the picture."""
-TRAINING = "line: in training, actions are sampled"
-HELD_OUT = "dot: held-out episodes, likeliest actions"
+TRAINING = "in training, actions sampled"
+HELD_OUT = "held out, likeliest actions"
 GREY: Any = {"color": "#555555"}
 
 Floats = NDArray[np.float64]
@@ -76,7 +76,7 @@ def learning_curves(
     :param by: `steps`, or `seconds` since training began
     """
     metric = metric or metric_of(curves)
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 4.7), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for core, seeds in curves.items():
         _draw_core(axes, core, seeds, metric, by)
@@ -183,4 +183,5 @@ def _decorate(axes: Axes, title: str, metric: str, seeds: int, dots: bool) -> No
     if dots:
         handles += [Line2D([], [], label=TRAINING, **GREY), Line2D([], [], marker="o", ls="", label=HELD_OUT, **GREY)]
     if handles:
-        axes.legend(handles=handles, framealpha=0.85, edgecolor="none", loc="best")
+        place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}  # below, where it hides nothing
+        axes.legend(handles=handles, ncols=4, fontsize=9, columnspacing=1.5, edgecolor="none", **place)

@@ -76,12 +76,16 @@ def test_held_out_episodes_are_dots_and_the_legend_says_what_is_sampled() -> Non
 
 
 def test_nothing_of_a_picture_is_cut_off(tmp_path: Path) -> None:
-    """The labels beside the axes are inside the figure."""
-    figure = learning_curves(CURVES, title="t", references={"best without memory": 0.25, "perfect": 1.0})
+    """The labels beside the axes and the legend below them are inside the figure."""
+    held_out = {"compressive": [curve([0.4, 0.8])]}
+    scores = {"best without memory": 0.25, "perfect": 1.0}
+    figure = learning_curves(CURVES, title="t", held_out=held_out, references=scores)
     save_figure(figure, tmp_path / "a.png")
-    inside = figure.bbox
-    for text in figure.axes[0].texts:
-        box = text.get_window_extent()
+    inside, (axes,) = figure.bbox, figure.axes
+    legend = axes.get_legend()
+    assert legend is not None
+    for part in (*axes.texts, legend):
+        box = part.get_window_extent()
         assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
 
 
