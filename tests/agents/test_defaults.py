@@ -89,7 +89,7 @@ def test_a_number_is_a_constant_rate() -> None:
 
 def test_the_compressors_rate_stays() -> None:
     model = make_model(staggered_env()).learn(3 * 72)
-    assert model.logger.name_to_value["memory/learning_rate"] == 1e-3
+    assert model.logger.name_to_value["memory/learning_rate"] == model.memory_learning_rate
 
 
 @BOTH

@@ -37,7 +37,8 @@ import ctrl.envs  # noqa: F401 - registers the tasks
 from ctrl.agents import GymnasiumVecEnv, MemoryImpala, check_memory
 from ctrl.agents.packing import packed
 
-SMALL: dict[str, Any] = {"n_steps": WINDOW, "windows_per_update": WINDOWS, "device": "cpu", "seed": 0}
+SIZES: dict[str, Any] = {"n_steps": WINDOW, "windows_per_update": WINDOWS}
+SMALL: dict[str, Any] = {**SIZES, "learning_rate": 3e-4, "device": "cpu", "seed": 0}
 
 
 def policy_kwargs(core: str = "gru") -> dict[str, Any]:

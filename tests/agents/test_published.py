@@ -93,6 +93,7 @@ def test_weights_and_moments_arrive() -> None:
     for version in (0, 1, 2, 7):
         with torch.no_grad():
             learner.policy.value_net.bias += 1
+            learner.policy.value_normalisation.scale += 1  # statistics go with the weights
         assert published.write(version)
         assert there.read() == version == there.read()
         assert same_weights(weights_of(learner), weights_of(actor))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from actor_toys import UPDATE, WINDOW, WINDOWS, StopOnce, fill_once, make_impala, placed_makers
-from agent_toys import STAGGERED, TRANSPARENT, AtRolloutEnd, BookkeepingCore, vectorized
+from agent_toys import STAGGERED, TRANSPARENT, AtRolloutEnd, BookkeepingCore, set_units, vectorized
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
@@ -38,7 +38,10 @@ def bookkeeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bookkeeper(mode: AutoresetMode | None = None, **options: Any) -> MemoryImpala:
     policy_kwargs = {**TRANSPARENT, "previous_action": False}
-    return make_impala(vectorized(placed_makers(), mode), "bookkeeping", policy_kwargs=policy_kwargs, **options)  # type: ignore[arg-type]
+    env = vectorized(placed_makers(), mode)  # type: ignore[arg-type]
+    model = make_impala(env, "bookkeeping", policy_kwargs=policy_kwargs, **options)
+    set_units(model.policy)  # without, values would be 0 until the first update
+    return model
 
 
 class Seen:
