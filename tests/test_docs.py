@@ -185,7 +185,7 @@ def training_length(steps: int) -> str:
 
 def test_table_of_steady_learning_is_what_the_runs_brought() -> None:
     written = json.loads((ROOT / "docs" / "recall.json").read_text(encoding="utf-8"))
-    stated = re.findall(r"^\| \d.*$", LEARNING_PAGE, flags=re.MULTILINE)
+    stated = re.findall(r"^\| [\d,]+ \| \d.*$", LEARNING_PAGE, flags=re.MULTILINE)
     assert stated == [recall_row(each["command"], run) for each in written for run in each["runs"]]
     commands = blocks("", LEARNING_PAGE)[0].splitlines()[: len(written)]
     assert [each["command"].split(" --jobs")[0] for each in written] == [line.split(" --out")[0] for line in commands]
