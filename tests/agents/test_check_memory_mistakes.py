@@ -100,7 +100,7 @@ def test_a_snapshot_one_step_late() -> None:
 
 
 def test_positions_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrl.acting.age_row", lambda age: age_row((age - 1).clamp_min(0)))
+    monkeypatch.setattr("ctrl.acting.age_row", lambda age, exact: age_row((age - 1).clamp_min(0), exact))
     assert find(broken(build(core="compressive")), "learning sees what acting saw").step is not None
 
 
