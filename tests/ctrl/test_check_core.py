@@ -209,7 +209,7 @@ def test_what_a_check_cannot_reach_is_told() -> None:
 def test_ages_off_by_one_in_all_ways_alike_are_another_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the docstring says of the limits of a black box."""
     monkeypatch.setattr("ctrl.band.ages", lambda plan, layout: (ages(plan, layout) - 1).clamp_min(0))
-    monkeypatch.setattr("ctrl.acting.age_row", lambda age: age_row((age - 1).clamp_min(0)))
+    monkeypatch.setattr("ctrl.acting.age_row", lambda age, exact: age_row((age - 1).clamp_min(0), exact))
     check_core(Small(), length=20)
 
 

@@ -215,7 +215,7 @@ def test_positions_off_by_one_in_unroll(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_positions_off_by_one_in_acting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrl.acting.age_row", lambda age: age_row((age - 1).clamp_min(0)))
+    monkeypatch.setattr("ctrl.acting.age_row", lambda age, exact: age_row((age - 1).clamp_min(0), exact))
     error = broken(Small())
     found = find(error, "unroll equals acting")
     assert (found.env, found.step) == (0, 1)

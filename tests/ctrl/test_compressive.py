@@ -365,7 +365,7 @@ def test_gradients_flow_through_the_windows_own_short_term_slots_and_gates_only(
 
 def test_compressed_slots_are_read() -> None:
     """A change of a step that only a compressed slot still holds changes the output."""
-    core = make_core(layers=1)
+    core = make_core(layers=1, forgetting=False)
     inputs = torch.randn(1, 14, 3)
     changed = inputs.clone()
     changed[0, 3] += 1.0
@@ -396,7 +396,7 @@ def test_compressed_slots_are_read() -> None:
             "novelty_gain = 2.0 needs a compressor that measures novelty.* use compressor 'surprise'",
         ),
         ({"widht": 3}, "does not take widht; its options are .*width.*; for widht use width$"),
-        ({"dropout": 0.1}, "does not take dropout; .*, residual$"),
+        ({"dropout": 0.1}, "does not take dropout; .*, clock$"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, words: str) -> None:

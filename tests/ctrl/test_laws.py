@@ -173,7 +173,8 @@ def lived_in_state(core: Core, steps: int = 17) -> Any:
     reset[:, 0] = True
     reset[1, 9] = True
     reset[2, 15] = True
-    return core.unroll(torch.randn(BATCH, steps, INPUTS), core.initial_state(BATCH), reset).state
+    inputs = torch.randn(BATCH, steps, INPUTS).to(core.dtype)
+    return core.unroll(inputs, core.initial_state(BATCH), reset).state
 
 
 WAYS = ("step", "step with a graph", "acting")
@@ -208,11 +209,11 @@ def assert_same_state(actual: Any, expected: Any) -> None:
 def test_unroll_equals_folded_steps_for_any_split_and_resets(
     name: str, way: str, data: st.DataObject, length: int
 ) -> None:
-    """With a plan that was made before, or without."""
-    core = build(name)
+    """With a plan that was made before, or without. In float64, so that no rounding is taken for a difference."""
+    core = build(name).double()
     rows = st.lists(st.sampled_from([False] * 6 + [True]), min_size=length, max_size=length)
     reset = torch.tensor([data.draw(rows) for _ in range(BATCH)])
-    inputs = torch.randn(BATCH, length, INPUTS)
+    inputs = torch.randn(BATCH, length, INPUTS, dtype=torch.float64)
     start = lived_in_state(core)
     stepped, final = fold(core, inputs, start, reset, way)
 
@@ -223,7 +224,7 @@ def test_unroll_equals_folded_steps_for_any_split_and_resets(
         unrolled = core.unroll(inputs[:, first:last], state, reset[:, first:last], plan=plan)
         parts.append(unrolled.outputs)
         state = unrolled.state
-    torch.testing.assert_close(torch.cat(parts, dim=1), stepped, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, dim=1), stepped, rtol=1e-7, atol=1e-8)
     assert_same_state(state, final)
 
 
@@ -525,7 +526,7 @@ def test_training_leaves_requires_grad_as_it_was(core: Core, window: tuple[Tenso
     inputs, reset = window
     before = {name: parameter.requires_grad for name, parameter in core.named_parameters()}
     assert all(before.values())
-    optimizer = torch.optim.SGD(core.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(core.parameters(), lr=0.05)  # moves a gate's bias by more than its rounding
     weights = {name: parameter.detach().clone() for name, parameter in core.named_parameters()}
     state = core.initial_state(BATCH)
     for _ in range(4):
