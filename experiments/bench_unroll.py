@@ -159,7 +159,16 @@ def _compressive(model: str, shape: Shape, inputs: Tensor) -> tuple[Work, int]:
     raw, compressed = memory_of(model, shape.length) or (0, 0)
     memory = [Tier(raw), Tier(compressed, RATE, "conv")]
     core = ctrl.make_core(
-        "compressive", shape.width, layers=LAYERS, width=shape.width, heads=heads_of(shape.width), memory=memory
+        "compressive",
+        shape.width,
+        layers=LAYERS,
+        width=shape.width,
+        heads=heads_of(shape.width),
+        memory=memory,
+        # A layer with a feed-forward part, as the package has it, and nothing that the package has not.
+        residual="gated",
+        forgetting=False,
+        clock=False,
     )
     state = warm_state(core, shape.batch_size)
     reset = torch.zeros(shape.batch_size, shape.length, dtype=torch.bool)

@@ -29,7 +29,9 @@ def test_a_reconstruction_loss_that_reaches_the_rest() -> None:
             weighted = (self.layers[0].attention.output.weight * 1e-3).sum()  # type: ignore[union-attr,operator]
             return unrolled._replace(reconstruction_loss=unrolled.reconstruction_loss + weighted)
 
-    assert "reaches main_parameters(): layers.0.attention.output.weight" in find(broken(Summed()), "reconstruction").detail
+    assert (
+        "reaches main_parameters(): layers.0.attention.output.weight" in find(broken(Summed()), "reconstruction").detail
+    )
 
 
 def test_a_reconstruction_loss_without_a_gradient() -> None:

@@ -106,7 +106,7 @@ def test_models_do_equal_work(model: str) -> None:
 
 def rows(module: nn.Module, outputs: Any) -> list[int]:
     """Return the tokens that a whole layer's outputs are of; torch's LSTM is all layers in one."""
-    names = {"MemoryLayer": outputs, "LSTM": outputs, "FeedForward": (outputs,)}
+    names = {"GatedLayer": outputs, "LSTM": outputs, "FeedForward": (outputs,)}
     return [names[type(module).__name__][0][..., 0].numel()] if type(module).__name__ in names else []
 
 
