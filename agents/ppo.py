@@ -120,7 +120,7 @@ class MemoryPPO(MemoryAlgorithm):
         normalize_advantage: bool = True,
         normalize_values: bool = True,
         ent_coef: float = 0.01,
-        vf_coef: float = 0.5,
+        vf_coef: float = 0.01,
         max_grad_norm: float = 0.5,
         memory_max_grad_norm: float = 0.1,
         target_kl: float | None = None,

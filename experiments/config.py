@@ -214,7 +214,7 @@ class PPOOptions:
     """How far the probability of an action may move in one update, as a fraction."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
-    vf_coef: float = 0.5
+    vf_coef: float = 0.01
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Clip of the gradient's norm, all but the compressors."""

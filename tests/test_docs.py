@@ -20,7 +20,6 @@ from rich.console import Console
 import ctrl
 from ctrl.envs import TASKS, Rules, field
 from ctrl.experiments import provenance
-from ctrl.experiments.suite_results import Results, rows, score_text
 from ctrl.experiments.summary import count_text
 from ctrl.novelty import Novelty
 
@@ -51,15 +50,6 @@ def test_examples_of_the_guide_run() -> None:
     examples = blocks("python", GUIDE)
     assert len(examples) >= 4
     exec("\n".join(examples), {"__name__": "guide"})
-
-
-def test_table_of_the_readme_is_that_of_the_suite() -> None:
-    data = json.loads((ROOT / "docs" / "suite.json").read_text(encoding="utf-8"))
-    found = {row.title: row.scores for row in rows(Results.from_json(data))}
-    stated = re.findall(r"^\| `([^`]+)` [^|]*\| ([^|]+) \| ([^|]+) \|", README, flags=re.MULTILINE)
-    assert len(stated) >= 4
-    for title, ours, lstm in stated:
-        assert [ours, lstm] == [score_text(found[title][core]) for core in ("compressive", "lstm")], title
 
 
 def test_the_readme_takes_five_minutes() -> None:
