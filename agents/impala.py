@@ -149,7 +149,7 @@ class MemoryImpala(MemoryAlgorithm):
         reward_clipping: str | None = None,
         normalize_values: bool = True,
         ent_coef: float = 0.01,
-        vf_coef: float = 0.01,
+        vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         memory_max_grad_norm: float = 0.1,
         use_rms_prop: bool = False,

@@ -214,7 +214,7 @@ class PPOOptions:
     """How far the probability of an action may move in one update, as a fraction."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
-    vf_coef: float = 0.01
+    vf_coef: Annotated[float | None, open_option("ppo 0.01, impala 0.5", "FLOAT")] = None
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Clip of the gradient's norm, all but the compressors."""
@@ -227,7 +227,7 @@ class PPOOptions:
             require(finite, f"--{name.replace('_', '-')} must be finite, got {value}")
         for name in ("ent_coef", "vf_coef"):
             value = getattr(self, name)
-            require(value >= 0, f"--{name.replace('_', '-')} must be at least 0, got {value}")
+            require(value is None or value >= 0, f"--{name.replace('_', '-')} must be at least 0, got {value}")
         positive = ("learning_rate", "memory_learning_rate", "n_steps", "n_epochs", "clip_range", "batch_size")
         for name in (*positive, "max_grad_norm", "memory_max_grad_norm"):
             value = getattr(self, name)

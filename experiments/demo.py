@@ -9,7 +9,7 @@ from ctrl.experiments.config import CompareConfig, DemoConfig, MemoryOptions, Ru
 
 CORES = ("compressive", "lstm")
 SEEDS = 3
-STEPS = 250_000
+STEPS = 300_000
 """Env steps of each run."""
 LENGTH = 250
 """Steps from cue to query: far more than the raw memory holds, so the answer must come through compressed slots."""
