@@ -25,7 +25,8 @@ PPO_ONLY = {
 def test_arguments_of_ppo_that_impala_does_not_take() -> None:
     ppo, impala = (inspect.signature(kind).parameters for kind in (MemoryPPO, MemoryImpala))
     assert ppo.keys() - impala.keys() == PPO_ONLY
-    assert not [name for name in ppo.keys() & impala.keys() if ppo[name].default != impala[name].default]
+    differing = [name for name in ppo.keys() & impala.keys() if ppo[name].default != impala[name].default]
+    assert differing == ["vf_coef"]  # V-trace needs good values
 
 
 def script(algorithm: Algorithm, folder: Path) -> set[str]:
