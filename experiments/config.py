@@ -117,8 +117,8 @@ _MEMORY_HELP = (
 
 
 _COMPRESSOR_HELP = (
-    "How slots are merged: surprise, most_missed, most_used and select keep one of them; conv, dilated_conv, gru and "
-    "attention are learned; mean, max."
+    "How slots are merged: surprise is their mean, weighted by how unusual they are; most_missed, most_used and select "
+    "keep one of them; conv, dilated_conv, gru and attention are learned; mean, max."
 )
 
 

@@ -15,7 +15,7 @@ LENGTH = 250
 """Steps from cue to query: far more than the raw memory holds, so the answer must come through compressed slots."""
 NUM_CUES = 4
 LEARNING_RATES = {"lstm": 3e-3}
-"""Its best of a few; docs/research-log.md says which. Compressive memory has the default."""
+"""The rate at which an LSTM learned Rewrite best, see docs/research-log.md. Compressive memory has the default."""
 EVAL_EPISODES = 200
 
 
