@@ -159,11 +159,11 @@ def rarely(core: CompressiveCore, steps: int = 40, batch: int = 40) -> tuple[Ten
     return inputs, kinds[4], torch.zeros(batch, steps, dtype=torch.bool)
 
 
-def kept(core: CompressiveCore, inputs: Tensor, kind: Tensor, reset: Tensor) -> float:
-    """The share of episodes in which the last tier has kept what came once."""
+def kept(core: CompressiveCore, inputs: Tensor, kind: Tensor, reset: Tensor, tolerance: float) -> float:
+    """The share of episodes in which the last tier has kept what came once, to `tolerance` of its size."""
     slots = core.unroll(inputs, core.initial_state(len(inputs)), reset).state.slots[:, -2:]
     rare = core.embed(kind)
-    there = (slots - rare).norm(dim=2) < 0.05 * rare.norm()
+    there = (slots - rare).norm(dim=2) < tolerance * rare.norm()
     return float(there.any(dim=1).float().mean())
 
 
@@ -185,7 +185,8 @@ def test_what_is_rare_goes_through_all_tiers_once_the_usual_is_known() -> None:
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        shares[compressor] = kept(core, inputs, kind, reset)
+        mixes = compressor == "surprise"  # the others keep a slot as it is
+        shares[compressor] = kept(core, inputs, kind, reset, tolerance=0.05 if mixes else 1e-5)
     assert shares["most_missed"] == shares["surprise"] == 1.0 > 0.5 > shares["most_used"]
 
 
