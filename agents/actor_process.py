@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from ctrl.agents.collecting import ended_unreported, keep_step, take_step
 from ctrl.agents.finite import NonFiniteError, check_finite
 from ctrl.agents.normalisation import Moments, added_moments, running_moments
-from ctrl.agents.policies import MemoryPolicy, PolicyState
+from ctrl.agents.policies import MemoryPolicy, PolicyState, policy_leaves
 from ctrl.agents.published import Published
 from ctrl.agents.shared_memory import Layout, SharedArrays
 from ctrl.agents.trajectories import TrajectoryBuffer
@@ -91,7 +91,7 @@ def memory_layout(buffer: TrajectoryBuffer, state: PolicyState, moments: Layout,
 
 def state_leaves(state: PolicyState) -> list[torch.Tensor]:
     """Return all tensors of a policy's state, on the CPU."""
-    return [leaf.cpu() for leaf in (*state.core, *state[1:])]
+    return [leaf.cpu() for leaf in policy_leaves(state)]
 
 
 def plain_infos(infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -41,6 +41,18 @@ class WindowBatch(NamedTuple):
     """[N, T] bool, false where a step counts for no loss because the env ignored its action."""
 
 
+class Cut(NamedTuple):
+    """Episodes of K envs that a limit cut in the same step."""
+
+    step: int
+    """Of the buffer, the last of these episodes."""
+    envs: list[int]
+    state: PolicyState
+    """After that step; K rows."""
+    observations: Any
+    """[K, ...] what would have come next."""
+
+
 class _Steps(NamedTuple):
     """Steps in the order of acting; leading axes [steps, envs]."""
 
@@ -114,6 +126,8 @@ class WindowBuffer(RolloutBuffer):
             np.zeros(shape, dtype=np.float32) for _ in range(6)
         )
         self.loss_mask = np.ones(shape, dtype=bool)
+        self.cuts: list[Cut] = []
+        """Whose returns still wait for their values."""
         self.pos = 0
         self.full = False
 
@@ -156,9 +170,9 @@ class WindowBuffer(RolloutBuffer):
             self.values[self.pos - 1, env] = 0.0
         self.rewards[self.pos - 1, env] = self.values[self.pos - 1, env]  # so that its own advantage is 0
 
-    def bootstrap(self, envs: list[int], values: np.ndarray) -> None:
-        """Let the returns of the last step, in which a limit cut the episodes of `envs`, go on with `values`."""
-        self.rewards[self.pos - 1, envs] += values
+    def bootstrap(self, steps: np.ndarray, envs: np.ndarray, values: np.ndarray) -> None:
+        """Let returns go on with `values` [K] behind `steps` [K] of `envs` [K], in which a limit cut the episodes."""
+        self.rewards[steps, envs] += values
 
     def all_windows(self, policy: MemoryPolicy) -> WindowBatch:
         """Return the whole rollout as one batch, window by window, env by env.

@@ -10,9 +10,9 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.buffers import Cut, WindowBuffer
 from ctrl.agents.finite import check_finite
-from ctrl.agents.policies import Acted, Actor, Observation
+from ctrl.agents.policies import Acted, Actor, MemoryPolicy, Observation, PolicyState, policy_leaves
 
 
 class Taken(NamedTuple):
@@ -52,8 +52,8 @@ def keep_step(taken: Taken, starts: np.ndarray, actor: Actor, buffer: WindowBuff
     """Store a step; `actor` is as it was after it, and `starts` [B] true where its observation began an episode.
 
     What a time limit cut is bootstrapped: its return goes on with the value of its terminal observation, seen from the
-    state after the last step. In a reset step that is what the agent has just acted on, and the step, whose action the
-    env ignored, is left out of the losses.
+    state after the last step. That value is added by the end of the window. In a reset step the terminal observation is
+    what the agent has just acted on, and the step, whose action the env ignored, is left out of the losses.
 
     :raises NonFiniteError: where a reward or a terminal observation is not finite
     """
@@ -66,7 +66,10 @@ def keep_step(taken: Taken, starts: np.ndarray, actor: Actor, buffer: WindowBuff
         buffer.ignore_step(env, terminated=env not in cut)
     in_time = [env for env in cut if env not in late]
     if in_time:
-        buffer.bootstrap(in_time, gamma * _terminal_values(in_time, taken.infos, actor, now))
+        buffer.cuts.append(_cut(in_time, taken.infos, actor, buffer.pos - 1, now))
+    waiting = sum(len(episodes.envs) for episodes in buffer.cuts)
+    if waiting and (waiting >= buffer.n_envs or buffer.pos % buffer.window == 0):
+        _bootstrap(actor.policy, buffer, gamma)
 
 
 def ended_unreported(infos: list[dict[str, Any]]) -> np.ndarray:
@@ -74,16 +77,27 @@ def ended_unreported(infos: list[dict[str, Any]]) -> np.ndarray:
     return np.array([info.get("NextStep.terminated", False) for info in infos], dtype=bool)
 
 
-def _terminal_values(envs: list[int], infos: list[dict[str, Any]], actor: Actor, now: int) -> np.ndarray:
-    policy = actor.policy
-    observations = [policy.obs_to_tensor(infos[env]["terminal_observation"])[0] for env in envs]
+def _cut(envs: list[int], infos: list[dict[str, Any]], actor: Actor, step: int, now: int) -> Cut:
+    observations = [actor.policy.obs_to_tensor(infos[env]["terminal_observation"])[0] for env in envs]
     for env, observation in zip(envs, observations, strict=True):
         check_finite(observation, f"terminal_observation of env {env}", now)
-    state = actor.state(np.asarray(envs))
-    going_on = torch.zeros(len(envs), dtype=torch.bool, device=policy.device)
+    return Cut(step, envs, actor.state(np.asarray(envs)), _concatenate(observations))
+
+
+def _bootstrap(policy: MemoryPolicy, buffer: WindowBuffer, gamma: float) -> None:
+    """Add what is missing to the last rewards of all episodes that were cut.
+
+    All at once: one by one, each takes about as long as a step of all envs.
+    """
+    cuts, buffer.cuts = buffer.cuts, []
+    parts = [torch.cat(leaves) for leaves in zip(*(policy_leaves(cut.state) for cut in cuts), strict=True)]
+    state = PolicyState(policy.core.make_state(parts[:-2]), *parts[-2:])
+    observations = _concatenate([cut.observations for cut in cuts])
+    going_on = torch.zeros(len(parts[-1]), dtype=torch.bool, device=policy.device)
     with torch.no_grad():
-        values: Tensor = policy.values_after(_concatenate(observations), state, going_on)
-    return values.cpu().numpy()
+        values = gamma * policy.values_after(observations, state, going_on).cpu().numpy()
+    steps = np.concatenate([np.full(len(cut.envs), cut.step) for cut in cuts])
+    buffer.bootstrap(steps, np.concatenate([cut.envs for cut in cuts]), values)
 
 
 def _concatenate(observations: list[Any]) -> Any:

@@ -59,9 +59,9 @@ class TrajectoryBuffer(WindowBuffer):
         self.following: Any = self._empty_observations(count)
         self.following_starts, self.following_over = (np.zeros(count, dtype=bool) for _ in range(2))
 
-    def bootstrap(self, envs: list[int], values: np.ndarray) -> None:
-        """Let the returns of the last step, in which a limit cut the episodes of `envs`, go on with `values`."""
-        self.bootstraps[self.pos - 1, envs] = values
+    def bootstrap(self, steps: np.ndarray, envs: np.ndarray, values: np.ndarray) -> None:
+        """Let returns go on with `values` [K] behind `steps` [K] of `envs` [K], in which a limit cut the episodes."""
+        self.bootstraps[steps, envs] = values
 
     def ignore_step(self, env: int, *, terminated: bool) -> None:
         """Leave the last step of one env out of every loss.

@@ -176,7 +176,7 @@ def window_of(first: int, space: spaces.Space[Any], envs: int = 2) -> tuple[Traj
     for step in range(first, first + 3):
         told = torch.tensor([10.0 * step + env for env in range(envs)])
         buffer.add_step(shown(step), Acted(told.long(), told + 0.1, -told), told.numpy() + 0.5, np.zeros(envs, bool))
-    buffer.bootstrap([1], np.array([first + 0.25]))
+    buffer.bootstrap(np.array([buffer.pos - 1]), np.array([1]), np.array([first + 0.25]))
     buffer.ignore_step(0, terminated=True)
     buffer.add_following(shown(first + 3), np.array([False, True]), np.array([first == 7, False]))
     return buffer, state
