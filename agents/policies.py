@@ -181,11 +181,30 @@ class MemoryPolicy(ActorCriticPolicy):
                 self.init_weights(module, gain=float(np.sqrt(2)))
             with torch.no_grad():  # scaled, not drawn anew: a seed's other weights stay what they were
                 self.value_net.weight.mul_(VALUE_GAIN)
+        self._ignore_previous_at_first()
         compression = self.core.compression_parameters()
         of_compression = {id(parameter) for parameter in compression}
         main = [parameter for parameter in self.parameters() if id(parameter) not in of_compression]
         self.optimizer = self.optimizer_class(main, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.memory_optimizer = torch.optim.Adam(compression, lr=self._memory_lr, **FUSED_ADAM) if compression else None
+
+    def _ignore_previous_at_first(self) -> None:
+        """Let previous action and reward count only once training finds a use for them.
+
+        Sampled actions are noise in every stored slot. An agent that has learned to see through them is then lost when
+        it takes the most likely action, and the slots all hold the same one.
+        """
+        with torch.no_grad():
+            self.previous_weights().zero_()
+
+    def previous_weights(self) -> Tensor:
+        """Return the weights of the encoder's first layer that see previous action and reward, [E, A + R].
+
+        It is a view. Without an encoder there are none: [0, A + R].
+        """
+        if not self._encoder_arch:
+            return torch.empty(0, sum(self._previous_sizes))
+        return cast(nn.Linear, self.encoder[0]).weight[:, self.features_dim :]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Return what `policy.save` keeps for `policy.load`."""
@@ -354,7 +373,7 @@ class MemoryPolicy(ActorCriticPolicy):
             before = before._replace(previous_reward=self._known_reward(reward, reset))
         actor = self.actor(before)
         actions = self.env_actions(actor.act(obs, reset, deterministic).actions)
-        return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in _leaves(actor.state()))
+        return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in policy_leaves(actor.state()))
 
     def embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:
         """Return the core's inputs [N, I] for observations, previous actions [N, A] and rewards [N, 1]."""
@@ -549,7 +568,8 @@ def draw(log_probs: Tensor) -> Tensor:
     return log_probs.exp().div_(waits).argmax(dim=1, keepdim=True)
 
 
-def _leaves(state: PolicyState) -> tuple[Tensor, ...]:
+def policy_leaves(state: PolicyState) -> tuple[Tensor, ...]:
+    """Return the core's leaves, the previous action and the previous reward."""
     return (*state.core, state.previous_action, state.previous_reward)
 
 

@@ -94,7 +94,9 @@ class Twin:
             self.model.policy = copy.deepcopy(model.policy, shallow)
         except Exception as error:
             raise ValueError(f"model must have a policy that can be copied: {error}") from error
-        shake(self.policy, noise, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        shake(self.policy, noise, generator)
+        self._see_previous(generator)
         self.model.env, self.model._vec_normalize_env = self.env, unwrap_vec_normalize(self.env)
         self.model._current_progress_remaining = 1.0
         self._unnormalise()
@@ -110,6 +112,12 @@ class Twin:
         self._callback = self.model._setup_learn(total_timesteps=1, reset_num_timesteps=True)[1]
         self.first = 0
         """The step with which the last rollout began."""
+
+    def _see_previous(self, generator: torch.Generator) -> None:
+        """Let previous actions and rewards count: a policy may ignore them still, which hides mistakes."""
+        with torch.no_grad():
+            weights = self.policy.previous_weights()
+            weights.add_(torch.randn(weights.shape, generator=generator).to(weights) / max(1, weights.shape[1]) ** 0.5)
 
     def _unnormalise(self) -> None:
         """Let values be what the head says: at first they would all be 0, and later move without being trained."""

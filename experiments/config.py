@@ -208,7 +208,7 @@ class PPOOptions:
     """Passes over the data of each update."""
     gamma: float = 0.99
     """Discount of a reward one step later."""
-    gae_lambda: Annotated[float | None, open_option("0.95", "FLOAT")] = None
+    gae_lambda: Annotated[float | None, open_option("0.9", "FLOAT")] = None
     """Weight of long returns against the value estimate, from 0 to 1."""
     clip_range: Annotated[float | None, open_option("0.2", "FLOAT")] = None
     """How far the probability of an action may move in one update, as a fraction."""

@@ -233,6 +233,22 @@ def test_bad_policy_options_are_refused_when_the_model_is_built(options: dict[st
         make_model(staggered_env(), policy_kwargs=options)
 
 
+@pytest.mark.parametrize("ortho_init", [True, False])
+def test_previous_action_and_reward_count_once_training_finds_a_use_for_them(ortho_init: bool) -> None:
+    options = {"previous_reward": True, "ortho_init": ortho_init}
+    model = make_model(staggered_env(), "lstm", learning_rate=1e-2, policy_kwargs=options)
+    policy = model.policy
+    obs = torch.randn(5, policy.features_dim)
+    previous = torch.randn(2, 5, policy._previous_sizes[0]), torch.randn(2, 5, 1)
+    one, other = (policy.embed(obs, action, reward) for action, reward in zip(*previous, strict=True))
+    assert torch.equal(one, other)
+    assert policy.previous_weights().shape == (8, policy._previous_sizes[0] + 1)
+    model.learn(model.n_steps * model.n_envs)
+    assert bool((policy.previous_weights() != 0).any(dim=0).all())
+    one, other = (policy.embed(obs, action, reward) for action, reward in zip(*previous, strict=True))
+    assert not torch.equal(one, other)
+
+
 def test_core_options_may_be_left_out() -> None:
     model = MlpMemoryPolicy(
         ToldSpaces.observation, ToldSpaces.action, lambda left: 1e-3, core="gru", core_kwargs=None, encoder_arch=[]
