@@ -44,6 +44,7 @@ class Memory(NamedTuple):
     blocks: Tensor  # [B, E, m, D] what each of them was formed from
     usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
     decay: Tensor  # [B, C, F], relative to the beginning of each column's episode, or of the window
+    normed: Tensor  # [B, C, D] as attention norms them, without weights; [B, n, D] in tier 0, of the stored ones
     novelty: Tensor | None  # [B, C], without a graph but for tier 0's formed ones; None where nobody measures it
 
     def columns(self) -> int:
