@@ -185,6 +185,8 @@ class LayerRings:
             self._keys_values.view(-1, width // heads),
         )
         self._flat_decay = self.decay.flatten(0, 1)
+        measured = layer.attention.novelty is not None
+        self._novelty = self.slots.new_empty(batch * size if measured else 0)  # of all slots, numbered through all envs
         key, self._value = self._keys_values.view(2, batch * heads, size, -1)  # [B H, S, d]
         self._key = key.transpose(1, 2)
         self.refresh()
@@ -194,8 +196,11 @@ class LayerRings:
         attention = self._attention
         batch, heads, features = self._shape
         scale = 1 / math.sqrt(features)
-        self._query = attention.query.weight * scale, attention.query.bias * scale
-        self._key_value = attention.key_value.weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, D, D]
+        weight, bias = attention.norm.folded(attention.query)
+        self._query = weight * scale, bias * scale
+        weight, bias = attention.norm.folded(attention.key_value)
+        self._key_value = bias.view(2, 1, -1), weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, 1, D], [2, D, D]
+        self._forget_gate = None if attention.forget_gate is None else attention.norm.folded(attention.forget_gate)
         self._clocks: tuple[Tensor, Tensor] | None = None
         if attention.query_clock is not None and attention.key_clock is not None:
             heads_before, heads_after = attention.clock_heads.start, heads - attention.clock_heads.stop
@@ -209,7 +214,11 @@ class LayerRings:
         self._biases = biases if rows is None else biases.index_select(1, rows)
         self._join = self._layer.weights().join
         times = torch.from_numpy(np.maximum(self._rings.centre, 0).reshape(-1)).to(self.slots.device)
-        projected = self._project(attention.norm(self._flat_slots), self._flat_slots, self._features(times))
+        normed = attention.norm.without_weights(self._flat_slots)
+        novelty = attention.novelty_of(normed)
+        if novelty is not None:
+            self._novelty.copy_(novelty)
+        projected = self._project(normed, novelty, self._features(times))
         self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
     def step(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
@@ -245,7 +254,9 @@ class LayerRings:
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
                 attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
-            novelty = self._attention.novelty_of(blocks) if compressor.uses_novelty() else None
+            novelty = None
+            if compressor.uses_novelty():
+                novelty = self._novelty.index_select(0, merge.source).view(-1, merge.rate)
             usage = usage_of(compressor, attention, novelty)
             slots.append(compressor(blocks, usage))
             if self.decay.shape[2]:
@@ -254,29 +265,40 @@ class LayerRings:
         return slots, decays
 
     def _write(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
-        """Write new slots, their keys and values; return the slots normed, [K + B, D], the step itself last."""
+        """Write new slots, their keys and values; return the slots [K + B, D] normed, the step itself last."""
         formed, decays = self._form(moves, compressors)
         slots = torch.cat([*formed, hidden]) if formed else hidden
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
-        normed: Tensor = self._attention.norm(slots)
-        if self.decay.shape[2]:
-            log_forget = self._attention.log_forget(normed[-len(hidden) :])  # [B, F]
+        normed: Tensor = self._attention.norm.without_weights(slots)
+        if self._forget_gate is not None:
+            log_forget = F.logsigmoid(F.linear(normed[-len(hidden) :], *self._forget_gate))  # [B, F]
             # All slots fade by it, but for the step itself, which ends at 0.
             self._flat_decay.index_copy_(0, moves.target, torch.cat([*decays, -log_forget]))
             self.decay += log_forget[:, None]
-        keys_values = self._project(normed, slots, times).view(-1, self._shape[2])
+        novelty = self._attention.novelty_of(normed)
+        if novelty is not None:
+            self._novelty.index_copy_(0, moves.target, novelty)
+        keys_values = self._project(normed, novelty, times).view(-1, self._shape[2])
         self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
         return normed
 
     def _features(self, times: Tensor) -> Tensor | None:
         return None if self._clocks is None else clock_features(times, self.slots.dtype)
 
-    def _project(self, normed: Tensor, slots: Tensor, times: Tensor | None) -> Tensor:
-        """[N, D] normed slots, [N, D] slots, [N, CLOCK_FEATURES] their times -> keys and values [2, N, D]."""
-        emphasised = self._attention.emphasised(normed, self._attention.novelty_of(slots))
-        projected = torch.bmm(emphasised.expand(2, -1, -1), self._key_value)
+    def _project(self, normed: Tensor, novelty: Tensor | None, times: Tensor | None) -> Tensor:
+        """Return keys and values [2, N, D] of N slots.
+
+        :param normed: [N, D] the slots, without the norm's weights
+        :param novelty: [N] theirs
+        :param times: [N, CLOCK_FEATURES] theirs
+        """
+        bias, weight = self._key_value
+        projected = torch.baddbmm(bias, normed.expand(2, -1, -1), weight)
+        emphasis = self._attention.emphasis(novelty)
+        if emphasis is not None:
+            projected *= emphasis[:, None]
         if self._clocks is not None and times is not None:
             projected[0].addmm_(times, self._clocks[1])
         return projected

@@ -71,7 +71,7 @@ def exact_ages(tiers: Tiers) -> int:
 
 
 def age_row(age: Tensor, exact: int = EXACT) -> Tensor:
-    """Return the row of each age, int64: one per step below `exact`, then 4 per doubling, evenly within it.
+    """Return the row of each age: one per step below `exact`, then 4 per doubling, evenly within it.
 
     The exponent and the first two binary digits of a float are just that, if `exact` is a power of two.
     """
@@ -145,9 +145,14 @@ def tier_band(tiers: Tiers, band: Band, position: int, length: int) -> TierBand:
 
 
 def ages(plan: WindowPlan, layout: Layout) -> Tensor:
-    """Return [B, N, Q, W] steps from each slot's centre to each step, rounded down; meaningless where not visible."""
+    """Return [B, N, Q, W] steps from each slot's centre to each step, rounded down; meaningless where not visible.
+
+    In int32, as that is faster, unless there are ages beyond it.
+    """
     centres = [tier.columns.step - (tier.rhythm.first - tier.rhythm.span // 2) for tier in plan.tiers]
-    return layout.steps - _at(layout, centres)[:, :, None]
+    last = plan.tiers[-1].rhythm
+    dtype = torch.int32 if last.first + last.slots * last.span + plan.length < 2**31 else torch.int64
+    return layout.steps.to(dtype) - _at(layout, centres).to(dtype)[:, :, None]
 
 
 def distances(tiers: Tiers, plan: WindowPlan, layout: Layout) -> Tensor:
@@ -186,9 +191,10 @@ def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout, rows: Rows = BY_AG
     :param hidden: the row for what is not visible, where a table has more than these tiers need
     """
     hidden = rows.hidden(tiers) if hidden is None else hidden
-    row = torch.where(visible(plan, layout), rows.find(tiers, plan, layout), hidden)
-    row = row * COPIES + torch.arange(row.shape[3], device=row.device) % COPIES
-    return row.to(torch.int16 if (hidden + 1) * COPIES <= 2**15 else torch.int32)
+    found = rows.find(tiers, plan, layout).masked_fill_(~visible(plan, layout), hidden)
+    row = found.to(torch.int16 if (hidden + 1) * COPIES <= 2**15 else torch.int32)
+    copies = torch.arange(row.shape[3], device=row.device) % COPIES
+    return row.mul_(COPIES).add_(copies.to(row.dtype))
 
 
 def _at(layout: Layout, columns: list[Tensor]) -> Tensor:

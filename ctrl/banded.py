@@ -1,8 +1,9 @@
 """Attention of a window's blocks to their columns, forward and backward by hand.
 
 Written out because on a CPU two gradients are slow if left to autograd: that of a table lookup, and that of columns
-which several blocks share. Sizes are those of `ctrl.band`: B windows of T steps in N blocks of Q steps, each with W of
-the C columns; H heads of d = D / H features.
+which several blocks share. Head by head, because the scores of one head stay in a CPU's cache, and those of all don't.
+Sizes are those of `ctrl.band`: B windows of T steps in N blocks of Q steps, each with W of the C columns; H heads of
+d = D / H features.
 """
 
 from __future__ import annotations
@@ -21,9 +22,26 @@ HIDDEN = -1e30
 exactly 0 beside a real score."""
 
 
-class ColumnTerms(NamedTuple):
-    """What some heads know of each column beside its content."""
+class KeysValues(NamedTuple):
+    """Keys and values of all columns: first some of the rest, then those of the window's steps, then the others."""
 
+    own: Tensor
+    """[B, T, 2 D] of the window's steps."""
+    rest: Tensor
+    """[B, C - T, 2 D] of all other columns."""
+    start: int
+    """How many of the rest come before the window's steps."""
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return them in the columns' order."""
+        return self.rest[:, : self.start], self.own, self.rest[:, self.start :]
+
+
+class ColumnTerms(NamedTuple):
+    """What is known of each column beside its content."""
+
+    emphasis: Tensor | None
+    """[B, C] how many times as large keys and values become, without a graph; None for 1."""
     decay: Tensor
     """[B, C, F] added to the scores of the last F heads; F may be 0."""
     clock_keys: Tensor
@@ -33,17 +51,17 @@ class ColumnTerms(NamedTuple):
 
 
 def banded_attention(
-    queries: Tensor, keys_values: Tensor, biases: Tensor, terms: ColumnTerms, band: Band
+    queries: Tensor, keys_values: KeysValues, biases: Tensor, terms: ColumnTerms, band: Band
 ) -> tuple[Tensor, Tensor]:
     """Attend from each block's steps to its columns.
 
     :param queries: [B, T, D]
-    :param keys_values: [B, C, 2 D]
+    :param keys_values: of all columns
     :param biases: [H, E], one for each row of the band but the hidden one
     :param terms: of all columns
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
     """
-    read, weights = _BandedAttention.apply(queries, keys_values, biases, *terms, band)  # type: ignore[no-untyped-call]
+    read, weights = _BandedAttention.apply(queries, biases, band, *keys_values, *terms)  # type: ignore[no-untyped-call]
     return read, weights
 
 
@@ -52,64 +70,96 @@ class _BandedAttention(torch.autograd.Function):
     def forward(
         ctx: Any,
         queries: Tensor,
-        keys_values: Tensor,
         biases: Tensor,
+        band: Band,
+        own: Tensor,
+        rest: Tensor,
+        start: int,
+        emphasis: Tensor | None,
         decay: Tensor,
         clock_keys: Tensor,
         clock_from: int,
-        band: Band,
     ) -> tuple[Tensor, Tensor]:
         heads, (_, _, size, width) = len(biases), band.row.shape
         scale = 1 / math.sqrt(queries.shape[2] // heads)
-        query = _split_heads(band.split(queries) * scale, heads)  # [H, B, N, Q, d]
-        columns = keys_values.unflatten(2, (2, heads, -1)).permute(2, 3, 0, 1, 4).contiguous()  # [2, H, B, C, d]
+        query = _split_heads(band.split(queries), heads)  # [H, B, N, Q, d]
+        columns = _by_head(KeysValues(own, rest, start), heads)  # [2, H, B, C, d]
+        if emphasis is not None:
+            columns *= emphasis[:, :, None]
         clocked = slice(clock_from, clock_from + clock_keys.shape[2] // query.shape[4])
         if clock_keys.shape[2]:
             columns[0, clocked] += clock_keys.unflatten(2, (-1, query.shape[4])).permute(2, 0, 1, 3)
         if not band.whole:
             columns = columns.index_select(3, band.columns.flatten())
-        columns = columns.view(2, -1, width, query.shape[4])
-        key, value = columns  # [H B N, W, d]
+        columns = columns.view(2, heads, -1, width, query.shape[4])  # [2, H, B N, W, d]
+        key, value = columns
         table = F.pad(biases, (0, 1), value=HIDDEN).repeat_interleave(COPIES, dim=1)
-        scores = table.index_select(1, band.row.flatten()).view(-1, size, width)
-        scores.baddbmm_(query.flatten(0, 2), key.transpose(1, 2))
         forgetting = slice(heads - decay.shape[2], heads)
-        if decay.shape[2]:
-            lost = decay.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)  # [B, N, W, F]
-            scores.view(heads, *band.row.shape)[forgetting] += lost.permute(3, 0, 1, 2)[:, :, :, None]
-        weights = torch.softmax(scores, 2, out=scores)
-        read = _join_heads(torch.bmm(weights, value).view_as(query))
-        ctx.band, ctx.scale, ctx.counts = band, scale, (keys_values.shape[1], biases.shape[1])
+        lost = decay.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)  # [B, N, W, F]
+        weights, read = query.new_empty(heads, *band.row.shape), torch.empty_like(query)
+        for head in range(heads):
+            scores = weights[head].view(-1, size, width)
+            torch.index_select(table[head], 0, band.row.flatten(), out=scores.view(-1))
+            scores.baddbmm_(query[head].flatten(0, 1), key[head].transpose(1, 2), alpha=scale)
+            if head >= forgetting.start:
+                weights[head].add_(lost[..., head - forgetting.start][:, :, None])
+            torch.softmax(scores, 2, out=scores)
+            torch.bmm(scores, value[head], out=read[head].view(-1, size, query.shape[4]))
+        ctx.band, ctx.scale, ctx.rows = band, scale, biases.shape[1]
+        ctx.own, ctx.count = slice(start, start + own.shape[1]), own.shape[1] + rest.shape[1]
         ctx.clocked, ctx.forgetting = clocked, forgetting
-        ctx.save_for_backward(query, columns, weights)
+        ctx.save_for_backward(query, columns, weights, emphasis)
         ctx.set_materialize_grads(False)  # none arrives for the weights
-        weights = weights.view(heads, *band.row.shape)
         ctx.mark_non_differentiable(weights)
-        return band.join(read, queries.shape[1]), weights
+        return band.join(_join_heads(read), queries.shape[1]), weights
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        band, (count, rows) = ctx.band, ctx.counts
-        query, columns, weights = ctx.saved_tensors
+        band, scale, count = ctx.band, ctx.scale, ctx.count
+        query, columns, weights, emphasis = ctx.saved_tensors
         key, value = columns
-        heads, batch, _, _, features = query.shape
-        of_read = _split_heads(band.split(of_output), heads).flatten(0, 2)  # [H B N, Q, d]
-        of_scores = torch.bmm(of_read, value.transpose(1, 2))
-        torch._softmax_backward_data(of_scores, weights, 2, weights.dtype, grad_input=of_scores)
-        of_columns = torch.empty_like(columns)
-        torch.bmm(of_scores.transpose(1, 2), query.flatten(0, 2), out=of_columns[0])
-        torch.bmm(weights.transpose(1, 2), of_read, out=of_columns[1])
+        heads, batch, _, size, features = query.shape
+        of_read = _split_heads(band.split(of_output), heads)  # [H, B, N, Q, d]
+        of_query, of_columns = torch.empty_like(query), torch.empty_like(columns)
+        of_lost = []
+        of_table = query.new_zeros(heads, (ctx.rows + 1) * COPIES)
+        for head in range(heads):
+            weight, of_head = weights[head].flatten(0, 1), of_read[head].flatten(0, 1)
+            of_scores = torch.bmm(of_head, value[head].transpose(1, 2))
+            torch._softmax_backward_data(of_scores, weight, 2, weight.dtype, grad_input=of_scores)
+            _multiply(of_scores.transpose(1, 2), query[head].flatten(0, 1), scale, of_columns[0, head])
+            torch.bmm(weight.transpose(1, 2), of_head, out=of_columns[1, head])
+            _multiply(of_scores, key[head], scale, of_query[head].view(-1, size, features))
+            of_table[head].scatter_add_(0, band.row.flatten(), of_scores.flatten())
+            if head >= ctx.forgetting.start:
+                of_lost.append(of_scores.sum(dim=1).view(batch, -1, 1))  # [B, N W, 1]
         of_columns = _gather_blocks(of_columns.view(2, heads, batch, -1, features), band, count)  # [2, H, B, C, d]
-        of_keys_values = of_columns.permute(2, 3, 0, 1, 4).reshape(batch, count, -1)
-        of_clock_keys = of_columns[0, ctx.clocked].permute(1, 2, 0, 3).reshape(batch, count, -1)
-        of_query = _join_heads(torch.bmm(of_scores, key).view_as(query)) * ctx.scale
-        of_lost = of_scores.view(heads, *band.row.shape)[ctx.forgetting].sum(dim=3).flatten(2)  # [F, B, N W]
-        of_decay = _gather_blocks(of_lost[..., None], band, count)[..., 0].permute(1, 2, 0)  # [B, C, F]
-        of_table = of_scores.new_zeros(heads, (rows + 1) * COPIES)
-        of_table.scatter_add_(1, band.row.view(1, -1).expand(heads, -1), of_scores.view(heads, -1))
+        of_clock_keys = of_columns[0, ctx.clocked].permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)
+        if emphasis is not None:
+            of_columns *= emphasis[:, :, None]
+        of_decay = _gather_blocks(torch.cat(of_lost, dim=2), band, count) if of_lost else None  # [B, C, F]
         of_rows = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the hidden one's, 0
-        of_queries = band.join(of_query, of_output.shape[1])
-        return of_queries, of_keys_values, of_rows[:, :-1], of_decay, of_clock_keys, None, None
+        of_queries = band.join(_join_heads(of_query), of_output.shape[1])
+        of_own, of_rest = _by_column(of_columns, ctx.own)
+        return of_queries, of_rows[:, :-1], None, of_own, of_rest, None, None, of_decay, of_clock_keys.flatten(2), None
+
+
+def _multiply(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
+    """Write scale * left @ right to `out`."""
+    torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
+
+
+def _by_head(keys_values: KeysValues, heads: int) -> Tensor:
+    """Return [2, H, B, C, d] keys and values, contiguous."""
+    parts = [part.unflatten(2, (2, heads, -1)).permute(2, 3, 0, 1, 4) for part in keys_values.parts()]
+    return torch.cat(parts, dim=3).contiguous()
+
+
+def _by_column(columns: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+    """[2, H, B, C, d] -> [B, T, 2 D] of the window's steps and [B, C - T, 2 D] of the rest."""
+    by_column = columns.permute(2, 3, 0, 1, 4)
+    rest = torch.cat([by_column[:, : own.start], by_column[:, own.stop :]], dim=1)
+    return by_column[:, own].flatten(2), rest.flatten(2)
 
 
 def _gather_blocks(blocks: Tensor, band: Band, count: int) -> Tensor:

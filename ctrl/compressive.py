@@ -324,16 +324,15 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             frame = frames[tiers]
             stored = [Ring(next(rings), next(usages), next(decays)) for _ in tiers]
             attention = cast(MemoryLayer, self.layers[number]).attention
-            log_forget = attention.log_forget(attention.norm(hidden))
-            forgotten = sum_by_episode(log_forget, frame.plan.window.episode)  # [B, T, F]
-            memories = self._recall(number, hidden.detach(), forgotten, stored, frame)
+            normed = attention.norm.without_weights(hidden)
+            forgotten = sum_by_episode(attention.log_forget(normed), frame.plan.window.episode)  # [B, T, F]
+            memories = self._recall(number, hidden.detach(), normed.detach(), forgotten, stored, frame)
             last = forgotten[:, -1].detach()
             kept += [memory.write_back(pick, last) for memory, pick in zip(memories, frame.picks, strict=True)]
-            own = slice(tiers[0].slots, tiers[0].slots + hidden.shape[1])
             decay = torch.cat([memory.decay for memory in memories], dim=1)
-            novelty = _joined([memory.novelty for memory in memories])
-            columns, known = self._attendable(hidden, memories), ColumnFacts(decay, novelty, frame.plan.clock)
-            hidden, attended = self.layers[number](hidden, columns, own, known, frame.band)
+            known = ColumnFacts(decay, _joined([memory.novelty for memory in memories]), frame.plan.clock)
+            rest = torch.cat([memory.normed for memory in memories], dim=1)
+            hidden, attended = self.layers[number](hidden, normed, rest, tiers[0].slots, known, frame.band)
             passes.append(LayerPass(frame, memories, attended))
         plan = passes[0].frame.plan
         slots, usage, decay = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
@@ -343,21 +342,30 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             outputs = outputs + self.output_clock(plan.clock[:, first : first + inputs.shape[1]])
         return outputs, CompressiveState(plan.window.clock, slots, usage, decay), passes
 
-    def _recall(self, number: int, hidden: Tensor, forgotten: Tensor, rings: list[Ring], frame: Frame) -> list[Memory]:
-        """Collect, tier by tier, every slot of a layer that exists at some time of the window."""
+    def _recall(
+        self, number: int, hidden: Tensor, normed: Tensor, forgotten: Tensor, rings: list[Ring], frame: Frame
+    ) -> list[Memory]:
+        """Collect, tier by tier, every slot of a layer that exists at some time of the window.
+
+        :param normed: the window's steps `hidden` as attention norms them
+        """
+        attention = cast(MemoryLayer, self.layers[number]).attention
         memories: list[Memory] = []
         for position, (ring, pick, ranked) in enumerate(zip(rings, frame.picks, self.ranks(number), strict=True)):
             stored = take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
             decay = take(ring.decay, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
                 blocks, formed, carried = hidden[:, :, None], hidden, -forgotten
+                columns, known = attention.norm.without_weights(stored), [attention.novelty_of(normed)]
             else:
                 blocks, formed, carried = self._compress(number, position, memories[-1], frame)
-            attention = cast(MemoryLayer, self.layers[number]).attention
-            novelty = attention.novelty_of(torch.cat([stored, formed], dim=1))
-            memory = Memory(stored, formed, blocks, ring.usage, torch.cat([decay, carried], dim=1), novelty)
+                columns, known = attention.norm.without_weights(torch.cat([stored, self._cut(formed)], dim=1)), []
+            with torch.no_grad():
+                known = [attention.novelty_of(columns), *known]
+            decay = torch.cat([decay, carried], dim=1)
+            memory = Memory(stored, formed, blocks, ring.usage, decay, columns, _joined(known))
             if ranked:
-                memory = memory._replace(usage=self._used(number, position, hidden, memory, frame))
+                memory = memory._replace(usage=self._used(number, position, normed, memory, frame))
             memories.append(memory)
         return memories
 
@@ -388,12 +396,12 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return blocks, formed, compressor.carry(decays, *with_fixed).unflatten(0, blocks.shape[:2])
 
     @torch.no_grad()
-    def _used(self, number: int, position: int, hidden: Tensor, memory: Memory, frame: Frame) -> Tensor:
+    def _used(self, number: int, position: int, normed: Tensor, memory: Memory, frame: Frame) -> Tensor:
         """Return [B, C] the attention that a tier's slots have received when they leave it, or the window ends.
 
         See `MostUsedCompressor`. `memory.usage` is still the ring of the state.
         """
-        tiers, length, pick = self.tiers[number], hidden.shape[1], frame.picks[position]
+        tiers, length, pick = self.tiers[number], normed.shape[1], frame.picks[position]
         attention = cast(MemoryLayer, self.layers[number]).attention
         band = tier_band(tiers, frame.band, position, length)
         steps = slice(tiers[0].slots, tiers[0].slots + length)
@@ -403,9 +411,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         times = None if clock is None else torch.cat([clock[:, steps], clock[:, columns]], dim=1)
         novelty = None if memory.novelty is None else F.pad(memory.novelty, (length, 0))
         known = ColumnFacts(F.pad(memory.decay, (0, 0, length, 0)), novelty, times)
-        slots = torch.cat([hidden, memory.slots()], dim=1)
-        weights = attention(slots, slice(0, length), known, band.band).weights
-        seen = visible(frame.plan.window, lay_out(tiers, length, hidden.device))[..., band.part]
+        columns_normed = torch.cat([memory.normed, normed], dim=1) if position == 0 else memory.normed
+        weights = attention(normed, columns_normed, 0, known, band.band).weights
+        seen = visible(frame.plan.window, lay_out(tiers, length, normed.device))[..., band.part]
         shares = torch.where(seen, weights.mean(dim=0), 0).sum(dim=2).flatten(1)  # [B, N W]
         received = shares.new_zeros(len(shares), length + memory.columns())
         received.index_add_(1, band.band.columns.flatten(), shares)
@@ -416,16 +424,11 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """Keep the compressors' graph only if the task loss trains them."""
         return slots if self.trained_by_task else slots.detach()
 
-    def _attendable(self, hidden: Tensor, memories: list[Memory]) -> Tensor:
-        """Join all columns [B, C, D]; only the window's own steps carry a graph beside the compressors'."""
-        raw, *compressed = memories
-        return torch.cat([raw.stored, hidden, *(self._cut(memory.slots()) for memory in compressed)], dim=1)
-
     def _compressions(self, passes: list[LayerPass]) -> Iterator[tuple[str, tuple[MemoryAttention, Compression]]]:
         """Go through all that was compressed in a window, by layer and tier."""
         for number, (frame, memories, attended) in enumerate(passes):
             attention = cast(MemoryLayer, self.layers[number]).attention
-            columns = attended.keys_values.detach().split([memory.columns() for memory in memories], dim=1)
+            columns = attended.keys_values().split([memory.columns() for memory in memories], dim=1)
             for position in range(1, len(memories)):
                 memory, pick = memories[position], frame.picks[position]
                 old, formed = take(columns[position - 1], pick.source), ~pick.not_formed[:, :, 0, 0]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.band import Band
-from ctrl.banded import HIDDEN, ColumnTerms, banded_attention
+from ctrl.banded import HIDDEN, ColumnTerms, KeysValues, banded_attention
 from ctrl.clock import CLOCK_FEATURES
 from ctrl.novelty import Novelty
 
@@ -31,10 +31,17 @@ class Attended(NamedTuple):
     """[B, T, D] what the heads read, side by side."""
     queries: Tensor
     """[B, T, D]"""
-    keys_values: Tensor
-    """[B, C, 2 D] of all columns."""
+    projected: KeysValues
+    """Keys and values of all columns, before what is unusual is made larger."""
+    emphasis: Tensor | None
+    """[B, C] how many times as large they become; None for 1."""
     weights: Tensor
     """[H, B, N, Q, W]"""
+
+    def keys_values(self) -> Tensor:
+        """Return [B, C, 2 D] keys and values of all columns, without a graph."""
+        joined = torch.cat(self.projected.parts(), dim=1).detach()
+        return joined if self.emphasis is None else joined * self.emphasis[:, :, None]
 
 
 class ColumnFacts(NamedTuple):
@@ -49,7 +56,11 @@ class ColumnFacts(NamedTuple):
 
 
 class SlotNorm(nn.LayerNorm):
-    """Norms slots [.., D] before their projection."""
+    """Norms slots [.., D] before their projection.
+
+    Where many maps follow, it is done without weights, which then become part of the maps: so stored slots, which
+    carry no graph, need no gradient, and novelty is measured of the same numbers.
+    """
 
     def forward(self, slots: Tensor) -> Tensor:
         """[.., D] -> [.., D]."""
@@ -59,6 +70,16 @@ class SlotNorm(nn.LayerNorm):
         """Do the same with the weights held fixed."""
         return normalise(slots, self.weight.detach(), self.bias.detach())
 
+    def without_weights(self, slots: Tensor) -> Tensor:
+        """[.., D] -> [.., D]."""
+        return normalise(slots)
+
+    def folded(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Return weight and bias that do to slots normed without weights what `linear` does to normed slots."""
+        weight = linear.weight
+        bias = weight @ self.bias if linear.bias is None else torch.addmv(linear.bias, weight, self.bias)
+        return weight * self.weight, bias
+
 
 class NoNorm(nn.Module):
     """Takes slots [.., D] as they are, within `BOUND`."""
@@ -67,7 +88,11 @@ class NoNorm(nn.Module):
         """[.., D] -> [.., D]."""
         return torch.where(slots.abs() < BOUND, slots, 0)  # false for NaN
 
-    fixed = forward
+    fixed = without_weights = forward
+
+    def folded(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of `linear`."""
+        return linear.weight, linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
 
 
 class MemoryAttention(nn.Module, ABC):
@@ -122,47 +147,56 @@ class MemoryAttention(nn.Module, ABC):
                 self.forget_gate.bias.copy_(torch.linspace(*self.GATE_BIASES, self.forgetting_heads))
 
     def log_forget(self, normed: Tensor) -> Tensor:
-        """Return the logarithm of each forget gate, [.., F] for normed layer inputs [.., D]; F may be 0."""
+        """Return the logarithm of each forget gate, [.., F] for layer inputs [.., D] normed without weights."""
         if self.forget_gate is None:
             return normed.new_zeros(*normed.shape[:-1], 0)
-        return F.logsigmoid(self.forget_gate(normed))
+        return F.logsigmoid(F.linear(normed, *self.norm.folded(self.forget_gate)))
 
-    def forward(self, columns: Tensor, own: slice, known: ColumnFacts, band: Band) -> Attended:
+    def forward(self, own: Tensor, rest: Tensor, start: int, known: ColumnFacts, band: Band) -> Attended:
         """Attend.
 
-        :param columns: [B, C, D] all columns, as layer inputs
-        :param own: which of them are the window's steps themselves
+        :param own: [B, T, D] the window's steps as layer inputs, normed without weights
+        :param rest: [B, C - T, D] likewise all other columns
+        :param start: how many of these come before the window's steps
         :param known: of all columns
         :param band: which step sees which column, and its relative position
         """
         decay, novelty, clock = known
-        normed = self.norm(columns)
-        keys_values = self.key_value(self.emphasised(normed, novelty))
-        queries = self.query(normed[:, own])
-        timed, clock_keys = queries, columns.new_zeros(*columns.shape[:2], 0)
+        to_keys_values = self.norm.folded(self.key_value)
+        keys_values = KeysValues(F.linear(own, *to_keys_values), F.linear(rest, *to_keys_values), start)
+        queries = F.linear(own, *self.norm.folded(self.query))
+        timed, clock_keys = queries, decay.new_zeros(*decay.shape[:2], 0)
         if clock is not None:
-            timed, clock_keys = self._timed(queries, clock[:, own]), cast(nn.Linear, self.key_clock)(clock)
-        read, weights = self._read(timed, keys_values, ColumnTerms(decay, clock_keys, self.clock_heads.start), band)
-        return Attended(read, queries, keys_values, weights)
+            timed = self._timed(queries, clock[:, start : start + own.shape[1]])
+            clock_keys = cast(nn.Linear, self.key_clock)(clock)
+        emphasis = self.emphasis(novelty)
+        terms = ColumnTerms(emphasis, decay, clock_keys, self.clock_heads.start)
+        read, weights = self._read(timed, keys_values, terms, band)
+        return Attended(read, queries, keys_values, emphasis, weights)
 
     def _timed(self, queries: Tensor, clock: Tensor) -> Tensor:
         """Add the time [B, T, CLOCK_FEATURES] to the queries [B, T, D] of the heads that know it."""
         size = queries.shape[2] // self.heads
-        start, stop = self.clock_heads.start * size, self.clock_heads.stop * size
-        known = queries[..., start:stop] + cast(nn.Linear, self.query_clock)(clock)
-        return torch.cat([queries[..., :start], known, queries[..., stop:]], dim=2)
+        around = (0, 0, self.clock_heads.start * size, (self.heads - self.clock_heads.stop) * size)
+        weight = F.pad(cast(nn.Linear, self.query_clock).weight, around)  # [D, CLOCK_FEATURES]
+        return torch.addmm(queries.flatten(0, 1), clock.flatten(0, 1), weight.t()).view_as(queries)
 
     @abstractmethod
-    def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
         """Return the heads' outputs, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
-    def emphasised(self, normed: Tensor, novelty: Tensor | None) -> Tensor:
-        """Return normed slots [.., D] as they become keys and values: the larger, the greater their novelty [..]."""
-        return normed if self.novelty is None or novelty is None else self.novelty.emphasise(normed, novelty)
+    def emphasis(self, novelty: Tensor | None) -> Tensor | None:
+        """Return how many times as large keys and values of slots of some novelty are, both [..]; None for 1."""
+        return None if self.novelty is None or novelty is None else self.novelty.emphasis(novelty)
 
-    def novelty_of(self, slots: Tensor) -> Tensor | None:
-        """Return the novelty [..] of slots [.., D], with the graph of the measure; None if there is no measure."""
-        return None if self.novelty is None else self.novelty(slots)
+    def novelty_of(self, normed: Tensor) -> Tensor | None:
+        """Return the novelty [..] of slots [.., D] normed without weights, with the graph of the measure.
+
+        None if there is no measure.
+        """
+        if self.novelty is None:
+            return None
+        return self.novelty.of_normed(normed) if isinstance(self.norm, SlotNorm) else self.novelty(normed)
 
     def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
         """Attend by content alone, without age and output projection.
@@ -183,8 +217,9 @@ class MemoryAttention(nn.Module, ABC):
 
         Fixed by functional use of detached weights: the parameters themselves stay as they are.
         """
-        emphasised = self.emphasised(self.norm.fixed(slots), self.novelty_of(slots))
-        return F.linear(emphasised, self.key_value.weight.detach())
+        keys_values = F.linear(self.norm.fixed(slots), self.key_value.weight.detach())
+        emphasis = self.emphasis(self.novelty_of(self.norm.without_weights(slots)))
+        return keys_values if emphasis is None else keys_values * emphasis[..., None]
 
 
 class AgeAttention(MemoryAttention):
@@ -211,13 +246,13 @@ class AgeAttention(MemoryAttention):
         """Return what is added to the scores of slots by head and age, [H, rows]."""
         return self.SCALE * self.age_bias
 
-    def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
         return banded_attention(queries, keys_values, self.age_biases(), terms, band)
 
 
-def normalise(slots: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def normalise(slots: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Norm slots [.., D] for their projection."""
-    normed = torch.layer_norm(slots, weight.shape, weight, bias)
+    normed = torch.layer_norm(slots, slots.shape[-1:], weight, bias)
     # What another episode left in the window may overflow here. It gets no weight, but 0 * NaN is NaN.
     normed.detach().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     return normed
@@ -353,10 +388,14 @@ class MemoryLayer(nn.Module, ABC):
         return SlotNorm(width)
 
     def forward(
-        self, inputs: Tensor, columns: Tensor, own: slice, known: ColumnFacts, band: Band
+        self, inputs: Tensor, own: Tensor, rest: Tensor, start: int, known: ColumnFacts, band: Band
     ) -> tuple[Tensor, Attended]:
-        """Return the layer's outputs [B, T, D] and what its attention did; arguments as `MemoryAttention.forward`."""
-        attended = self.attention(columns, own, known, band)
+        """Return the layer's outputs [B, T, D] and what its attention did.
+
+        :param inputs: [B, T, D]
+        :param own: the same, normed; this and the others as for `MemoryAttention.forward`
+        """
+        attended = self.attention(own, rest, start, known, band)
         outputs = self.weights().join(inputs.flatten(0, 1), attended.read.flatten(0, 1))
         return outputs.view_as(inputs), attended
 

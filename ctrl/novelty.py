@@ -24,7 +24,7 @@ class Novelty(nn.Module):
     xᵀ (S + r)⁻¹ x do (Alaoui & Mahoney 2015, arXiv 1411.0306), by which a few columns are picked that stand for many.
 
     :param width: D
-    :param gain: how much more a slot counts in `emphasise` for each unit of novelty
+    :param gain: how much more a slot counts in `emphasis` for each unit of novelty
     """
 
     NOISE = 0.5
@@ -42,21 +42,23 @@ class Novelty(nn.Module):
 
         At first 1, and less where a slot's features hardly differ.
         """
-        return self._left(slots.detach()).square().mean(dim=-1)
+        normed = F.layer_norm(slots.detach(), slots.shape[-1:])
+        return self.of_normed(normed.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))  # another episode's may overflow
+
+    def of_normed(self, normed: Tensor) -> Tensor:
+        """Return the same for slots that are normed already, without weights."""
+        flat = normed.detach().reshape(-1, normed.shape[-1])
+        left = torch.addmm(flat, flat, self.rebuild, alpha=-1)
+        return left.square().mean(dim=1).view(normed.shape[:-1])
 
     def loss(self, novelty: Tensor) -> Tensor:
         """Return what the map learns from: the mean of its inputs' `novelty`, and what the noise would add to it."""
         return novelty.mean() + self.NOISE * self.rebuild.square().sum() / len(self.rebuild)
 
-    def emphasise(self, normed: Tensor, novelty: Tensor) -> Tensor:
-        """Return slots [.., D], as attention norms them, times 1 + gain * novelty [..].
+    def emphasis(self, novelty: Tensor) -> Tensor | None:
+        """Return [..] 1 + gain * novelty [..], how many times as large keys and values are; None where all are 1.
 
         So the keys and values of what is unusual are larger, and one rare slot among many is read from the beginning.
         No gradient reaches the measure.
         """
-        return normed * (1 + self.gain * novelty.detach()).unsqueeze(-1) if self.gain else normed
-
-    def _left(self, slots: Tensor) -> Tensor:
-        normed = F.layer_norm(slots, slots.shape[-1:])
-        normed = normed.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # what another episode left may overflow
-        return normed - normed @ self.rebuild
+        return 1 + self.gain * novelty.detach() if self.gain else None

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.band import COPIES, Band
-from ctrl.banded import HIDDEN, ColumnTerms
+from ctrl.banded import HIDDEN, ColumnTerms, KeysValues
 from ctrl.layer import MemoryAttention, NoNorm, SlotNorm
 
 
@@ -34,7 +34,7 @@ class RelativeAttention(MemoryAttention):
         self.position_bias = nn.Parameter(torch.zeros(heads, width // heads))  # v
         self.register_buffer("sinusoids", sinusoids(rows, width), persistent=False)
 
-    def _read(self, queries: Tensor, keys_values: Tensor, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
         encodings = self.get_buffer("sinusoids").to(self.position_key.weight)
         position_keys = self.position_key(encodings).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [H, E, d]
         biases = self.content_bias, self.position_bias
@@ -50,7 +50,7 @@ def sinusoids(count: int, width: int) -> Tensor:
 
 def relative_attention(
     queries: Tensor,
-    keys_values: Tensor,
+    keys_values: KeysValues,
     position_keys: Tensor,
     biases: tuple[Tensor, Tensor],
     terms: ColumnTerms,
@@ -59,7 +59,7 @@ def relative_attention(
     """Attend from each block's steps to its columns; sizes as in `ctrl.banded`.
 
     :param queries: [B, T, D]
-    :param keys_values: [B, C, 2 D]
+    :param keys_values: of all columns
     :param position_keys: [H, E, d], one for each row of the band but the hidden one
     :param biases: u and v, each [H, d]
     :param terms: of all columns
@@ -69,10 +69,11 @@ def relative_attention(
     of_content, of_position = (bias[:, None, None, None] for bias in biases)
     query = band.split(queries).unflatten(3, (heads, -1)).movedim(3, 0)  # [H, B, N, Q, d]
     first = terms.clock_from * features
-    keys_values = keys_values + F.pad(
-        terms.clock_keys, (first, keys_values.shape[2] - first - terms.clock_keys.shape[2])
-    )
-    columns = keys_values.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)
+    joined = torch.cat(keys_values.parts(), dim=1)
+    if terms.emphasis is not None:
+        joined = joined * terms.emphasis[:, :, None]
+    joined = joined + F.pad(terms.clock_keys, (first, joined.shape[2] - first - terms.clock_keys.shape[2]))
+    columns = joined.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)
     key, value = columns.unflatten(3, (2, heads, -1)).permute(3, 4, 0, 1, 2, 5)  # [H, B, N, W, d] each
     by_distance = (query + of_position) @ position_keys.transpose(1, 2)[:, None, None]  # [H, B, N, Q, E]
     by_distance = F.pad(by_distance / math.sqrt(features), (0, 1), value=HIDDEN)

@@ -5,7 +5,7 @@ Plain data and index arithmetic; what is done with it is `ctrl.compressive`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Memory(NamedTuple):
     blocks: Tensor  # [B, E, m, D] what each of them was formed from
     usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
     decay: Tensor  # [B, C, F], relative to the beginning of each column's episode, or of the window
+    normed: Tensor  # [B, C, D] as attention norms them, without weights; [B, n, D] in tier 0, of the stored ones
     novelty: Tensor | None  # [B, C], without a graph but for tier 0's formed ones; None where nobody measures it
 
     def columns(self) -> int:
@@ -126,21 +127,40 @@ def make_picks(tiers: list[TierPlan]) -> list[Pick]:
 def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:
     """Sum up each episode's steps: [B, T, F], and [B, T] the number of each step's episode -> [B, T, F].
 
-    What came before a reset is left out by products with 0, and not by a difference of sums, so that it does not change
-    a single bit after it. In parts of `SUMMED` steps, so that the cost grows with T and not with its square.
+    What came before a reset is left out by selection, and not by a difference of sums, so that it does not change a
+    single bit after it.
     """
-    sums: list[Tensor] = []
-    before, last = values.new_zeros(len(values), 1, values.shape[2]), episode[:, :1]
-    for part, numbers in zip(values.split(SUMMED, dim=1), episode.split(SUMMED, dim=1), strict=True):
-        same = (numbers[:, :, None] == numbers[:, None]).tril()  # [B, T, T]
-        goes_on = (numbers == last)[:, :, None]
-        sums.append(torch.bmm(same.to(part.dtype), part) + torch.where(goes_on, before, 0))
-        before, last = sums[-1][:, -1:], numbers[:, -1:]
-    return torch.cat(sums, dim=1)
+    if not values.shape[2]:
+        return values
+    sums: Tensor = _SumByEpisode.apply(values, episode)  # type: ignore[no-untyped-call]
+    return sums
 
 
-SUMMED = 128
-"""Steps that are summed at once; see `sum_by_episode`."""
+class _SumByEpisode(torch.autograd.Function):
+    """Of 1, 2, 4, .. steps in turn: each sum takes up that of as many steps before it, if they are of its episode."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, episode: Tensor) -> Tensor:
+        ctx.save_for_backward(episode)
+        sums = values.clone()
+        for steps in _doubling(episode.shape[1]):
+            same = (episode[:, steps:] == episode[:, :-steps])[:, :, None]
+            sums[:, steps:].add_(torch.where(same, sums[:, :-steps], 0))
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, of_sums: Tensor) -> tuple[Tensor, None]:
+        (episode,) = ctx.saved_tensors
+        of_values = of_sums.clone()
+        for steps in _doubling(episode.shape[1]):
+            same = (episode[:, steps:] == episode[:, :-steps])[:, :, None]
+            of_values[:, :-steps].add_(torch.where(same, of_values[:, steps:], 0))
+        return of_values, None
+
+
+def _doubling(length: int) -> list[int]:
+    """Return the powers of two below `length`."""
+    return [1 << power for power in range((length - 1).bit_length())]
 
 
 def take(slots: Tensor, index: Tensor) -> Tensor:

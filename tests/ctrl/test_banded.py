@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrl.band import COPIES, Band, band_rows, block_size, hidden_row, lay_out
-from ctrl.banded import HIDDEN, ColumnTerms, banded_attention
+from ctrl.banded import HIDDEN, ColumnTerms, KeysValues, banded_attention
 from ctrl.memory import Tier, Tiers
 from ctrl.timeline import plan_window
 
@@ -31,13 +31,27 @@ def band_of(length: int, tiers: Tiers = TIERS) -> tuple[Band, int]:
     )
 
 
+START = 5
+"""Columns before those of the window's steps."""
+
+
 def plain_attention(
-    queries: Tensor, keys_values: Tensor, biases: Tensor, decay: Tensor, clock_keys: Tensor, band: Band
+    queries: Tensor,
+    own: Tensor,
+    rest: Tensor,
+    biases: Tensor,
+    decay: Tensor,
+    clock_keys: Tensor,
+    band: Band,
+    emphasis: Tensor | None = None,
 ) -> Tensor:
     """Every query against every column, one head at a time, with the hidden row where its block shows none.
 
     Heads 1 and 2 forget, and head 1 knows the time.
     """
+    keys_values = torch.cat([rest[:, :START], own, rest[:, START:]], dim=1)
+    if emphasis is not None:
+        keys_values = keys_values * emphasis[:, :, None]
     blocks, size = band.row.shape[1:3]
     length, count, features = queries.shape[1], keys_values.shape[1], WIDTH // HEADS
     row = torch.full((BATCH, blocks * size, count), biases.shape[1])
@@ -66,20 +80,26 @@ def test_blocks_grow_with_the_slots(raw: int, compressed: int, size: int) -> Non
     assert (block_size(tiers, 999), block_size(tiers, 7)) == (size, 7)
 
 
+@pytest.mark.parametrize("emphasised", [False, True])
 @pytest.mark.parametrize(
     ("tiers", "length"), [*((TIERS, length) for length in (1, 9, 32, 33, 81)), (MANY, 63), (MANY, 64), (MANY, 150)]
 )
-def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length: int) -> None:
+def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length: int, emphasised: bool) -> None:
     band, count = band_of(length, tiers)
     assert band.row.shape[2] == block_size(tiers, length)
     queries = torch.randn(BATCH, length, WIDTH, dtype=torch.float64, requires_grad=True)
-    keys_values = torch.randn(BATCH, count, 2 * WIDTH, dtype=torch.float64, requires_grad=True)
+    own, rest = (
+        torch.randn(BATCH, columns, 2 * WIDTH, dtype=torch.float64, requires_grad=True)
+        for columns in (length, count - length)
+    )
     biases = torch.randn(HEADS, hidden_row(tiers), dtype=torch.float64, requires_grad=True)
     decay = torch.randn(BATCH, count, 2, dtype=torch.float64, requires_grad=True)
     clock_keys = torch.randn(BATCH, count, WIDTH // HEADS, dtype=torch.float64, requires_grad=True)
-    arguments = (queries, keys_values, biases, decay, clock_keys)
-    read, weights = banded_attention(queries, keys_values, biases, ColumnTerms(decay, clock_keys, 1), band)
-    expected = plain_attention(*arguments, band)
+    emphasis = 1 + torch.rand(BATCH, count, dtype=torch.float64) if emphasised else None
+    arguments = (queries, own, rest, biases, decay, clock_keys)
+    terms = ColumnTerms(emphasis, decay, clock_keys, 1)
+    read, weights = banded_attention(queries, KeysValues(own, rest, START), biases, terms, band)
+    expected = plain_attention(*arguments, band, emphasis)
     torch.testing.assert_close(read, expected)
     assert not weights.requires_grad
     torch.testing.assert_close(weights.sum(dim=4), torch.ones_like(weights[..., 0]))
@@ -93,8 +113,9 @@ def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length:
 def test_only_what_is_visible_has_weight() -> None:
     band, count = band_of(40)
     biases = torch.randn(HEADS, hidden_row(TIERS))
-    queries, keys_values = torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, count, 2 * WIDTH)
-    terms = ColumnTerms(torch.randn(BATCH, count, 1), torch.randn(BATCH, count, 0), 0)
+    queries, own = torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, 40, 2 * WIDTH)
+    keys_values = KeysValues(own, torch.randn(BATCH, count - 40, 2 * WIDTH), START)
+    terms = ColumnTerms(None, torch.randn(BATCH, count, 1), torch.randn(BATCH, count, 0), 0)
     _, weights = banded_attention(queries, keys_values, biases, terms, band)
     visible = band.row // COPIES != hidden_row(TIERS)
     real = torch.arange(band.row.shape[1] * band.row.shape[2]).view(1, *band.row.shape[1:3], 1) < 40

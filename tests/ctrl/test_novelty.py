@@ -63,7 +63,8 @@ def test_its_loss_reaches_the_map_alone_and_emphasis_nothing() -> None:
     novelty, inputs = Novelty(WIDTH), torch.randn(7, WIDTH, requires_grad=True)
     novelty.loss(novelty(inputs)).backward()  # type: ignore[no-untyped-call]
     assert novelty.rebuild.grad is not None and novelty.rebuild.grad.any() and inputs.grad is None
-    assert not novelty.emphasise(torch.ones(7, WIDTH), novelty(inputs)).requires_grad
+    emphasis = novelty.emphasis(novelty(inputs))
+    assert emphasis is not None and not emphasis.requires_grad
 
 
 def test_what_is_unusual_counts_more() -> None:
@@ -73,13 +74,9 @@ def test_what_is_unusual_counts_more() -> None:
     with torch.no_grad():
         novelty.rebuild[:2, :2] = torch.eye(2)
     slots = torch.tensor([[9.0, -9.0, 0.0, 0.0], [0.0, 0.0, 5.0, -5.0], [8.0, -8.0, 8.0, -8.0]])
-    projected = torch.randn(3, 4, requires_grad=True)
-    found = novelty.emphasise(projected, novelty(slots.requires_grad_()))
-    counts = torch.tensor([[1.0], [4.0], [2.5]])
-    torch.testing.assert_close(found, counts * projected)
-    found.sum().backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(projected.grad, counts.expand(3, 4))
-    assert slots.grad is None and novelty.rebuild.grad is None
+    found = novelty.emphasis(novelty(slots.requires_grad_()))
+    torch.testing.assert_close(found, torch.tensor([1.0, 4.0, 2.5]))
+    assert found is not None and not found.requires_grad
 
 
 def test_what_is_rare_is_read_from_the_beginning() -> None:
@@ -118,12 +115,14 @@ def test_the_reconstruction_loss_compares_what_attention_reads() -> None:
     attention = core.layers[0].attention
     torch.nn.init.normal_(attention.novelty.rebuild)
     passes: list[tuple[Tensor, Tensor]] = []
-    attention.register_forward_hook(lambda _, given, attended: passes.append((given[0], attended.keys_values)))
-    core.unroll(torch.randn(2, 5, 3), core.initial_state(2), torch.zeros(2, 5, dtype=torch.bool))
-    columns, keys_values = passes[-1]
-    slots = columns.detach().requires_grad_()
+    attention.register_forward_hook(lambda _, given, attended: passes.append((given[0], attended.keys_values())))
+    inputs = torch.randn(2, 5, 3)
+    core.unroll(inputs, core.initial_state(2), torch.zeros(2, 5, dtype=torch.bool))
+    normed, keys_values = passes[-1]
+    slots = core.embed(inputs).detach().requires_grad_()
+    torch.testing.assert_close(attention.norm.without_weights(slots), normed)
     found = attention.fixed_keys_values(slots)
-    torch.testing.assert_close(found, keys_values)
+    torch.testing.assert_close(found, keys_values[:, 4:9])
     found.square().sum().backward()  # type: ignore[no-untyped-call]
     assert slots.grad is not None and all(parameter.grad is None for parameter in attention.parameters())
 
