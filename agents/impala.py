@@ -139,7 +139,7 @@ class MemoryImpala(MemoryAlgorithm):
         *,
         memory_learning_rate: float | Schedule = 5e-3,
         num_actors: int = 2,
-        n_steps: int = 128,
+        n_steps: int = 64,
         windows_per_update: int = 1,
         batch_size: int | None = None,
         gamma: float = 0.99,

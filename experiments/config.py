@@ -197,7 +197,7 @@ class PPOOptions:
     """Let the learning rate fall linearly to 0 over the run, or keep it as it is."""
     memory_learning_rate: Annotated[float | None, open_option("0.005", "FLOAT")] = None
     """Adam's step size for the compressors."""
-    n_steps: int = 128
+    n_steps: int = 64
     """Steps of each env between two updates."""
     window: Annotated[int | None, open_option("all of --n-steps")] = None
     """Steps that gradients flow through at once; must divide --n-steps."""
@@ -214,7 +214,7 @@ class PPOOptions:
     """How far the probability of an action may move in one update, as a fraction."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
-    vf_coef: Annotated[float | None, open_option("ppo 0.01, impala 0.5", "FLOAT")] = None
+    vf_coef: Annotated[float | None, open_option("ppo 0.1, impala 0.5", "FLOAT")] = None
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Clip of the gradient's norm, all but the compressors."""
