@@ -147,12 +147,21 @@ def read_runs(folder: Path) -> list[SuiteRun]:
 class Suite:
     """The runs of a suite and what is written about them."""
 
-    def __init__(self, config: SuiteConfig, folder: Path, code: str, command: str, console: Console) -> None:
+    def __init__(
+        self,
+        config: SuiteConfig,
+        folder: Path,
+        code: str,
+        command: str,
+        console: Console,
+        known: Sequence[SuiteRun] = (),
+    ) -> None:
         self.config = config
         self.folder = folder.resolve()
         self.code = code
         self.command = command
         self.console = console
+        self.known = {_place(run): run for run in known}
         self.failures: list[FailedRun] = []
 
     def jobs(self, contenders: Iterable[Contender], seeds: Iterable[int]) -> list[SuiteJob]:
@@ -161,7 +170,7 @@ class Suite:
         :raises UserError: where a finished run had other options
         """
         found = [self._job(contender, seed) for seed in seeds for contender in contenders]
-        return [job for job in found if not is_finished(job)]
+        return [job for job in found if job.name not in self.known and not is_finished(job)]
 
     def _job(self, contender: Contender, seed: int) -> SuiteJob:
         task = contender.task
@@ -198,7 +207,7 @@ class Suite:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that is finished in the folder as plain data, also what earlier commands asked for."""
-        runs = read_runs(self.folder)
+        runs = list({**self.known, **{_place(run): run for run in read_runs(self.folder)}}.values())
         asked = {task.name for task in chosen_tasks(self.config.tasks)} | {run.task for run in runs}
         cores = list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)]))
         return {
@@ -225,6 +234,26 @@ class Suite:
         results = Results.from_json(data)
         write_json(self.folder / RESULTS, data | {"tuning": results.tuning()}, indent=None)
         (self.folder / TABLE).write_text(markdown(results))
+
+
+def known_runs(config: SuiteConfig) -> list[SuiteRun]:
+    """Return the runs of the file `config.known`; none where it names none.
+
+    :raises UserError: where they were made by other code or with other options
+    """
+    if config.known is None:
+        return []
+    runs, data = read_results(config.known).runs, read_json(config.known)
+    code = fingerprint(sources())
+    require(data["code"] == code, f"{config.known} has results of other code ({data['code']}, this is {code})")
+    changes = list(differences(data["settings"], config.settings))
+    require(not changes, f"{config.known} has results with other options ({'; '.join(changes)})")
+    return runs
+
+
+def _place(run: SuiteRun) -> str:
+    """Return the name of the job that a run came from."""
+    return f"{run.task}/{run.core}-{run.learning_rate:g}/seed{run.seed}"
 
 
 def is_finished(job: Job) -> bool:
@@ -281,7 +310,7 @@ def notes(config: SuiteConfig, cores: Sequence[str]) -> list[str]:
     if others or not config.tune:
         found.append(f"{others if config.tune else 'All cores'}: one learning rate for all tasks, {own}.")
     if tuned and config.tune:
-        found.append(f"{tuned}: on each task the best of {rates} by the score of seed 0, whose run counts as seed 0.")
+        found.append(f"{tuned}: on each task the best of {rates} by seed 0's return in the last fifth of training.")
     if tuned:
         found.append(f"{tuned}: the least width with at least as many parameters as {REFERENCE} has.")
     at_a_time = config.jobs or provenance.usable_cores()
@@ -342,8 +371,9 @@ def run_command(config: SuiteConfig, console: Console) -> int:
         return 0
     torch.set_num_threads(1)  # more would only wait for each other where other runs keep the machine busy
     contenders = plan(config)  # first, so that a mistake leaves earlier results alone
+    known = known_runs(config)
     folder, code = open_suite(config)
-    suite = Suite(config, folder, code, provenance.command(), console)
+    suite = Suite(config, folder, code, provenance.command(), console, known)
     complete = suite.run(suite.jobs(contenders, [0])) and suite.run(suite.rest(contenders))
     suite.write()
     show(suite.results(), console)

@@ -60,6 +60,8 @@ class SuiteConfig:
     """Folder for the results; what is finished there is kept."""
     overwrite: Switch = False
     """Start anew: remove the results that --out holds."""
+    known: Annotated[Path | None, open_option("none", "FILE")] = None
+    """A suite.json of the same code and options, whose runs are taken over and not repeated."""
     table: Annotated[Path | None, open_option("train", "DIR")] = None
     """Show the tables of that folder, or of a suite.json, and train nothing."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)

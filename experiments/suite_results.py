@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from statistics import fmean, median
 from typing import Any
 
@@ -112,19 +113,23 @@ class SuiteRun:
         """Return the run as plain data."""
         return asdict(self)
 
-    def merit(self, score: str) -> tuple[float, float]:
-        """What learning rates are judged by: the held-out score, then how soon training had it."""
-        return self.held_out.score(score), fmean(value for _, value in self.curve) if self.curve else 0.0
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What learning rates are judged by: the return in the last fifth of training, then in all of it.
+
+        Held-out episodes have no part in it.
+        """
+        returns = [value for _, value in self.curve]
+        return (fmean(returns[-(len(returns) // 5 or 1) :]), fmean(returns)) if returns else (-inf, -inf)
 
 
-def best_rate(runs: Sequence[SuiteRun], score: str) -> float | None:
+def best_rate(runs: Sequence[SuiteRun]) -> float | None:
     """Return the learning rate whose first seed did best; None without such a run.
 
     :param runs: of one core on one task
-    :param score: the one that the task shows
     """
     first = [run for run in runs if run.seed == 0]
-    return max(first, key=lambda run: run.merit(score)).learning_rate if first else None
+    return max(first, key=lambda run: run.merit).learning_rate if first else None
 
 
 @dataclass(frozen=True)
@@ -150,17 +155,13 @@ class Results:
         failures = [FailedRun(**failure) for failure in data["failures"]]
         return cls(data["command"], data["tasks"], data["cores"], data["notes"], runs, failures)
 
-    def score(self, task: str) -> str:
-        """Return which score a task shows."""
-        return str(self.tasks[task]["score"])
-
     def of(self, task: str, core: str) -> list[SuiteRun]:
         """Return the runs of a core on a task, with all learning rates."""
         return [run for run in self.runs if (run.task, run.core) == (task, core)]
 
     def rate(self, task: str, core: str) -> float | None:
         """Return the learning rate that does best; None without a run."""
-        return best_rate(self.of(task, core), self.score(task))
+        return best_rate(self.of(task, core))
 
     def chosen(self, task: str, core: str) -> list[SuiteRun]:
         """Return the runs of a core on a task with its best learning rate, by seed."""
@@ -168,7 +169,7 @@ class Results:
         return sorted((run for run in self.of(task, core) if run.learning_rate == rate), key=lambda run: run.seed)
 
     def tuning(self) -> dict[str, dict[str, Any]]:
-        """Return by task and core the scores of seed 0 by learning rate, and the chosen rate.
+        """Return by task and core the return late in training of seed 0 by learning rate, and the chosen rate.
 
         Cores with one rate are left out.
         """
@@ -176,8 +177,8 @@ class Results:
         for task, core in dict.fromkeys((run.task, run.core) for run in self.runs):
             first = [run for run in self.of(task, core) if run.seed == 0]
             if len(first) > 1:
-                scores = {f"{run.learning_rate:g}": run.held_out.score(self.score(task)) for run in first}
-                found.setdefault(task, {})[core] = {"scores": scores, "chosen": self.rate(task, core)}
+                returns = {f"{run.learning_rate:g}": round(run.merit[0], 4) for run in first}
+                found.setdefault(task, {})[core] = {"returns": returns, "chosen": self.rate(task, core)}
         return found
 
 

@@ -20,7 +20,7 @@ from ctrl.experiments.models import Match, build_model, core_kwargs, parameter_c
 from ctrl.experiments.suite import SuiteJob, plan
 from ctrl.experiments.suite_config import RATES, SuiteConfig
 from ctrl.experiments.suite_tasks import SUITE, TASKS, SuiteTask
-from ctrl.experiments.summary import Evaluation, RunSummary
+from ctrl.experiments.summary import CURVE_COLUMNS, Evaluation, RunSummary
 from ctrl.experiments.tasks import make_task
 from ctrl.experiments.training import Place
 
@@ -105,6 +105,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         Place.write_config(job.place, job.config)
         write_json(job.place.folder / "suite_run.json", job.order)
         write_json(job.place.folder / "summary.json", finished(job.config).to_json())
+        score = success(job.config)
+        (job.place.folder / "curve.csv").write_text(f"{','.join(CURVE_COLUMNS)}\n1,{score},{score},2,500\n")
         job.process = subprocess.Popen(["true"])
 
     monkeypatch.setattr(SuiteJob, "start", start)
@@ -158,11 +160,31 @@ def test_the_first_seed_of_all_comes_first_and_then_the_best_rates(tmp_path: Pat
     data = read(tmp_path)
     assert len(data["runs"]) == len(started)
     assert data["tuning"]["rare-cue"] == {
-        "lstm": {"scores": {"0.0003": 0.25, "0.001": 0.75, "0.003": 0.5}, "chosen": 0.001}
+        "lstm": {"returns": {"0.0003": 0.25, "0.001": 0.75, "0.003": 0.5}, "chosen": 0.001}
     }
     assert set(data["tuning"]) == {"copy-4-8", "rare-cue"}
     assert data["settings"]["memory"]["memory"] == "4,4x2"
     assert {run["width"] for run in data["runs"] if run["core"] == "compressive"} == {16}
+
+
+def test_known_runs_are_taken_over_and_not_repeated(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tmp_path / "known"
+    assert ctrl_suite(known, "--seeds", "1") == 0
+    begun = len(started)
+    assert ctrl_suite(tmp_path / "more", "--seeds", "2", "--known", str(known / "suite.json")) == 0
+    assert {name.rsplit("/", 1)[1] for name in started[begun:]} == {"seed1"}
+    whole, again = read(tmp_path / "more"), tmp_path / "again"
+    assert whole["runs"][:begun] == read(known)["runs"] and len(whole["runs"]) == len(started) == begun + 4
+    for code, changed, message in (
+        ("0123", ("--gamma", "0.5"), "other options (ppo.gamma is 0.99 there and 0.5 now)"),
+        ("4567", (), "other code (0123, this is 4567)"),
+    ):
+        monkeypatch.setattr(suite, "fingerprint", lambda _, code=code: code)
+        assert ctrl_suite(again, "--known", str(known / "suite.json"), *changed) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not again.exists()
 
 
 def test_the_table_shows_the_best_rate_and_all_seeds(tmp_path: Path, started: Started) -> None:

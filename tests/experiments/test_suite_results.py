@@ -123,26 +123,32 @@ def test_the_best_is_above_all_seeds_of_all_others(scores: dict[str, list[float]
 
 
 def test_rates_are_judged_by_the_first_seed_and_then_by_how_soon_it_learned() -> None:
-    assert best_rate([], "success") is None
-    assert best_rate([run("lstm", 1, 1.0)], "success") is None
+    assert best_rate([]) is None
+    assert best_rate([run("lstm", 1, 1.0)]) is None
     scores = [run("lstm", 0, 0.5, rate=1e-3), run("lstm", 0, 0.4, rate=3e-3), run("lstm", 1, 1.0, rate=3e-3)]
-    assert best_rate(scores, "success") == 1e-3
+    assert best_rate(scores) == 1e-3
     soon = run("lstm", 0, 1.0, rate=3e-3, curve=[[100_000, 0.9], [200_000, 1.0]])
-    assert best_rate([run("lstm", 0, 1.0, rate=1e-3), soon], "success") == 3e-3
+    assert best_rate([run("lstm", 0, 1.0, rate=1e-3), soon]) == 3e-3
 
 
-def test_the_score_that_a_task_shows_decides() -> None:
+def test_rates_are_judged_by_the_end_of_training_and_not_by_held_out_episodes() -> None:
+    late = [[10 * step, float(step >= 8)] for step in range(10)]
+    early = [[10 * step, 0.9] for step in range(10)]
+    runs = [run("gru", 0, 0.1, rate=1e-3, curve=late), run("gru", 0, 1.0, rate=3e-3, curve=early)]
+    assert best_rate(runs) == 1e-3
+    assert best_rate([run("gru", 0, 1.0, rate=3e-4, curve=[]), *runs]) == 1e-3
+
+
+def test_an_evaluation_knows_its_scores() -> None:
     low = HeldOut(9, 2.0, 0.1, 0.9)
     assert [low.score(name) for name in ("return", "success", "normalised")] == [2.0, 0.1, 0.9]
     with pytest.raises(ValueError, match="no success"):
         HeldOut(9, 2.0, None, None).score("success")
-    runs = [run("lstm", 0, 0.2, rate=1e-3), run("lstm", 0, 0.2, rate=3e-3, held_out=low)]
-    assert (best_rate(runs, "success"), best_rate(runs, "normalised")) == (1e-3, 3e-3)
 
 
 def test_tuning_is_told_where_there_was_any() -> None:
     found = results(RUNS).tuning()
-    assert found == {"recall-9": {"lstm": {"scores": {"0.0003": 0.25, "0.001": 0.5, "0.003": 0.75}, "chosen": 3e-3}}}
+    assert found == {"recall-9": {"lstm": {"returns": {"0.0003": 0.25, "0.001": 0.5, "0.003": 0.75}, "chosen": 3e-3}}}
 
 
 def test_texts_of_scores() -> None:
