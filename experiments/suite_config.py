@@ -18,7 +18,7 @@ from ctrl.experiments.config import (
 )
 from ctrl.experiments.errors import require
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates that a recurrent core is tried with on each task."""
 TUNED = RECURRENT_CORES
 """Cores that get the best of `RATES` and as many parameters as ours; the others have one rate for all tasks."""

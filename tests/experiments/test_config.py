@@ -90,9 +90,9 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (PPOOptions, {"memory_learning_rate": -1.0}, "--memory-learning-rate must be above 0, got -1.0"),
         (PPOOptions, {"gamma": 1.5}, "--gamma must be between 0 and 1, got 1.5"),
         (PPOOptions, {"n_steps": 128, "window": 50}, "--window must divide --n-steps, got 50 and 128"),
-        (PPOOptions, {"refresh": "all"}, "--refresh is none, recompute or from 1 step to --n-steps = 128, got 'all'"),
-        (PPOOptions, {"refresh": "0"}, "--refresh is none, recompute or from 1 step to --n-steps = 128, got '0'"),
-        (PPOOptions, {"refresh": "-5"}, "--refresh is none, recompute or from 1 step to --n-steps = 128, got '-5'"),
+        (PPOOptions, {"refresh": "all"}, "--refresh is none, recompute or from 1 step to --n-steps = 64, got 'all'"),
+        (PPOOptions, {"refresh": "0"}, "--refresh is none, recompute or from 1 step to --n-steps = 64, got '0'"),
+        (PPOOptions, {"refresh": "-5"}, "--refresh is none, recompute or from 1 step to --n-steps = 64, got '-5'"),
         (PPOOptions, {"n_steps": 64, "refresh": "65"}, "from 1 step to --n-steps = 64, got '65'"),
         (RunOptions, {"steps": 0}, "--steps must be at least 1, got 0"),
         (RunOptions, {"eval_episodes": -1}, "--eval-episodes must not be negative, got -1"),
@@ -198,7 +198,7 @@ def hints_of(options: type) -> dict[str, str]:
     return {name: hint.removeprefix("(default: ").removesuffix(")") for name, hint in found.items() if hint}
 
 
-@pytest.mark.parametrize(("told", "given"), [("none", "none"), ("recompute", "recompute"), ("7", 7), ("128", 128)])
+@pytest.mark.parametrize(("told", "given"), [("none", "none"), ("recompute", "recompute"), ("7", 7), ("64", 64)])
 def test_refresh_is_a_word_or_a_number(told: str, given: str | int) -> None:
     assert PPOOptions(refresh=told).arguments()["refresh"] == given
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,4 +105,4 @@ def test_time_of_evaluations_is_not_learnings(
     train(tmp_path / "run", *tiny, "--core", "gru", "--eval-every", "128")
     assert spent[0] == 4000
     assert all(point.steps_per_second > 5 for point in read_curve(tmp_path / "run" / "curve.csv"))
-    assert '"wall_seconds": 4' not in (tmp_path / "run" / "summary.json").read_text()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["wall_seconds"] < 1000
