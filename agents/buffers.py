@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from ctrl.agents.policies import Acted, MemoryPolicy, Observation, PolicyState, Windows
+from ctrl.agents.policies import Acted, MemoryPolicy, Observation, PolicyState, Windows, join_states
 
 
 class BurnIn(NamedTuple):
@@ -45,7 +45,7 @@ class Cut(NamedTuple):
     """Episodes of K envs that a limit cut in the same step."""
 
     step: int
-    """Of the buffer, the last of these episodes."""
+    """Row of the buffer that holds the episodes' last step."""
     envs: list[int]
     state: PolicyState
     """After that step; K rows."""
@@ -206,9 +206,7 @@ class WindowBuffer(RolloutBuffer):
         actions = self._sequences(steps.actions, length)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions[..., 0]
-        cores = zip(*(snapshot.core for snapshot in snapshots), strict=True)
-        core_state = policy.core.make_state([torch.cat(leaves) for leaves in cores])
-        action, reward = (torch.cat(parts) for parts in zip(*(snapshot[1:] for snapshot in snapshots), strict=True))
+        core_state, action, reward = join_states(policy, snapshots)
         encoded = policy.encode_action(actions.flatten(0, 1)).unflatten(0, reset.shape)
         rewards = policy.encode_reward(self._sequences(steps.rewards, length).flatten()).unflatten(0, reset.shape)
         return Windows(

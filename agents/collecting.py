@@ -10,9 +10,9 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ctrl.agents.buffers import Cut, WindowBuffer
+from ctrl.agents.buffers import Cut, WindowBuffer, each_part
 from ctrl.agents.finite import check_finite
-from ctrl.agents.policies import Acted, Actor, MemoryPolicy, Observation, PolicyState, policy_leaves
+from ctrl.agents.policies import Acted, Actor, MemoryPolicy, Observation, join_states
 
 
 class Taken(NamedTuple):
@@ -81,7 +81,7 @@ def _cut(envs: list[int], infos: list[dict[str, Any]], actor: Actor, step: int, 
     observations = [actor.policy.obs_to_tensor(infos[env]["terminal_observation"])[0] for env in envs]
     for env, observation in zip(envs, observations, strict=True):
         check_finite(observation, f"terminal_observation of env {env}", now)
-    return Cut(step, envs, actor.state(np.asarray(envs)), _concatenate(observations))
+    return Cut(step, envs, actor.state(np.asarray(envs)), each_part(_joined, *observations))
 
 
 def _bootstrap(policy: MemoryPolicy, buffer: WindowBuffer, gamma: float) -> None:
@@ -90,17 +90,14 @@ def _bootstrap(policy: MemoryPolicy, buffer: WindowBuffer, gamma: float) -> None
     All at once: one by one, each takes about as long as a step of all envs.
     """
     cuts, buffer.cuts = buffer.cuts, []
-    parts = [torch.cat(leaves) for leaves in zip(*(policy_leaves(cut.state) for cut in cuts), strict=True)]
-    state = PolicyState(policy.core.make_state(parts[:-2]), *parts[-2:])
-    observations = _concatenate([cut.observations for cut in cuts])
-    going_on = torch.zeros(len(parts[-1]), dtype=torch.bool, device=policy.device)
+    state = join_states(policy, [cut.state for cut in cuts])
+    observations = each_part(_joined, *(cut.observations for cut in cuts))
+    going_on = torch.zeros(len(state.previous_action), dtype=torch.bool, device=policy.device)
     with torch.no_grad():
         values = gamma * policy.values_after(observations, state, going_on).cpu().numpy()
     steps = np.concatenate([np.full(len(cut.envs), cut.step) for cut in cuts])
     buffer.bootstrap(steps, np.concatenate([cut.envs for cut in cuts]), values)
 
 
-def _concatenate(observations: list[Any]) -> Any:
-    if isinstance(observations[0], dict):
-        return {key: torch.cat([part[key] for part in observations]) for key in observations[0]}
-    return torch.cat(observations)
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)

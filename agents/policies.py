@@ -200,11 +200,10 @@ class MemoryPolicy(ActorCriticPolicy):
     def previous_weights(self) -> Tensor:
         """Return the weights of the encoder's first layer that see previous action and reward, [E, A + R].
 
-        It is a view. Without an encoder there are none: [0, A + R].
+        It is a view. Without an encoder there are none, [0, 0]: the core then sees both from the beginning.
         """
-        if not self._encoder_arch:
-            return torch.empty(0, sum(self._previous_sizes))
-        return cast(nn.Linear, self.encoder[0]).weight[:, self.features_dim :]
+        first = self.encoder[0] if self._encoder_arch else None
+        return first.weight[:, self.features_dim :] if isinstance(first, nn.Linear) else torch.empty(0, 0)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Return what `policy.save` keeps for `policy.load`."""
@@ -571,6 +570,12 @@ def draw(log_probs: Tensor) -> Tensor:
 def policy_leaves(state: PolicyState) -> tuple[Tensor, ...]:
     """Return the core's leaves, the previous action and the previous reward."""
     return (*state.core, state.previous_action, state.previous_reward)
+
+
+def join_states(policy: MemoryPolicy, states: Sequence[PolicyState]) -> PolicyState:
+    """Return one state of all envs of several states, in their order."""
+    parts = [torch.cat(leaves) for leaves in zip(*map(policy_leaves, states), strict=True)]
+    return PolicyState(policy.core.make_state(parts[:-2]), *parts[-2:])
 
 
 def _flatten_steps(observations: PyTorchObs) -> PyTorchObs:

@@ -207,7 +207,10 @@ class MemoryPPO(MemoryAlgorithm):
         self._make_memory_policy()
 
     def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
-        """Work out returns and advantages from the values [B] of the observations that the rollout ends with."""
+        """Work out returns and advantages from the values [B] of the observations that the rollout ends with.
+
+        It ends with a window, so all episodes that were cut have their values.
+        """
         check_finite(self._last_obs, "observation", self.num_timesteps)
         state = self._actor_in(len(infos)).state()
         with torch.no_grad():

@@ -176,7 +176,7 @@ class Rows(NamedTuple):
     """How a layer tells slots apart by how far away they are: which row of a table stands for each of them."""
 
     find: Callable[[Tiers, WindowPlan, Layout], Tensor]
-    """Returns [B, N, Q, W] int64 rows, meaningless where not visible."""
+    """Returns [B, N, Q, W] int32 or int64 rows, meaningless where not visible."""
     hidden: Callable[[Tiers], int]
     """Returns the row for all that is not visible, one after the last that is in use."""
 

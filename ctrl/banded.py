@@ -23,7 +23,7 @@ exactly 0 beside a real score."""
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of all columns: first some of the rest, then those of the window's steps, then the others."""
+    """Keys and values of all columns: those of the window's steps stand among the rest."""
 
     own: Tensor
     """[B, T, 2 D] of the window's steps."""

@@ -69,7 +69,7 @@ def explain_layer(plan: WindowPlan, layout: Layout, weights: Tensor, errors: lis
     :param weights: [H, B, N, Q, W]
     :param errors: [B, E] by tier, from tier 0 on
     """
-    seen_age = torch.where(visible(plan, layout), ages(plan, layout), -1)
+    seen_age = torch.where(visible(plan, layout), ages(plan, layout).long(), -1)
     explained, start, first = [], 0, 0
     for tier, width, error in zip(plan.tiers, layout.widths, errors, strict=True):
         count = tier.columns.step.shape[1]

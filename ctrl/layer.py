@@ -393,7 +393,7 @@ class MemoryLayer(nn.Module, ABC):
         """Return the layer's outputs [B, T, D] and what its attention did.
 
         :param inputs: [B, T, D]
-        :param own: the same, normed; this and the others as for `MemoryAttention.forward`
+        :param own: the same, normed without weights; this and the others as for `MemoryAttention.forward`
         """
         attended = self.attention(own, rest, start, known, band)
         outputs = self.weights().join(inputs.flatten(0, 1), attended.read.flatten(0, 1))

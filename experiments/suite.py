@@ -7,10 +7,9 @@ code that its folder began with.
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,23 @@ from ctrl.experiments.jobs import Job, run_jobs
 from ctrl.experiments.models import build_model, match_width, parameter_count
 from ctrl.experiments.suite_code import copied, copy_code, fingerprint, sources
 from ctrl.experiments.suite_config import RATES, REFERENCE, TUNED, SuiteConfig
-from ctrl.experiments.suite_results import HeldOut, Results, SuiteRun, markdown, tables
+from ctrl.experiments.suite_known import Known, copy_known, read_known
+from ctrl.experiments.suite_results import (
+    RESULTS,
+    HeldOut,
+    Results,
+    SuiteRun,
+    contender_label,
+    differences,
+    markdown,
+    tables,
+)
 from ctrl.experiments.suite_tasks import TASKS, SuiteTask
 from ctrl.experiments.suite_worker import ORDER, TRANSFER
 from ctrl.experiments.summary import SCHEMA, Evaluation, FailedRun, RunSummary, read_curve
 from ctrl.experiments.tasks import make_task
 from ctrl.experiments.training import FINISHED
 
-RESULTS = "suite.json"
 TABLE = "suite.md"
 CODE = "code"
 """Folder with the copy of the code."""
@@ -52,7 +60,7 @@ class Contender:
     @property
     def label(self) -> str:
         """Where its runs lie."""
-        return f"{self.task.name}/{self.config.core}-{self.config.ppo.learning_rate:g}"
+        return contender_label(self.task.name, self.config.core, self.config.ppo.learning_rate)
 
 
 def chosen_tasks(names: Sequence[str]) -> list[SuiteTask]:
@@ -154,14 +162,15 @@ class Suite:
         code: str,
         command: str,
         console: Console,
-        known: Sequence[SuiteRun] = (),
+        known: Known | None,
     ) -> None:
         self.config = config
         self.folder = folder.resolve()
         self.code = code
         self.command = command
         self.console = console
-        self.known = {_place(run): run for run in known}
+        self.known = {} if known is None else known.runs
+        self.origins = [] if known is None else known.notes
         self.failures: list[FailedRun] = []
 
     def jobs(self, contenders: Iterable[Contender], seeds: Iterable[int]) -> list[SuiteJob]:
@@ -207,7 +216,7 @@ class Suite:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that is finished in the folder as plain data, also what earlier commands asked for."""
-        runs = list({**self.known, **{_place(run): run for run in read_runs(self.folder)}}.values())
+        runs = list({**self.known, **{run.job_name: run for run in read_runs(self.folder)}}.values())
         asked = {task.name for task in chosen_tasks(self.config.tasks)} | {run.task for run in runs}
         cores = list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)]))
         return {
@@ -219,7 +228,8 @@ class Suite:
             "machine": provenance.machine(),
             "tasks": {name: task_facts(task, self.config) for name, task in TASKS.items() if name in asked},
             "cores": cores,
-            "notes": notes(self.config, cores),
+            "notes": [*notes(self.config, cores), *self.origins],
+            "origins": self.origins,
             "runs": [run.to_json() for run in runs],
             "failures": [asdict(failure) for failure in self.failures],
         }
@@ -236,26 +246,6 @@ class Suite:
         (self.folder / TABLE).write_text(markdown(results))
 
 
-def known_runs(config: SuiteConfig) -> list[SuiteRun]:
-    """Return the runs of the file `config.known`; none where it names none.
-
-    :raises UserError: where they were made by other code or with other options
-    """
-    if config.known is None:
-        return []
-    runs, data = read_results(config.known).runs, read_json(config.known)
-    code = fingerprint(sources())
-    require(data["code"] == code, f"{config.known} has results of other code ({data['code']}, this is {code})")
-    changes = list(differences(data["settings"], config.settings))
-    require(not changes, f"{config.known} has results with other options ({'; '.join(changes)})")
-    return runs
-
-
-def _place(run: SuiteRun) -> str:
-    """Return the name of the job that a run came from."""
-    return f"{run.task}/{run.core}-{run.learning_rate:g}/seed{run.seed}"
-
-
 def is_finished(job: Job) -> bool:
     """Whether the run is there already.
 
@@ -270,16 +260,6 @@ def is_finished(job: Job) -> bool:
 
 
 REMEDY = "name another --out, or add --overwrite to remove all that is there and start anew"
-
-
-def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Say where plain data differ, by name."""
-    there, now = json.loads(json.dumps([there, now]))
-    if isinstance(there, dict) and isinstance(now, dict):
-        for key in sorted({*there, *now}):
-            yield from differences(there.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
-    elif there != now:
-        yield f"{name} is {there!r} there and {now!r} now"
 
 
 def task_facts(task: SuiteTask, config: SuiteConfig) -> dict[str, Any]:
@@ -326,10 +306,13 @@ def open_suite(config: SuiteConfig) -> tuple[Path, str]:
     found = None if config.overwrite or not (config.out / MARKER).is_file() else read_json(config.out / MARKER)
     if found is not None and "suite" in found:
         _check_same(config, found, code)
+        copy_known(config, code, config.out)
         return config.out, code
+    copy_known(config, code)  # first, so that a mistake leaves earlier results alone
     folder = open_folder(config.out, overwrite=config.overwrite, name="suite")
     copy_code(folder / CODE)
     write_json(folder / MARKER, {"suite": config.settings, "code": code})
+    copy_known(config, code, folder)
     return folder, code
 
 
@@ -371,9 +354,8 @@ def run_command(config: SuiteConfig, console: Console) -> int:
         return 0
     torch.set_num_threads(1)  # more would only wait for each other where other runs keep the machine busy
     contenders = plan(config)  # first, so that a mistake leaves earlier results alone
-    known = known_runs(config)
     folder, code = open_suite(config)
-    suite = Suite(config, folder, code, provenance.command(), console, known)
+    suite = Suite(config, folder, code, provenance.command(), console, read_known(folder))
     complete = suite.run(suite.jobs(contenders, [0])) and suite.run(suite.rest(contenders))
     suite.write()
     show(suite.results(), console)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
 from statistics import fmean, median
@@ -26,6 +27,8 @@ from ctrl.experiments.summary import (
     titled,
 )
 
+RESULTS = "suite.json"
+"""The file that holds them."""
 CURVE_POINTS = 20
 """At most so many are kept of a run's curve."""
 FIELDS = {"success": "success", "normalised": "normalised", "return": "return_mean"}
@@ -103,6 +106,11 @@ class SuiteRun:
             curve=thinned([point._replace(success=point.return_) for point in curve], CURVE_POINTS),
         )
 
+    @property
+    def job_name(self) -> str:
+        """Name of the job that it came from."""
+        return f"{contender_label(self.task, self.core, self.learning_rate)}/seed{self.seed}"
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SuiteRun:
         """Rebuild a run from plain data."""
@@ -121,6 +129,21 @@ class SuiteRun:
         """
         returns = [value for _, value in self.curve]
         return (fmean(returns[-(len(returns) // 5 or 1) :]), fmean(returns)) if returns else (-inf, -inf)
+
+
+def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Say where plain data differ, by name."""
+    there, now = json.loads(json.dumps([there, now]))
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in sorted({*there, *now}):
+            yield from differences(there.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+    elif there != now:
+        yield f"{name} is {there!r} there and {now!r} now"
+
+
+def contender_label(task: str, core: str, learning_rate: float) -> str:
+    """Return the name of a core's runs on a task with one learning rate."""
+    return f"{task}/{core}-{learning_rate:g}"
 
 
 def best_rate(runs: Sequence[SuiteRun]) -> float | None:

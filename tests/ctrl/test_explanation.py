@@ -52,6 +52,7 @@ def test_each_step_sees_just_the_slots_and_ages_that_the_timeline_gives_it() -> 
             for tiers, layer in zip(core.tiers, found.layers, strict=True):
                 for (created, evicted), tier in zip(count_slots(tiers, torch.tensor(time + 1)), layer, strict=True):
                     ages = tier.age[env, t]
+                    assert ages.dtype == torch.int64
                     expected = [time - k * tier.span - tier.span // 2 for k in range(int(evicted), int(created))]
                     assert sorted(ages[ages >= 0].tolist(), reverse=True) == expected
             time += 1

@@ -177,6 +177,9 @@ def test_known_runs_are_taken_over_and_not_repeated(
     assert {name.rsplit("/", 1)[1] for name in started[begun:]} == {"seed1"}
     whole, again = read(tmp_path / "more"), tmp_path / "again"
     assert whole["runs"][:begun] == read(known)["runs"] and len(whole["runs"]) == len(started) == begun + 4
+    assert "8 runs were taken over from `" in whole["notes"][-1]
+    assert ctrl_suite(tmp_path / "more", "--seeds", "2") == 0  # also without naming them again
+    assert read(tmp_path / "more") == whole | {"command": whole["command"]} and len(started) == begun + 4
     for code, changed, message in (
         ("0123", ("--gamma", "0.5"), "other options (ppo.gamma is 0.99 there and 0.5 now)"),
         ("4567", (), "other code (0123, this is 4567)"),
@@ -184,7 +187,14 @@ def test_known_runs_are_taken_over_and_not_repeated(
         monkeypatch.setattr(suite, "fingerprint", lambda _, code=code: code)
         assert ctrl_suite(again, "--known", str(known / "suite.json"), *changed) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(suite, "fingerprint", lambda _: "0123")
+    old = read(known)
+    del old["settings"]
+    write_json(tmp_path / "old.json", old)
+    assert ctrl_suite(again, "--known", str(tmp_path / "old.json")) == 2
+    assert "holds no results of a suite: KeyError('settings')" in " ".join(capsys.readouterr().err.split())
     assert not again.exists()
+    assert ctrl_suite(again, "--seeds", "1", "--known", str(known)) == 0  # a suite's folder
 
 
 def test_the_table_shows_the_best_rate_and_all_seeds(tmp_path: Path, started: Started) -> None:

@@ -1,0 +1,67 @@
+"""Runs that a suite takes over from the results of another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.folders import read_json, write_json
+from ctrl.experiments.suite_config import SuiteConfig
+from ctrl.experiments.suite_results import RESULTS, Results, SuiteRun, differences
+
+KNOWN = "known.json"
+"""The copy of such results in a suite's folder."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Runs that need not be repeated."""
+
+    runs: dict[str, SuiteRun]
+    """By the name of their job."""
+    notes: list[str]
+    """Where they come from."""
+    code: str
+    """Fingerprint of the code that trained."""
+    settings: dict[str, Any]
+    """Options of that suite."""
+
+
+def copy_known(config: SuiteConfig, code: str, folder: Path | None = None) -> None:
+    """Check the results that `config.known` names and copy them into a suite's folder.
+
+    :param code: fingerprint of the code that trains now
+    :param folder: None to check them only
+    :raises UserError: where they were made by other code or with other options
+    """
+    if config.known is None:
+        return
+    path = config.known / RESULTS if config.known.is_dir() else config.known
+    data = read_json(path)
+    known = known_of(data, path)
+    require(known.code == code, f"{path} has results of other code ({known.code}, this is {code})")
+    changes = list(differences(known.settings, config.settings))
+    require(not changes, f"{path} has results with other options ({'; '.join(changes)})")
+    if folder is not None:
+        write_json(folder / KNOWN, data, indent=None)
+
+
+def read_known(folder: Path) -> Known | None:
+    """Return what was taken over into a suite's folder; None if nothing was."""
+    path = folder / KNOWN
+    return known_of(read_json(path), path) if path.is_file() else None
+
+
+def known_of(data: dict[str, Any], path: Path) -> Known:
+    """Read results as runs to take over.
+
+    :raises UserError: where `data`, read from `path`, are no results of a suite
+    """
+    try:
+        runs = {run.job_name: run for run in Results.from_json(data).runs}
+        origin = f"{len(runs)} runs were taken over from `{data['command']}` on {data['machine']['cpu']}."
+        return Known(runs, [origin, *data.get("origins", [])], data["code"], data["settings"])
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} holds no results of a suite: {error!r}") from error
