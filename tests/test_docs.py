@@ -76,6 +76,14 @@ def test_numbers_of_the_first_page_are_the_suites() -> None:
     assert stated == [first_page_row(results, title, task) for title, task in FIRST_PAGE.items()]
 
 
+def test_what_the_first_page_says_of_longer_episodes_is_the_suites() -> None:
+    longer = [
+        row.scores["compressive"] for row in rows(read_results(ROOT / "docs" / "suite.json")) if "then" in row.title
+    ]
+    stated = " and ".join(map(score_text, longer))
+    assert f"on 250 or 1,000 steps back, ours still has {stated} at 2,500" in README
+
+
 def first_page_row(results: Results, title: str, task: str) -> str:
     """Write a task of docs/suite.json as a line of the README's first table."""
     row = next(row for row in rows(results) if row.title == task)
