@@ -20,9 +20,7 @@ from rich.console import Console
 import ctrl
 from ctrl.envs import TASKS, Rules, field
 from ctrl.experiments import provenance
-from ctrl.experiments.suite import read_results
-from ctrl.experiments.suite_results import Results, markdown, rows, score_text
-from ctrl.experiments.summary import count_text, number_text
+from ctrl.experiments.summary import count_text
 from ctrl.novelty import Novelty
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,46 +54,6 @@ def test_examples_of_the_guide_run() -> None:
 
 def test_the_readme_takes_five_minutes() -> None:
     assert len(README.splitlines()) <= 120
-
-
-FIRST_PAGE = {
-    "a cue 24 steps back": "recall-24",
-    "64 back": "recall-64",
-    "250 back": "recall-250",
-    "1,000 back": "recall-1000",
-    "cues that replace old ones": "rewrite",
-    "copying 4 symbols in order": "copy-4-8",
-}
-"""The lines of the README's first table and their tasks in docs/suite.json."""
-SUITE_CORES = ("compressive", "transformer_xl", "lstm", "gru")
-
-
-def test_numbers_of_the_first_page_are_the_suites() -> None:
-    results = read_results(ROOT / "docs" / "suite.json")
-    stated = [line for line in README.splitlines() if line.startswith(tuple(f"| {title}" for title in FIRST_PAGE))]
-    assert stated == [first_page_row(results, title, task) for title, task in FIRST_PAGE.items()]
-
-
-def test_what_the_first_page_says_of_longer_episodes_is_the_suites() -> None:
-    longer = [
-        row.scores["compressive"] for row in rows(read_results(ROOT / "docs" / "suite.json")) if "then" in row.title
-    ]
-    stated = " and ".join(map(score_text, longer))
-    assert f"on 250 or 1,000 steps back, ours still has {stated} at 2,500" in README
-
-
-def first_page_row(results: Results, title: str, task: str) -> str:
-    """Write a task of docs/suite.json as a line of the README's first table."""
-    row = next(row for row in rows(results) if row.title == task)
-    assert min(len(row.scores[core]) for core in SUITE_CORES) >= 3, "too few seeds for the first page"
-    scores = (score_text(row.scores[core]) for core in SUITE_CORES)
-    steps = count_text(results.tasks[task]["steps"])
-    return f"| {title} | {steps} | {' | '.join(scores)} | {number_text(row.chance)} |"
-
-
-def test_page_of_the_suite_is_what_its_file_says() -> None:
-    results = read_results(ROOT / "docs" / "suite.json")
-    assert (ROOT / "docs" / "suite.md").read_text(encoding="utf-8") == markdown(results)
 
 
 COMMAND_PAGES = [*sorted(ROOT.glob("docs/*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
