@@ -118,14 +118,18 @@ def test_what_is_forgotten_stays_exact_over_many_steps() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 128, 129, 389])
-def test_sums_are_those_of_a_loop(length: int) -> None:
+def test_sums_and_their_gradients_are_those_of_a_loop(length: int) -> None:
     torch.manual_seed(0)
-    values, reset = torch.randn(3, length, 2, dtype=torch.float64), torch.rand(3, length) < 0.02
-    expected, total = torch.empty_like(values), torch.zeros(3, 2, dtype=torch.float64)
+    values, reset = torch.randn(3, length, 2, dtype=torch.float64), torch.rand(3, length) < 0.1
+    values.requires_grad_()
+    expected, total = [], torch.zeros(3, 2, dtype=torch.float64)
     for t in range(length):
         total = torch.where(reset[:, t, None], 0, total) + values[:, t]
-        expected[:, t] = total
-    torch.testing.assert_close(sum_by_episode(values, reset.cumsum(dim=1)), expected)
+        expected.append(total)
+    sums, of_sums = sum_by_episode(values, reset.cumsum(dim=1)), torch.randn(3, length, 2, dtype=torch.float64)
+    torch.testing.assert_close(sums, torch.stack(expected, dim=1))
+    found, wanted = (torch.autograd.grad(each, values, of_sums) for each in (sums, torch.stack(expected, dim=1)))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_no_bit_of_a_sum_depends_on_what_came_before_a_reset() -> None:
