@@ -291,7 +291,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
 
 
 class Statistics:
-    """Means over the minibatches of an update."""
+    """Means over the minibatches of an update; of what is called `longest_…`, the largest."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
@@ -300,7 +300,8 @@ class Statistics:
         self.values.setdefault(name, []).append(value.detach())
 
     def means(self) -> dict[str, float]:
-        return {name: torch.stack(values).mean().item() for name, values in self.values.items()}
+        joined = {name: torch.stack(values) for name, values in self.values.items()}
+        return {name: (each.max() if "/longest_" in name else each.mean()).item() for name, each in joined.items()}
 
 
 def drift(before: tuple[Tensor, ...], then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float | None:

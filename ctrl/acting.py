@@ -8,7 +8,7 @@ env's clock alone (see `ctrl.timeline`); that part runs in numpy on the host, on
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ctrl.band import age_row, exact_ages
 from ctrl.banded import HIDDEN
-from ctrl.clock import clock_features
+from ctrl.clock import TIME_KEYS, EpisodeClock, time_keys
 from ctrl.compressors import Compressor, usage_of
 from ctrl.core import Acting
 from ctrl.layer import AgeAttention, MemoryLayer
 from ctrl.memory import Tiers, reach
-from ctrl.timeline import EMPTY, rhythms, ring_centres
+from ctrl.timeline import EMPTY, Rhythm, rhythms, ring_centres
+from ctrl.window import from_new_centre
 
 if TYPE_CHECKING:
     from ctrl.compressive import CompressiveCore, CompressiveState
@@ -58,6 +59,8 @@ class Merge(NamedTuple):
     """[K m] the positions that are merged, numbered through all envs."""
     held: Tensor
     """[m] for how many steps the tier below has held each of a block."""
+    rhythm: Rhythm
+    """Of the tier."""
 
 
 class Moves(NamedTuple):
@@ -70,8 +73,8 @@ class Moves(NamedTuple):
     """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
     row: Tensor
     """[B S] the row of the table of biases for each position; see `Rings.rows`."""
-    times: Tensor
-    """[K + B] the time of each new slot."""
+    centres: Tensor
+    """[K + B] the step of the episode in the middle of what each new slot stands for."""
 
 
 class Rings:
@@ -133,7 +136,7 @@ class Rings:
             flat[source] = EMPTY
             flat[target] = number * rhythm.span + rhythm.span // 2
             held = self._held[tier - 1].to(device)
-            merges.append(Merge(tier, rhythm.rate, torch.from_numpy(source).to(device), held))
+            merges.append(Merge(tier, rhythm.rate, torch.from_numpy(source).to(device), held, rhythm))
             targets.append(target)
         targets.append(self._base + time % self._rhythms[0].slots)
         flat[targets[-1]] = time
@@ -161,30 +164,40 @@ class LayerRings:
     Views are made once and weights are at hand: at a small B, looking them up would take most of a step's time.
 
     :param layer: whose weights project them
-    :param memory: slots [B, S, D], the attention [B, S] that each has received so far, and decay [B, S, F]
+    :param memory: slots [B, S, D], the attention [B, S] that each has received so far, and what is handed on of them
+        [B, S, F + 1]; see `CompressiveState`
     :param ranked: positions of the tiers for which attention counts
     :param rings: which slot is where
+    :param clock: the core's
     """
 
     def __init__(
-        self, layer: MemoryLayer, memory: tuple[Tensor, Tensor, Tensor], ranked: list[slice], rings: Rings
+        self,
+        layer: MemoryLayer,
+        memory: tuple[Tensor, Tensor, Tensor],
+        ranked: list[slice],
+        rings: Rings,
+        clock: EpisodeClock | None,
     ) -> None:
         self._layer = layer
+        self._clock = clock
         self._attention = cast(AgeAttention, layer.attention)
         self._rings = rings
-        self.slots, self.usage, self.decay = memory
+        self.slots, self.usage, self.carried = memory
         self._ranked = ranked
         batch, size, width = self.slots.shape
         heads = layer.attention.heads
         self._shape = (batch, heads, width // heads)
-        self._forgetting = heads - self.decay.shape[2]
+        self._forgetting = heads - layer.attention.forgetting_heads
+        self._decay = self.carried[:, :, : layer.attention.forgetting_heads]  # a view
         # Env by env, so that what a slot is written to lies close together.
         self._keys_values = self.slots.new_empty(2, batch, heads, size, width // heads)
         self._flat_slots, self._flat_keys_values = (
             self.slots.view(-1, width),
             self._keys_values.view(-1, width // heads),
         )
-        self._flat_decay = self.decay.flatten(0, 1)
+        self._flat_carried = self.carried.flatten(0, 1)
+        self._time_keys = self.slots.new_empty(batch, size, TIME_KEYS if clock is not None else 0)
         measured = layer.attention.novelty is not None
         self._novelty = self.slots.new_empty(batch * size if measured else 0)  # of all slots, numbered through all envs
         key, self._value = self._keys_values.view(2, batch * heads, size, -1)  # [B H, S, d]
@@ -201,44 +214,40 @@ class LayerRings:
         weight, bias = attention.norm.folded(attention.key_value)
         self._key_value = bias.view(2, 1, -1), weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, 1, D], [2, D, D]
         self._forget_gate = None if attention.forget_gate is None else attention.norm.folded(attention.forget_gate)
-        self._clocks: tuple[Tensor, Tensor] | None = None
-        if attention.query_clock is not None and attention.key_clock is not None:
-            heads_before, heads_after = attention.clock_heads.start, heads - attention.clock_heads.stop
-            around = (0, 0, heads_before * features, heads_after * features)
-            self._clocks = (
-                F.pad(attention.query_clock.weight * scale, around).t().contiguous(),
-                F.pad(attention.key_clock.weight, around).t().contiguous(),
-            )
         biases = F.pad(attention.age_biases(), (0, 1), value=HIDDEN)
         rows = self._rings.rows
         self._biases = biases if rows is None else biases.index_select(1, rows)
         self._join = self._layer.weights().join
-        times = torch.from_numpy(np.maximum(self._rings.centre, 0).reshape(-1)).to(self.slots.device)
+        centres = torch.from_numpy(np.maximum(self._rings.centre, 0).reshape(-1)).to(self.slots.device)
         normed = attention.norm.without_weights(self._flat_slots)
         novelty = attention.novelty_of(normed)
         if novelty is not None:
             self._novelty.copy_(novelty)
-        projected = self._project(normed, novelty, self._features(times))
+        projected = self._project(normed, novelty)
+        times = self._times(centres, self._flat_carried)
+        if times is not None:
+            self._time_keys.view(-1, TIME_KEYS).copy_(time_keys(times))
         self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
     def step(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them.
 
-        :param times: [K + B, CLOCK_FEATURES] of the new slots
+        :param times: [B, CLOCK_FEATURES] of the step
         """
         batch, heads, features = self._shape
         normed = self._write(hidden, moves, times, compressors)
         query = F.linear(normed[-batch:], *self._query)
-        if self._clocks is not None and times is not None:
-            query = query.addmm_(times[-batch:], self._clocks[0])
         biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
         scores = (
             biases.transpose(0, 1)
             .reshape(batch * heads, 1, -1)
             .baddbmm_(query.view(batch * heads, 1, features), self._key)
         )
+        if times is not None and self._attention.time_queries is not None:
+            asked = self._attention.time_queries(times).view(batch, -1, TIME_KEYS)
+            scores.view(batch, heads, -1)[:, : asked.shape[1]] += asked @ self._time_keys.transpose(1, 2)
         if self._forgetting < heads:
-            scores.view(batch, heads, -1)[:, self._forgetting :] += self.decay.transpose(1, 2)
+            scores.view(batch, heads, -1)[:, self._forgetting :] += self._decay.transpose(1, 2)
         for part in self._ranked:
             shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
             self.usage[:, part] += shares.mean(dim=1)
@@ -247,8 +256,8 @@ class LayerRings:
         return outputs
 
     def _form(self, moves: Moves, compressors: list[Compressor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what the tiers form: slots, and their decay."""
-        slots, decays = [], []
+        """Return what the tiers form: slots, and what is handed on to them."""
+        slots, carried = [], []
         for merge in moves.merges:
             blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, self._flat_slots.shape[1])
             compressor, attention = compressors[merge.tier - 1], None
@@ -259,48 +268,56 @@ class LayerRings:
                 novelty = self._novelty.index_select(0, merge.source).view(-1, merge.rate)
             usage = usage_of(compressor, attention, novelty)
             slots.append(compressor(blocks, usage))
-            if self.decay.shape[2]:
-                decay = self._flat_decay.index_select(0, merge.source).view(-1, merge.rate, self.decay.shape[2])
-                decays.append(compressor.carry(decay, blocks, usage))
-        return slots, decays
+            if self.carried.shape[2]:
+                facts = self._flat_carried.index_select(0, merge.source).view(-1, merge.rate, self.carried.shape[2])
+                if self._clock is not None:
+                    facts = from_new_centre(facts, merge.rhythm)
+                carried.append(compressor.carry(facts, blocks, usage))
+        return slots, carried
 
     def _write(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
         """Write new slots, their keys and values; return the slots [K + B, D] normed, the step itself last."""
-        formed, decays = self._form(moves, compressors)
+        formed, carried = self._form(moves, compressors)
         slots = torch.cat([*formed, hidden]) if formed else hidden
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
         normed: Tensor = self._attention.norm.without_weights(slots)
-        if self._forget_gate is not None:
-            log_forget = F.logsigmoid(F.linear(normed[-len(hidden) :], *self._forget_gate))  # [B, F]
+        if self.carried.shape[2]:
+            of_step = hidden.new_zeros(len(hidden), self.carried.shape[2])
+            if self._forget_gate is not None:
+                log_forget = F.logsigmoid(F.linear(normed[-len(hidden) :], *self._forget_gate))  # [B, F]
+                of_step[:, : log_forget.shape[1]] = -log_forget
             # All slots fade by it, but for the step itself, which ends at 0.
-            self._flat_decay.index_copy_(0, moves.target, torch.cat([*decays, -log_forget]))
-            self.decay += log_forget[:, None]
+            self._flat_carried.index_copy_(0, moves.target, torch.cat([*carried, of_step]))
+            self.carried -= of_step[:, None]
         novelty = self._attention.novelty_of(normed)
         if novelty is not None:
             self._novelty.index_copy_(0, moves.target, novelty)
-        keys_values = self._project(normed, novelty, times).view(-1, self._shape[2])
+        if times is not None:
+            if formed:
+                formed_at = self._times(moves.centres[: -len(hidden)], torch.cat(carried))
+                times = torch.cat([formed_at, times])  # type: ignore[list-item]
+            self._time_keys.view(-1, TIME_KEYS).index_copy_(0, moves.target, time_keys(times))
+        keys_values = self._project(normed, novelty).view(-1, self._shape[2])
         self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
         return normed
 
-    def _features(self, times: Tensor) -> Tensor | None:
-        return None if self._clocks is None else clock_features(times, self.slots.dtype)
+    def _times(self, centres: Tensor, carried: Tensor) -> Tensor | None:
+        """Return [N, CLOCK_FEATURES] when what slots hold was, of their middles [N] and what is handed on of them."""
+        return None if self._clock is None else cast(Tensor, self._clock(centres, self.slots.dtype, carried[:, -1]))
 
-    def _project(self, normed: Tensor, novelty: Tensor | None, times: Tensor | None) -> Tensor:
+    def _project(self, normed: Tensor, novelty: Tensor | None) -> Tensor:
         """Return keys and values [2, N, D] of N slots.
 
         :param normed: [N, D] the slots, without the norm's weights
         :param novelty: [N] theirs
-        :param times: [N, CLOCK_FEATURES] theirs
         """
         bias, weight = self._key_value
         projected = torch.baddbmm(bias, normed.expand(2, -1, -1), weight)
         emphasis = self._attention.emphasis(novelty)
         if emphasis is not None:
             projected *= emphasis[:, None]
-        if self._clocks is not None and times is not None:
-            projected[0].addmm_(times, self._clocks[1])
         return projected
 
 
@@ -317,19 +334,21 @@ class CompressiveActing(Acting["CompressiveState"]):
             tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers)) for tiers in dict.fromkeys(self._tiers)
         }
         self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
-        self._places = [
+        self._places: list[tuple[Any, str]] = [
             (owner._parameters, name)
             for owner in core.layers.modules()
             for name, parameter in owner._parameters.items()
             if parameter is not None
         ]
+        if core.clock is not None:
+            self._places.append((core.clock._buffers, "ends"))
         self._watch(self._weights())
         self._ranked = [ranked_parts(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         usages = iter(
             state.usage.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
         )
-        decays = state.decay.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
+        facts = state.carried.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         with torch.no_grad():
             self._layers = []
             for number, (layer, tiers, ranked) in enumerate(zip(core.layers, core.tiers, self._ranked, strict=True)):
@@ -337,8 +356,10 @@ class CompressiveActing(Acting["CompressiveState"]):
                 usage = parts[number].new_zeros(parts[number].shape[:2])
                 for part in ranked:
                     usage[:, part] = torch.where(kept[:, part, 0], next(usages), 0)
-                memory = torch.where(kept, parts[number], 0), usage, torch.where(kept, decays[number], 0)
-                self._layers.append(LayerRings(cast(MemoryLayer, layer), memory, ranked, self._rings[tiers]))
+                memory = torch.where(kept, parts[number], 0), usage, torch.where(kept, facts[number], 0)
+                self._layers.append(
+                    LayerRings(cast(MemoryLayer, layer), memory, ranked, self._rings[tiers], core.clock)
+                )
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
         """Return a copy of the state, of all envs or some."""
@@ -354,13 +375,13 @@ class CompressiveActing(Acting["CompressiveState"]):
             for layer, tiers, ranked in zip(self._layers, self._tiers, self._ranked, strict=True)
             for part in ranked
         ]
-        decay = [
-            torch.where(self._kept(tiers)[index], layer.decay[index], 0)
+        carried = [
+            torch.where(self._kept(tiers)[index], layer.carried[index], 0)
             for layer, tiers in zip(self._layers, self._tiers, strict=True)
         ]
         joined = torch.cat(slots, dim=1)
         usages = torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1)
-        return self._make_state(clock, joined, usages, torch.cat(decay, dim=1))
+        return self._make_state(clock, joined, usages, torch.cat(carried, dim=1))
 
     def _make_state(self, *leaves: Tensor) -> CompressiveState:
         return self.core.make_state(leaves)
@@ -373,16 +394,13 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock += 1
         core = self.core
         hidden: Tensor = core.embed(inputs)
-        times: dict[Tiers, Tensor | None] = dict.fromkeys(moves)
-        if core.output_clock is not None:
-            times = {tiers: clock_features(own.times, inputs.dtype) for tiers, own in moves.items()}
+        times = None
+        if core.clock is not None:
+            times = core.clock(moves[self._tiers[0]].centres[-len(inputs) :], inputs.dtype)
         for layer, tiers, compressors in zip(self._layers, self._tiers, self._compressors, strict=True):
-            hidden = layer.step(hidden, moves[tiers], times[tiers], compressors)
+            hidden = layer.step(hidden, moves[tiers], times, compressors)
         outputs: Tensor = core.norm(hidden)
-        last = times[self._tiers[0]]
-        if core.output_clock is not None and last is not None:
-            outputs = outputs + core.output_clock(last[-len(inputs) :])
-        return outputs
+        return outputs if core.output_clock is None else outputs + core.output_clock(times)
 
     def _forget(self, envs: Integers) -> None:
         """Empty the memory of some envs. What is left in place has no weight, and `normalise` kept it finite."""
@@ -398,8 +416,8 @@ class CompressiveActing(Acting["CompressiveState"]):
                 layer.refresh()
 
     def _weights(self) -> list[Tensor]:
-        """Return the layers' parameters as they are now; any may have been replaced."""
-        return [parameters[name] for parameters, name in self._places]  # type: ignore[misc]
+        """Return the layers' parameters, and the clock's ends, as they are now; any may have been replaced."""
+        return [parameters[name] for parameters, name in self._places]
 
     def _watch(self, weights: list[Tensor]) -> None:
         self._versions = _versions(weights)

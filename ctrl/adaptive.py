@@ -58,18 +58,22 @@ def next_rate(rate: int, error: float, choices: Sequence[int]) -> int:
     return choices[max(at - 1, 0)] if error > HIGH else rate
 
 
-def resample(old: Tiers, new: Tiers, clock: Tensor, slots: Tensor) -> Tensor:
+def resample(old: Tiers, new: Tiers, clock: Tensor, slots: Tensor, shift: int | None = None) -> Tensor:
     """Read a layer's slots, written with the tiers `old`, as if they had been written with the tiers `new`.
 
     Each slot becomes a copy of the one whose centre is closest to its own; what was never kept can't come back.
 
     :param clock: [B] steps of the current episode consumed so far
     :param slots: [B, S, D]
+    :param shift: which of the features is a number of steps from a slot's own centre, if any
     :return: [B, S, D], 0 where there is none
     """
     written, wanted = ring_centres(old, clock), ring_centres(new, clock)
     closest = (wanted[:, :, None] - written[:, None]).abs().argmin(dim=2, keepdim=True)
     copied = slots.gather(1, closest.expand(-1, -1, slots.shape[2]))
+    if shift is not None:
+        copied[:, :, shift] += written.gather(1, closest[:, :, 0]) - wanted
+        copied[:, : new[0].slots, shift] = 0  # a raw slot counts as its own step, whatever it is a copy of
     return torch.where(wanted[:, :, None] != EMPTY, copied, 0)
 
 
@@ -103,8 +107,8 @@ class AdaptiveState(NamedTuple):
     """[B, S, D]"""
     usage: Tensor
     """[B, U]"""
-    decay: Tensor
-    """[B, S, F]"""
+    carried: Tensor
+    """[B, S, F + 1]"""
     rates: Tensor
     """[B, L] int64, of each layer's first compressed tier; 1 where a layer has none."""
 
@@ -169,7 +173,8 @@ class AdaptiveCore(CompressiveCore):
         return AdaptiveActing(self, state) if self.acts_in_place else PlainActing(self, state)
 
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
-        """Let each layer change its rate as its error asks for; return the rates by layer."""
+        """Let the clock settle, and each layer change its rate as its error asks for; return the rates by layer."""
+        super().adapt(diagnostics)
         for number, choices in enumerate(self._choices):
             error = diagnostics.get(f"reconstruction_error/layer{number}/tier1")
             if not choices or error is None:
@@ -199,7 +204,7 @@ class AdaptiveCore(CompressiveCore):
             return CompressiveState(*state[:4])
         layers, usages = [], []
         sizes = [sum(tier.slots for tier in tiers) for tiers in self.tiers]
-        everything = torch.cat([state.slots, state.decay], dim=2)
+        everything = torch.cat([state.slots, state.carried], dim=2)
         usage, used = state.usage, 0
         for number, (tiers, part) in enumerate(zip(self.tiers, everything.split(sizes, dim=1), strict=True)):
             ranked = ranked_parts(tiers, self.ranks(number))
@@ -212,13 +217,15 @@ class AdaptiveCore(CompressiveCore):
             layers.append(features[:, :, :-1])
             usages += [features[:, where, -1] for where in ranked]
         joined = torch.cat(layers, dim=1)
-        slots, decay = joined.split([self.output_size, self.forgetting_heads], dim=2)
-        return CompressiveState(state.clock, slots, torch.cat([slots.new_zeros(len(slots), 0), *usages], dim=1), decay)
+        slots, carried = joined.split([self.output_size, self.facts], dim=2)
+        usages = [slots.new_zeros(len(slots), 0), *usages]
+        return CompressiveState(state.clock, slots, torch.cat(usages, dim=1), carried)
 
     def _layer_now(self, number: int, state: Any, features: Tensor) -> Tensor:
         tiers, written = self.tiers[number], state.rates[:, number]
         for rate in set(written.tolist()) - {_rate(tiers)}:
-            read = resample(with_rate(tiers, rate), tiers, state.clock, features)
+            shift = None if self.clock is None else features.shape[2] - 2  # the last one is usage
+            read = resample(with_rate(tiers, rate), tiers, state.clock, features, shift)
             features = torch.where((written == rate)[:, None, None], read, features)
         return features
 

@@ -2,6 +2,9 @@
 
 Age says how long ago a slot is. It can't say where in the episode a step is, and attention averages, so it can't count
 either. Queries, keys and the policy's heads may know the time. Slots do not hold it: they would all be unusual then.
+
+The time of a compressed slot is that of what it holds, not the middle of the steps that it stands for: what is kept of
+them is found at the same time however often it was compressed.
 """
 
 from __future__ import annotations
@@ -9,15 +12,88 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PERIODS = (4, 6, 9, 14, 21, 32, 49, 74, 112, 169, 256, 388, 588, 891, 1351, 2048)
 """In steps. They are whole numbers, so a time of any size has an exact phase."""
 CLOCK_FEATURES = 2 * len(PERIODS)
+TIME_KEYS = CLOCK_FEATURES // 2
+"""Of every second period: what a slot's time is found by."""
+NEVER = 2**62
+"""A time that no episode reaches."""
 
 
-def clock_features(time: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return [.., CLOCK_FEATURES] for the steps `time` [..], int64, counted from each episode's first."""
-    periods = torch.tensor(PERIODS, device=time.device)
-    angles = time[..., None].remainder(periods).to(dtype) * (2 * math.pi / periods.to(dtype))
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+class EpisodeClock(nn.Module):
+    """The features of a time, and the longest time that training has met.
+
+    A period that training has not met as a whole has phases that no weight has learned from. In episodes that are
+    longer than those of training such a period stands still after the longest time. Shorter periods go on.
+    """
+
+    periods: Tensor
+    """[P] int64"""
+    longest: Tensor
+    """[] int64, the longest time that training has met so far."""
+    ends: Tensor
+    """[P] int64, the time after which each period stands still; none does until `settle` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("periods", torch.tensor(PERIODS), persistent=False)
+        self.register_buffer("longest", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ends", torch.full((len(PERIODS),), NEVER))
+
+    def forward(self, time: Tensor, dtype: torch.dtype, shift: Tensor | None = None) -> Tensor:
+        """Return the features [.., CLOCK_FEATURES] of a time.
+
+        :param time: [..] int64, steps since each episode's first
+        :param shift: [..] what is to be added to the time, in steps; no whole number
+        """
+        until = torch.minimum(time[..., None], self.ends)
+        phase = until.remainder(self.periods).to(dtype)
+        if shift is not None:
+            stopped, left = ((part - until).to(dtype) for part in (time[..., None], self.ends))
+            phase = phase + torch.minimum(shift[..., None] + stopped, left)
+        angles = phase * (2 * math.pi / self.periods.to(dtype))
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def settle(self, longest: float) -> None:
+        """Let periods stand still after the longest time of training, where they are longer.
+
+        :param longest: the longest time of an update; it counts where all before were shorter
+        """
+        self.longest.clamp_(min=int(longest))
+        self.ends.copy_(torch.where(self.periods > self.longest, self.longest, NEVER))
+
+
+class TimeQueries(nn.Module):
+    """What some heads ask of a slot's time: their scores depend on the sum of the step's time t and the slot's time s.
+
+    For each of a few frequencies w a head has two numbers, both 0 at first. Its score gains the sum over w of
+
+        a cos w(t + s) + b sin w(t + s)
+
+    So it finds mirror images, and an agent can answer in reverse. What depends on t - s is the age, of which attention
+    knows anyway. A free map of both times has 16 times as many numbers; they move at random in tasks that don't need
+    them, and that spoils recall (docs/research-log.md).
+
+    :param heads: J
+    """
+
+    SCALE = 2.0
+    """How many times its parameter a number is, so that an optimizer's steps can single out one step in time."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, heads, TIME_KEYS // 2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [.., J TIME_KEYS] for the times of steps [.., CLOCK_FEATURES]."""
+        sin, cos = time_keys(features).unflatten(-1, (2, 1, -1)).unbind(-3)  # [.., 1, P] each
+        a, b = self.SCALE * self.weight  # [J, P] each
+        return torch.cat([b * cos - a * sin, a * cos + b * sin], dim=-1).flatten(-2)
+
+
+def time_keys(features: Tensor) -> Tensor:
+    """Return what slots are found by, [.., TIME_KEYS], of the features of their times [.., CLOCK_FEATURES]."""
+    return features[..., ::2]

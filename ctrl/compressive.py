@@ -10,7 +10,7 @@ default, those of the paper on request (`ctrl.presets.paper_config`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
 from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
-from ctrl.clock import CLOCK_FEATURES, clock_features
+from ctrl.clock import CLOCK_FEATURES, EpisodeClock
 from ctrl.compressors import Compressor, make_compressor, usage_of
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
 from ctrl.explanation import Explained, explain_layer
@@ -36,8 +36,10 @@ from ctrl.reconstruction import (
 )
 from ctrl.relative import RelativeAttention
 from ctrl.timeline import WindowPlan, plan_window
-from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Ring, make_frame, sum_by_episode, take
+from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Ring, from_new_centre, make_frame, sum_by_episode, take
 
+LONGEST_TIME = "longest_time"
+"""Name among the diagnostics of how many steps of its episode the furthest step of a window has behind it."""
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
 
 
@@ -61,9 +63,10 @@ class CompressiveState(NamedTuple):
     usage: Tensor
     """[B, U] the attention that slots have received so far, in the same order, of the tiers whose slots the next tier's
     compressor ranks by it; most often there is none, and U = 0."""
-    decay: Tensor
-    """[B, S, F] the logarithm of what F heads have kept of each slot so far, in the same order; F = 0 without
-    forgetting."""
+    carried: Tensor
+    """[B, S, F + 1] what compressors hand on beside content, in the same order: the logarithm of what F heads have kept
+    of each slot so far, F = 0 without forgetting; and, with a clock, how many steps what the slot holds lies from the
+    middle of those that it stands for."""
 
 
 class CompressiveCore(MemoryCore[CompressiveState]):
@@ -92,7 +95,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         sums, as in Transformer-XL and the paper)
     :param forgetting: whether a quarter of the heads, but at least one of two or more, have a forget gate (Lin et al.
         2025, arXiv 2503.02130): a step can shut out all that is older
-    :param clock: whether half of the heads and the outputs know the step of the episode. Slots never hold it
+    :param clock: whether a quarter of the heads, but at least one, attend by the step of the episode too, and the
+        outputs know it. The content of slots never holds it
     :raises ValueError: where options do not fit each other
     """
 
@@ -133,7 +137,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for tiers in self.tiers
         )
         self.forgetting_heads = cast(MemoryLayer, self.layers[0]).attention.forgetting_heads
+        self.clock = EpisodeClock() if clock else None
         self.output_clock = nn.Linear(CLOCK_FEATURES, width, bias=False) if clock else None
+        self.facts = self.forgetting_heads + int(clock)
         self.compressors = nn.ModuleList(
             nn.ModuleList(self._make_compressor(tiers, tier) for tier in range(1, len(tiers))) for tiers in self.tiers
         )
@@ -167,8 +173,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         clock = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         slots = torch.zeros(batch_size, sum(self._sizes), self.output_size, device=self.device, dtype=self.dtype)
         usage = torch.zeros(batch_size, sum(self._usage_sizes), device=self.device, dtype=self.dtype)
-        decay = slots.new_zeros(*slots.shape[:2], self.forgetting_heads)
-        return CompressiveState(clock, slots, usage, decay)
+        return CompressiveState(clock, slots, usage, slots.new_zeros(*slots.shape[:2], self.facts))
 
     def reset_state(self, state: CompressiveState, reset: Tensor) -> CompressiveState:
         """Set the clock to 0 where `reset` [B] is true: every slot is empty at clock 0, whatever it holds."""
@@ -179,6 +184,12 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         trained: list[nn.Module] = [] if self.trained_by_task else [self.compressors, self.decoders]
         measures = [novelty for number in range(len(self.layers)) if (novelty := self.novelty_of(number)) is not None]
         return [parameter for part in (*trained, *measures) for parameter in part.parameters()]
+
+    def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
+        """Let the clock's long periods stand still after the longest time that training has met."""
+        if self.clock is not None and LONGEST_TIME in diagnostics:
+            self.clock.settle(diagnostics[LONGEST_TIME])
+        return {}
 
     def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
         """Return what keeps the state while B envs act, in place and with projected keys and values if possible."""
@@ -249,11 +260,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return plans
 
     def _times(self, window: WindowPlan) -> Tensor | None:
-        """Return [B, C, CLOCK_FEATURES] the time of the middle of what each column stands for."""
-        if self.output_clock is None:
-            return None
-        centres = [tier.columns.number * tier.rhythm.span + tier.rhythm.span // 2 for tier in window.tiers]
-        return clock_features(torch.cat(centres, dim=1), self.dtype)
+        """Return [B, n + T, CLOCK_FEATURES] the time of the raw slots."""
+        return None if self.clock is None else self.clock(window.tiers[0].columns.number, self.dtype)
 
     def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:
         """Raise a ValueError unless `plan` has this core's tiers and just these resets."""
@@ -281,6 +289,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         losses |= self._novelty_losses(passes)
         total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
         diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
+        diagnostics[LONGEST_TIME] = plan[self.tiers[0]].window.time.max()
         if diagnose:
             with torch.no_grad():
                 for place, compressed in self._compressions(passes):
@@ -316,31 +325,33 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         frames = {tiers: make_frame(tiers, plan) for tiers, plan in plans.items()}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
         usages = iter(state.usage.detach().split(self._usage_sizes, dim=1))
-        decays = iter(state.decay.detach().split(self._sizes, dim=1))
+        carried = iter(state.carried.detach().split(self._sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
         passes: list[LayerPass] = []
         kept: list[Ring] = []
         for number, tiers in enumerate(self.tiers):
             frame = frames[tiers]
-            stored = [Ring(next(rings), next(usages), next(decays)) for _ in tiers]
+            stored = [Ring(next(rings), next(usages), next(carried)) for _ in tiers]
             attention = cast(MemoryLayer, self.layers[number]).attention
             normed = attention.norm.without_weights(hidden)
             forgotten = sum_by_episode(attention.log_forget(normed), frame.plan.window.episode)  # [B, T, F]
+            if self.clock is not None:
+                forgotten = F.pad(forgotten, (0, 1))  # a raw slot's own time is where it stands
             memories = self._recall(number, hidden.detach(), normed.detach(), forgotten, stored, frame)
             last = forgotten[:, -1].detach()
             kept += [memory.write_back(pick, last) for memory, pick in zip(memories, frame.picks, strict=True)]
-            decay = torch.cat([memory.decay for memory in memories], dim=1)
-            known = ColumnFacts(decay, _joined([memory.novelty for memory in memories]), frame.plan.clock)
+            decay = torch.cat([memory.carried for memory in memories], dim=1)[:, :, : self.forgetting_heads]
+            times = _joined([memory.times for memory in memories])
+            known = ColumnFacts(decay, _joined([memory.novelty for memory in memories]), times)
             rest = torch.cat([memory.normed for memory in memories], dim=1)
             hidden, attended = self.layers[number](hidden, normed, rest, tiers[0].slots, known, frame.band)
             passes.append(LayerPass(frame, memories, attended))
         plan = passes[0].frame.plan
-        slots, usage, decay = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
+        after = CompressiveState(plan.window.clock, *(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
         outputs = self.norm(hidden)
         if self.output_clock is not None and plan.clock is not None:
-            first = self.tiers[0][0].slots
-            outputs = outputs + self.output_clock(plan.clock[:, first : first + inputs.shape[1]])
-        return outputs, CompressiveState(plan.window.clock, slots, usage, decay), passes
+            outputs = outputs + self.output_clock(plan.clock[:, self.tiers[0][0].slots :])
+        return outputs, after, passes
 
     def _recall(
         self, number: int, hidden: Tensor, normed: Tensor, forgotten: Tensor, rings: list[Ring], frame: Frame
@@ -348,12 +359,13 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """Collect, tier by tier, every slot of a layer that exists at some time of the window.
 
         :param normed: the window's steps `hidden` as attention norms them
+        :param forgotten: [B, T, F + 1] what compressors hand on is counted from its beginning
         """
         attention = cast(MemoryLayer, self.layers[number]).attention
         memories: list[Memory] = []
         for position, (ring, pick, ranked) in enumerate(zip(rings, frame.picks, self.ranks(number), strict=True)):
             stored = take(ring.slots, pick.stored).masked_fill_(pick.not_stored, 0)
-            decay = take(ring.decay, pick.stored).masked_fill_(pick.not_stored, 0)
+            before = take(ring.carried, pick.stored).masked_fill_(pick.not_stored, 0)
             if position == 0:
                 blocks, formed, carried = hidden[:, :, None], hidden, -forgotten
                 columns, known = attention.norm.without_weights(stored), [attention.novelty_of(normed)]
@@ -362,8 +374,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 columns, known = attention.norm.without_weights(torch.cat([stored, self._cut(formed)], dim=1)), []
             with torch.no_grad():
                 known = [attention.novelty_of(columns), *known]
-            decay = torch.cat([decay, carried], dim=1)
-            memory = Memory(stored, formed, blocks, ring.usage, decay, columns, _joined(known))
+            carried = torch.cat([before, carried], dim=1)
+            times = self._times_of(position, carried.detach(), frame)
+            memory = Memory(stored, formed, blocks, ring.usage, carried, columns, _joined(known), times)
             if ranked:
                 memory = memory._replace(usage=self._used(number, position, normed, memory, frame))
             memories.append(memory)
@@ -379,7 +392,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return losses
 
     def _compress(self, number: int, position: int, below: Memory, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the blocks [B, E, m, D] that leave the tier below in the window, what they become, and its decay."""
+        """Return the blocks [B, E, m, D] that leave the tier below in the window, what they become and hand on."""
         compressor, pick, attention = self._compressor(number, position), frame.picks[position], None
         blocks = take(self._cut(below.slots()), pick.source).masked_fill_(pick.not_formed, 0)
         if compressor.uses_attention():
@@ -391,9 +404,19 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             novelty = take(below.novelty.detach()[:, :, None], pick.source).flatten(0, 1)[:, :, 0]
         usage = usage_of(compressor, attention, novelty)
         formed = compressor(flat, usage).unflatten(0, blocks.shape[:2])
-        decays = take(below.decay, pick.source).masked_fill(pick.not_formed, 0).flatten(0, 1)  # [B E, m, F]
+        facts = take(below.carried, pick.source).masked_fill(pick.not_formed, 0).flatten(0, 1)  # [B E, m, F + 1]
+        if self.clock is not None:
+            facts = from_new_centre(facts, frame.plan.window.tiers[position].rhythm)
         with_fixed = flat.detach(), None if usage is None else usage.detach()
-        return blocks, formed, compressor.carry(decays, *with_fixed).unflatten(0, blocks.shape[:2])
+        return blocks, formed, compressor.carry(facts, *with_fixed).unflatten(0, blocks.shape[:2])
+
+    def _times_of(self, position: int, carried: Tensor, frame: Frame) -> Tensor | None:
+        """Return [B, C, CLOCK_FEATURES] the time of what each slot of a tier holds."""
+        if position == 0 or self.clock is None:
+            return frame.plan.clock
+        tier = frame.plan.window.tiers[position]
+        times: Tensor = self.clock(tier.rhythm.centre(tier.columns.number), self.dtype, carried[:, :, -1])
+        return times
 
     @torch.no_grad()
     def _used(self, number: int, position: int, normed: Tensor, memory: Memory, frame: Frame) -> Tensor:
@@ -404,13 +427,11 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         tiers, length, pick = self.tiers[number], normed.shape[1], frame.picks[position]
         attention = cast(MemoryLayer, self.layers[number]).attention
         band = tier_band(tiers, frame.band, position, length)
-        steps = slice(tiers[0].slots, tiers[0].slots + length)
-        start = sum(frame.plan.window.tiers[below].columns.exists.shape[1] for below in range(position))
-        columns = slice(start, start + memory.columns())
-        clock = frame.plan.clock
-        times = None if clock is None else torch.cat([clock[:, steps], clock[:, columns]], dim=1)
+        own = None if frame.plan.clock is None else frame.plan.clock[:, tiers[0].slots :]
+        times = _joined([own, memory.times])
         novelty = None if memory.novelty is None else F.pad(memory.novelty, (length, 0))
-        known = ColumnFacts(F.pad(memory.decay, (0, 0, length, 0)), novelty, times)
+        decay = memory.carried[:, :, : self.forgetting_heads]
+        known = ColumnFacts(F.pad(decay, (0, 0, length, 0)), novelty, times)
         columns_normed = torch.cat([memory.normed, normed], dim=1) if position == 0 else memory.normed
         weights = attention(normed, columns_normed, 0, known, band.band).weights
         seen = visible(frame.plan.window, lay_out(tiers, length, normed.device))[..., band.part]

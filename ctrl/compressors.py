@@ -52,15 +52,15 @@ class Compressor(nn.Module, ABC):
         """
         return False
 
-    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
-        """Return the forgetting [N, F] that becomes the new slots' own, of that of their blocks [N, m, F].
+    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """Return what is known of the new slots [N, F], such as their time, of that of their blocks [N, m, F].
 
         By default that of the newest slot. A compressor that keeps one slot hands on that slot's. Adding a number to
-        all of `decays` must add it to the result.
+        all of `facts` must add it to the result.
 
-        :param decays: [N, m, F] what each slot's score has lost by forgetting
+        :param facts: [N, m, F] what each slot's score has lost by forgetting, and its time
         """
-        return decays[:, -1]
+        return facts[:, -1]
 
     def decoder(self) -> nn.Module:
         """Build what maps slots [N, D] back to blocks [N, m, D], for the loss `auto_encoding`."""
@@ -220,9 +220,9 @@ class SelectCompressor(Compressor):
         slots: Tensor = chosen + (soft - soft.detach())
         return slots
 
-    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """Hand on that of the slot that is kept."""
-        return _pick(decays, self.scores(blocks))
+        return _pick(facts, self.scores(blocks))
 
     def scores(self, blocks: Tensor) -> Tensor:
         """[N, m, D] -> [N, m]."""
@@ -245,9 +245,9 @@ class MostUsedCompressor(Compressor):
         """[N, m, D] and usage [N, m] -> [N, D]."""
         return _pick(blocks, self._known(usage))
 
-    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """Hand on that of the slot that is kept."""
-        return _pick(decays, self._known(usage))
+        return _pick(facts, self._known(usage))
 
     def _known(self, usage: Tensor | None) -> Tensor:
         if usage is None:
@@ -286,9 +286,9 @@ class SurpriseCompressor(Compressor):
         """[N, m, D] and novelty [N, m] -> [N, D]."""
         return torch.bmm(self._weights(usage), blocks)[:, 0]
 
-    def carry(self, decays: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         """Hand on the mean with the same weights."""
-        return torch.bmm(self._weights(usage), decays)[:, 0]
+        return torch.bmm(self._weights(usage), facts)[:, 0]
 
     def uses_novelty(self) -> bool:
         """Say yes."""

@@ -8,15 +8,15 @@ acting calls it thousands of times a second and keeps the weights at hand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.band import Band
-from ctrl.banded import HIDDEN, ColumnTerms, KeysValues, banded_attention
-from ctrl.clock import CLOCK_FEATURES
+from ctrl.banded import HIDDEN, KeysValues, ScoreTerms, banded_attention
+from ctrl.clock import TimeQueries, time_keys
 from ctrl.novelty import Novelty
 
 BOUND = 1e12
@@ -30,7 +30,7 @@ class Attended(NamedTuple):
     read: Tensor
     """[B, T, D] what the heads read, side by side."""
     queries: Tensor
-    """[B, T, D]"""
+    """[B, T, D] by content."""
     projected: KeysValues
     """Keys and values of all columns, before what is unusual is made larger."""
     emphasis: Tensor | None
@@ -51,7 +51,7 @@ class ColumnFacts(NamedTuple):
     """[B, C, F] the score that it has lost by forgetting, up to a number for each step; F = 0 without forgetting."""
     novelty: Tensor | None
     """[B, C], None in a layer that does not measure it."""
-    clock: Tensor | None
+    times: Tensor | None
     """[B, C, CLOCK_FEATURES] its time, None in a layer that does not know it."""
 
 
@@ -106,7 +106,7 @@ class MemoryAttention(nn.Module, ABC):
     :param query_bias: whether queries have one
     :param forgetting: whether the last quarter of the heads, but at least one of two or more, have a forget gate (Lin
         et al. 2025, arXiv 2503.02130)
-    :param clock: whether the middle half of the heads, rounded up, know the step of the episode
+    :param clock: whether the first quarter of the heads, but at least one, attend by the step of the episode too
     """
 
     GATE_BIASES = (3.0, 5.0)
@@ -132,17 +132,12 @@ class MemoryAttention(nn.Module, ABC):
         """The layer's measure of novelty, where a compressor asks for it; the core sets it."""
         self.forgetting_heads = max(heads // 4, int(heads > 1)) if forgetting else 0
         self.forget_gate = nn.Linear(width, self.forgetting_heads) if self.forgetting_heads else None
-        self.clock_heads = slice(heads // 4, heads // 4 + (heads + 1) // 2) if clock else slice(0, 0)
-        features = (self.clock_heads.stop - self.clock_heads.start) * (width // heads)
-        self.query_clock = nn.Linear(CLOCK_FEATURES, features, bias=False) if clock else None
-        self.key_clock = nn.Linear(CLOCK_FEATURES, features, bias=False) if clock else None
+        self.time_queries = TimeQueries(max(heads // 4, 1)) if clock else None
 
     def reset_parameters(self) -> None:
-        """Give gates and clock their first weights: gates depend on their biases alone, the time has no effect."""
-        for part in (self.query_clock, self.key_clock, self.forget_gate):
-            if part is not None:
-                nn.init.zeros_(part.weight)
+        """Give gates their first weights: they depend on their biases alone."""
         if self.forget_gate is not None:
+            nn.init.zeros_(self.forget_gate.weight)
             with torch.no_grad():
                 self.forget_gate.bias.copy_(torch.linspace(*self.GATE_BIASES, self.forgetting_heads))
 
@@ -161,28 +156,20 @@ class MemoryAttention(nn.Module, ABC):
         :param known: of all columns
         :param band: which step sees which column, and its relative position
         """
-        decay, novelty, clock = known
+        decay, novelty, times = known
         to_keys_values = self.norm.folded(self.key_value)
         keys_values = KeysValues(F.linear(own, *to_keys_values), F.linear(rest, *to_keys_values), start)
         queries = F.linear(own, *self.norm.folded(self.query))
-        timed, clock_keys = queries, decay.new_zeros(*decay.shape[:2], 0)
-        if clock is not None:
-            timed = self._timed(queries, clock[:, start : start + own.shape[1]])
-            clock_keys = cast(nn.Linear, self.key_clock)(clock)
+        asked = None
+        if self.time_queries is not None and times is not None:
+            asked = self.time_queries(times[:, start : start + own.shape[1]])
         emphasis = self.emphasis(novelty)
-        terms = ColumnTerms(emphasis, decay, clock_keys, self.clock_heads.start)
-        read, weights = self._read(timed, keys_values, terms, band)
+        terms = ScoreTerms(emphasis, decay, asked, None if times is None else time_keys(times))
+        read, weights = self._read(queries, keys_values, terms, band)
         return Attended(read, queries, keys_values, emphasis, weights)
 
-    def _timed(self, queries: Tensor, clock: Tensor) -> Tensor:
-        """Add the time [B, T, CLOCK_FEATURES] to the queries [B, T, D] of the heads that know it."""
-        size = queries.shape[2] // self.heads
-        around = (0, 0, self.clock_heads.start * size, (self.heads - self.clock_heads.stop) * size)
-        weight = F.pad(cast(nn.Linear, self.query_clock).weight, around)  # [D, CLOCK_FEATURES]
-        return torch.addmm(queries.flatten(0, 1), clock.flatten(0, 1), weight.t()).view_as(queries)
-
     @abstractmethod
-    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, band: Band) -> tuple[Tensor, Tensor]:
         """Return the heads' outputs, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
     def emphasis(self, novelty: Tensor | None) -> Tensor | None:
@@ -246,7 +233,7 @@ class AgeAttention(MemoryAttention):
         """Return what is added to the scores of slots by head and age, [H, rows]."""
         return self.SCALE * self.age_bias
 
-    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, band: Band) -> tuple[Tensor, Tensor]:
         return banded_attention(queries, keys_values, self.age_biases(), terms, band)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.band import COPIES, Band
-from ctrl.banded import HIDDEN, ColumnTerms, KeysValues
+from ctrl.banded import HIDDEN, KeysValues, ScoreTerms
 from ctrl.layer import MemoryAttention, NoNorm, SlotNorm
 
 
@@ -34,7 +34,7 @@ class RelativeAttention(MemoryAttention):
         self.position_bias = nn.Parameter(torch.zeros(heads, width // heads))  # v
         self.register_buffer("sinusoids", sinusoids(rows, width), persistent=False)
 
-    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ColumnTerms, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, band: Band) -> tuple[Tensor, Tensor]:
         encodings = self.get_buffer("sinusoids").to(self.position_key.weight)
         position_keys = self.position_key(encodings).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [H, E, d]
         biases = self.content_bias, self.position_bias
@@ -53,7 +53,7 @@ def relative_attention(
     keys_values: KeysValues,
     position_keys: Tensor,
     biases: tuple[Tensor, Tensor],
-    terms: ColumnTerms,
+    terms: ScoreTerms,
     band: Band,
 ) -> tuple[Tensor, Tensor]:
     """Attend from each block's steps to its columns; sizes as in `ctrl.banded`.
@@ -62,22 +62,25 @@ def relative_attention(
     :param keys_values: of all columns
     :param position_keys: [H, E, d], one for each row of the band but the hidden one
     :param biases: u and v, each [H, d]
-    :param terms: of all columns
+    :param terms: of the window
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], without a graph
     """
     heads, _, features = position_keys.shape
     of_content, of_position = (bias[:, None, None, None] for bias in biases)
     query = band.split(queries).unflatten(3, (heads, -1)).movedim(3, 0)  # [H, B, N, Q, d]
-    first = terms.clock_from * features
     joined = torch.cat(keys_values.parts(), dim=1)
     if terms.emphasis is not None:
         joined = joined * terms.emphasis[:, :, None]
-    joined = joined + F.pad(terms.clock_keys, (first, joined.shape[2] - first - terms.clock_keys.shape[2]))
     columns = joined.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)
     key, value = columns.unflatten(3, (2, heads, -1)).permute(3, 4, 0, 1, 2, 5)  # [H, B, N, W, d] each
     by_distance = (query + of_position) @ position_keys.transpose(1, 2)[:, None, None]  # [H, B, N, Q, E]
     by_distance = F.pad(by_distance / math.sqrt(features), (0, 1), value=HIDDEN)
     by_content = (query + of_content) @ key.transpose(3, 4) / math.sqrt(features)  # [H, B, N, Q, W]
+    if terms.time_queries is not None and terms.time_keys is not None:
+        time_key = terms.time_keys.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)
+        asked = band.split(terms.time_queries).unflatten(3, (-1, time_key.shape[3])).movedim(3, 0)  # [J, B, N, Q, K]
+        by_time = asked @ time_key.transpose(2, 3)
+        by_content = torch.cat([by_content[: len(by_time)] + by_time, by_content[len(by_time) :]])
     lost = F.pad(terms.decay, (heads - terms.decay.shape[2], 0)).index_select(1, band.columns.flatten())
     lost = lost.unflatten(1, band.columns.shape).permute(3, 0, 1, 2)[:, :, :, None]  # [H, B, N, 1, W]
     row = (band.row // COPIES).expand(heads, -1, -1, -1, -1)

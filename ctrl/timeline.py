@@ -88,6 +88,15 @@ class Rhythm(NamedTuple):
         formed = step - (time - self.first - number * self.span)
         return self.slots + torch.div(formed, self.span, rounding_mode="floor")
 
+    def centre(self, number: Tensor) -> Tensor:
+        """Return the step of the episode in the middle of what slots `number` stand for, rounded up."""
+        return number * self.span + self.span // 2
+
+    def block_centres(self) -> Tensor:
+        """Return [m] how far the middle of each slot of a block lies from that of the slot that they become."""
+        below = self.span // self.rate
+        return torch.arange(self.rate) * below + below // 2 - self.span // 2
+
     def life(self, number: Tensor) -> Tensor:
         """Return for how many steps the tier holds slots `number`; those of a block leave together."""
         return (self.slots - number.remainder(self.block)) * self.span
@@ -172,7 +181,7 @@ def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
     for rhythm, counts in zip(rhythms(tiers), count_slots(tiers, clock), strict=True):
         number = rhythm.newest_in_ring(counts.created)
         kept = number >= counts.evicted[:, None]
-        centres.append(torch.where(kept, number * rhythm.span + rhythm.span // 2, EMPTY))
+        centres.append(torch.where(kept, rhythm.centre(number), EMPTY))
     return torch.cat(centres, dim=1)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ctrl.band import Band, lay_out
 from ctrl.layer import Attended
 from ctrl.memory import Tiers
-from ctrl.timeline import TierPlan, WindowPlan
+from ctrl.timeline import Rhythm, TierPlan, WindowPlan
 
 
 class LayerPlan(NamedTuple):
@@ -23,7 +24,7 @@ class LayerPlan(NamedTuple):
     row: Tensor
     """[B, N, Q, W] int16 or int32, see `Band`."""
     clock: Tensor | None
-    """[B, C, CLOCK_FEATURES] the time of all columns; None where nobody asks for it."""
+    """[B, n + T, CLOCK_FEATURES] the time of raw slots; None where nobody asks for it."""
     asked: list[Tensor]
     """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
 
@@ -33,7 +34,9 @@ class Ring(NamedTuple):
 
     slots: Tensor  # [B, n, D]
     usage: Tensor  # [B, n], or [B, 0] where nobody asks for it
-    decay: Tensor  # [B, n, F], relative to the step before the window
+    carried: (
+        Tensor  # [B, n, F + 1], see `CompressiveState`; what is forgotten is relative to the step before the window
+    )
 
 
 class Memory(NamedTuple):
@@ -43,9 +46,10 @@ class Memory(NamedTuple):
     formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
     blocks: Tensor  # [B, E, m, D] what each of them was formed from
     usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
-    decay: Tensor  # [B, C, F], relative to the beginning of each column's episode, or of the window
+    carried: Tensor  # [B, C, F + 1], what is forgotten relative to the beginning of the column's episode, or the window
     normed: Tensor  # [B, C, D] as attention norms them, without weights; [B, n, D] in tier 0, of the stored ones
     novelty: Tensor | None  # [B, C], without a graph but for tier 0's formed ones; None where nobody measures it
+    times: Tensor | None  # [B, C, CLOCK_FEATURES] when what each holds was; None where nobody asks for it
 
     def columns(self) -> int:
         """Return C."""
@@ -58,14 +62,14 @@ class Memory(NamedTuple):
     def write_back(self, pick: Pick, forgotten: Tensor) -> Ring:
         """Return the tier's ring after the window.
 
-        :param forgotten: [B, F] the logarithm of all that was forgotten by the window's last step
+        :param forgotten: [B, F + 1] the logarithm of all that was forgotten by the window's last step
         """
         slots = take(self.slots().detach(), pick.ring).masked_fill_(pick.not_kept, 0)
-        decay = (take(self.decay.detach(), pick.ring) + forgotten[:, None]).masked_fill_(pick.not_kept, 0)
+        carried = (take(self.carried.detach(), pick.ring) + forgotten[:, None]).masked_fill_(pick.not_kept, 0)
         if not self.usage.shape[1]:
-            return Ring(slots, self.usage, decay)
+            return Ring(slots, self.usage, carried)
         usage = take(self.usage[:, :, None], pick.ring).masked_fill_(pick.not_kept, 0)[:, :, 0]
-        return Ring(slots, usage, decay)
+        return Ring(slots, usage, carried)
 
 
 class Pick(NamedTuple):
@@ -122,6 +126,16 @@ def make_picks(tiers: list[TierPlan]) -> list[Pick]:
         )
         below = exists
     return picks
+
+
+def from_new_centre(facts: Tensor, rhythm: Rhythm) -> Tensor:
+    """Count where the slots of blocks stand from the middle of what they become.
+
+    :param facts: [N, m, F + 1] what is handed on of the blocks, last how many steps from each slot's own middle
+    :param rhythm: of the tier that they enter
+    """
+    centres = rhythm.block_centres().to(facts.device, facts.dtype)
+    return facts + F.pad(centres[:, None], (facts.shape[2] - 1, 0))
 
 
 def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:

@@ -103,6 +103,17 @@ def window(length: int = LENGTH) -> tuple[Tensor, Tensor]:
     return torch.randn(BATCH, length, 4), reset
 
 
+def test_what_is_read_stays_at_its_own_time() -> None:
+    new, raw = with_rate(TIERS, 2), TIERS[0].slots
+    own = torch.randint(0, 100, (len(CLOCK), 17))
+    shift = (own - ring_centres(TIERS, CLOCK)).double()
+    read = resample(TIERS, new, CLOCK, torch.stack([own.double(), shift], dim=2), 1)
+    kept = ring_centres(new, CLOCK) != EMPTY
+    times = read[:, :, 1] + ring_centres(new, CLOCK)
+    assert torch.equal(times[:, raw:][kept[:, raw:]], read[:, raw:, 0][kept[:, raw:]])
+    assert not read[:, :raw, 1].any()
+
+
 def lived_in(core: ctrl.AdaptiveCore) -> Any:
     inputs, reset = window(60)
     return core.unroll(inputs, core.initial_state(BATCH), reset).state

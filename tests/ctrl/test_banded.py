@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrl.band import COPIES, Band, band_rows, block_size, hidden_row, lay_out
-from ctrl.banded import HIDDEN, ColumnTerms, KeysValues, banded_attention
+from ctrl.banded import HIDDEN, KeysValues, ScoreTerms, banded_attention
 from ctrl.memory import Tier, Tiers
 from ctrl.timeline import plan_window
 
@@ -41,13 +41,14 @@ def plain_attention(
     rest: Tensor,
     biases: Tensor,
     decay: Tensor,
-    clock_keys: Tensor,
+    time_queries: Tensor,
+    time_keys: Tensor,
     band: Band,
     emphasis: Tensor | None = None,
 ) -> Tensor:
     """Every query against every column, one head at a time, with the hidden row where its block shows none.
 
-    Heads 1 and 2 forget, and head 1 knows the time.
+    Heads 1 and 2 forget; heads 0 and 1 know the time.
     """
     keys_values = torch.cat([rest[:, :START], own, rest[:, START:]], dim=1)
     if emphasis is not None:
@@ -64,8 +65,9 @@ def plain_attention(
     read = []
     for head in range(HEADS):
         part = slice(head * features, (head + 1) * features)
-        key = keys[..., part] + clock_keys if head == 1 else keys[..., part]
-        scores = queries[..., part] @ key.transpose(1, 2) / math.sqrt(features)
+        scores = queries[..., part] @ keys[..., part].transpose(1, 2) / math.sqrt(features)
+        if head < 2:
+            scores = scores + time_queries[..., 7 * head : 7 * head + 7] @ time_keys.transpose(1, 2)
         if head > 0:
             scores = scores + decay[:, None, :, head - 1]
         read.append((scores + bias[head, :, :length]).softmax(dim=2) @ values[..., part])
@@ -94,12 +96,13 @@ def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length:
     )
     biases = torch.randn(HEADS, hidden_row(tiers), dtype=torch.float64, requires_grad=True)
     decay = torch.randn(BATCH, count, 2, dtype=torch.float64, requires_grad=True)
-    clock_keys = torch.randn(BATCH, count, WIDTH // HEADS, dtype=torch.float64, requires_grad=True)
+    time_queries = torch.randn(BATCH, length, 14, dtype=torch.float64, requires_grad=True)
+    time_keys = torch.randn(BATCH, count, 7, dtype=torch.float64)
     emphasis = 1 + torch.rand(BATCH, count, dtype=torch.float64) if emphasised else None
-    arguments = (queries, own, rest, biases, decay, clock_keys)
-    terms = ColumnTerms(emphasis, decay, clock_keys, 1)
+    arguments = (queries, own, rest, biases, decay, time_queries)
+    terms = ScoreTerms(emphasis, decay, time_queries, time_keys)
     read, weights = banded_attention(queries, KeysValues(own, rest, START), biases, terms, band)
-    expected = plain_attention(*arguments, band, emphasis)
+    expected = plain_attention(*arguments, time_keys, band, emphasis)
     torch.testing.assert_close(read, expected)
     assert not weights.requires_grad
     torch.testing.assert_close(weights.sum(dim=4), torch.ones_like(weights[..., 0]))
@@ -115,7 +118,7 @@ def test_only_what_is_visible_has_weight() -> None:
     biases = torch.randn(HEADS, hidden_row(TIERS))
     queries, own = torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, 40, 2 * WIDTH)
     keys_values = KeysValues(own, torch.randn(BATCH, count - 40, 2 * WIDTH), START)
-    terms = ColumnTerms(None, torch.randn(BATCH, count, 1), torch.randn(BATCH, count, 0), 0)
+    terms = ScoreTerms(None, torch.randn(BATCH, count, 1), None, None)
     _, weights = banded_attention(queries, keys_values, biases, terms, band)
     visible = band.row // COPIES != hidden_row(TIERS)
     real = torch.arange(band.row.shape[1] * band.row.shape[2]).view(1, *band.row.shape[1:3], 1) < 40

@@ -79,7 +79,7 @@ def test_a_closed_gate_shuts_out_what_is_older_from_the_heads_that_forget_and_fr
 @pytest.mark.parametrize(("heads", "forgetting"), [(1, 0), (2, 1), (4, 1), (8, 2)])
 def test_most_heads_never_forget(heads: int, forgetting: int) -> None:
     core = make_core(heads=heads)
-    assert core.initial_state(1).decay.shape[2] == attention_of(core).forgetting_heads == forgetting
+    assert core.initial_state(1).carried.shape[2] == attention_of(core).forgetting_heads == forgetting
 
 
 def test_heads_that_do_not_forget_reach_a_million_steps() -> None:
@@ -90,10 +90,10 @@ def test_heads_that_do_not_forget_reach_a_million_steps() -> None:
     clock = torch.tensor([1_000_000])
     slots = torch.randn(1, sum(tier.slots for tier in tiers), 16)
     usage = torch.zeros(1, 0)
-    decay = torch.full((1, slots.shape[1], core.forgetting_heads), -1e6)
+    lost = torch.full((1, slots.shape[1], core.forgetting_heads), -1e6)
     inputs = torch.randn(1, 1, 3)
-    found = explained_weights(core, inputs, CompressiveState(clock, slots, usage, decay))
-    expected = explained_weights(plain, inputs, CompressiveState(clock, slots, usage, decay[..., :0]))
+    found = explained_weights(core, inputs, CompressiveState(clock, slots, usage, lost))
+    expected = explained_weights(plain, inputs, CompressiveState(clock, slots, usage, lost[..., :0]))
     keeping = core.heads - core.forgetting_heads
     torch.testing.assert_close(found[:keeping], expected[:keeping])
     assert found[:keeping, :-1].max() > 1e-3
@@ -114,7 +114,7 @@ def test_what_is_forgotten_stays_exact_over_many_steps() -> None:
         state = core.unroll(torch.randn(1, 50, 3), state, torch.zeros(1, 50, dtype=torch.bool)).state
     per_step = F.logsigmoid(torch.tensor([1.0, 3.0]))
     ages = (state.clock[:, None] - 1 - torch.arange(5)).remainder(5)  # of the slot at each position of the ring
-    torch.testing.assert_close(state.decay[0], ages[0][:, None] * per_step, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.carried[0], ages[0][:, None] * per_step, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 128, 129, 389])
@@ -182,7 +182,7 @@ def test_forgetting_and_clock_have_no_part_in_the_reconstruction_loss() -> None:
     before = core.unroll(inputs, core.initial_state(2), reset)
     attention = attention_of(core)
     with torch.no_grad():
-        for part in (attention.forget_gate, attention.query_clock, attention.key_clock):
+        for part in (attention.forget_gate, attention.time_queries):
             assert part is not None
             part.weight.normal_()
     after = core.unroll(inputs, core.initial_state(2), reset)
@@ -195,7 +195,7 @@ def test_the_task_teaches_gates_and_clock_and_the_reconstruction_does_not() -> N
     inputs, reset = torch.randn(2, 20, 3), torch.zeros(2, 20, dtype=torch.bool)
     unrolled = core.unroll(inputs, core.initial_state(2), reset)
     attention = attention_of(core)
-    parts = (attention.forget_gate, attention.query_clock, core.output_clock)
+    parts = (attention.forget_gate, attention.time_queries, core.output_clock)
     weights = [part.weight for part in parts if part is not None]
     assert len(weights) == 3
     losses = unrolled.outputs.square().sum(), unrolled.reconstruction_loss

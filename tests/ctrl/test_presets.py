@@ -85,7 +85,7 @@ def test_cores_without_compression_differ_in_their_layer() -> None:
 
 def test_presets_of_other_papers_neither_forget_nor_know_the_time() -> None:
     for core in (build("gtrxl"), build("compressive", **ctrl.paper_config())):
-        assert core.initial_state(1).decay.shape[2] == 0
+        assert core.initial_state(1).carried.shape[2] == 0
         assert not [name for name, _ in core.named_parameters() if "clock" in name or "forget" in name]
 
 
