@@ -148,7 +148,7 @@ class MemoryOptions:
     forgetting: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--forgetting", None)] = None
     """Let a quarter of the heads learn when to shut out all that is older."""
     clock: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--clock", None)] = None
-    """Let half of the heads, and the output, know the step of the episode."""
+    """Let a quarter of the heads, and the output, know the step of the episode."""
     novelty_gain: Annotated[float | None, open_option("4.0 with surprise and most_missed", "FLOAT")] = None
     """Keys and values of a slot of novelty n are 1 + n times this as large."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None

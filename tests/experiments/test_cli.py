@@ -73,7 +73,7 @@ def test_the_help_of_a_pair_of_flags_says_what_the_first_does(capsys: pytest.Cap
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--anneal, --no-anneal Let the learning rate fall linearly to 0 over the run" in told
     assert "or keep it as it is. (default: --anneal)" in told
-    assert "--clock, --no-clock Let half of the heads" in told
+    assert "--clock, --no-clock Let a quarter of the heads" in told
     assert "--overwrite Replace" in told  # where no is the default, there is nothing to say no to
 
 
