@@ -279,7 +279,7 @@ def test_what_is_logged(core: str) -> None:
     numbers = [value for key, value in logged.items() if key.startswith(("train/", "memory/"))]
     assert np.isfinite(np.array(numbers, dtype=float)).all()
     of_memory = {key.split("/")[1] for key in logged if key.startswith("memory/")}
-    attention = {"attention_mass", "attended_age"}
+    attention = {"attention_mass", "attended_age", "longest_time"}
     compressing = {"reconstruction_loss", "reconstruction_error", "grad_norm", "learning_rate"}
     expected = {
         "compressive": {"state_bytes"} | attention | compressing,
