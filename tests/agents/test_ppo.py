@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +34,7 @@ from ctrl.agents import MemoryPPO
 from ctrl.agents.algorithm import Statistics
 from ctrl.agents.arguments import batch_windows
 from ctrl.agents.buffers import WindowBatch
+from ctrl.clock import NEVER, PERIODS
 
 STEPS = 24 * 3
 TIMES = ("time/fps", "time/time_elapsed")
@@ -289,6 +291,16 @@ def test_what_is_logged(core: str) -> None:
     }
     drifting = set() if core == "feedforward" else {"staleness"}
     assert of_memory == expected.get(core, {"state_bytes"}) | drifting
+
+
+def test_the_clock_knows_the_longest_time_of_training(tmp_path: Path) -> None:
+    """The longest of the episodes has 19 steps; long periods stand still after its last, also once loaded."""
+    model = make_model(staggered_env()).learn(2 * STEPS)
+    assert model.logger.name_to_value["memory/longest_time"] == 18
+    assert model.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
+    model.save(tmp_path / "agent")
+    for core in (model.policy.core, MemoryPPO.load(tmp_path / "agent").policy.core):
+        assert core.clock.ends.tolist() == [18 if period > 18 else NEVER for period in PERIODS]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("env", ["Foo-v0", "no_such_package:Foo-v0"])
