@@ -175,7 +175,8 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         rows = torch.as_tensor(len(windows.reset) - n_envs + envs, device=self.device)  # those of the last window
         last: Windows = select(windows, rows)
         now, then = self.policy.remember(last), self._actor_in(n_envs).state(envs).core
-        staleness = drift(last.core_state, then, now)
+        core = self.policy.core
+        staleness = drift(*(core.remembered(state) for state in (last.core_state, then, now)))
         if staleness is not None:
             self.logger.record("memory/staleness", staleness)
 
@@ -307,9 +308,9 @@ class Statistics:
 def drift(before: tuple[Tensor, ...], then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float | None:
     """Return ||now - then|| / ||then|| over the numbers that differ between `before` and `then`.
 
-    :param before: leaves of a state; those of whole numbers, such as clocks, do not count
-    :param then: of the state after some steps
-    :param now: of the state after the same steps with other weights
+    :param before: what a state remembers; whole numbers, such as clocks, do not count
+    :param then: what the state after some steps remembers
+    :param now: what the state after the same steps with other weights remembers
     :return: 0 where nothing differs, None where states hold no number at all
     """
     numbers = [[leaf.flatten() for leaf in state if leaf.is_floating_point()] for state in (before, then, now)]

@@ -24,8 +24,8 @@ from ctrl.compressors import Compressor, usage_of
 from ctrl.core import Acting
 from ctrl.layer import AgeAttention, MemoryLayer
 from ctrl.memory import Tiers, reach
-from ctrl.timeline import EMPTY, Rhythm, rhythms, ring_centres
-from ctrl.window import from_new_centre
+from ctrl.timeline import EMPTY, rhythms, ring_centres
+from ctrl.window import from_new_centre, harmless
 
 if TYPE_CHECKING:
     from ctrl.compressive import CompressiveCore, CompressiveState
@@ -53,14 +53,12 @@ class Merge(NamedTuple):
     """What one tier forms in a step: K of the envs are due."""
 
     tier: int
-    rate: int
-    """m"""
     source: Tensor
     """[K m] the positions that are merged, numbered through all envs."""
     held: Tensor
     """[m] for how many steps the tier below has held each of a block."""
-    rhythm: Rhythm
-    """Of the tier."""
+    centres: Tensor
+    """[m] see `Rhythm.block_centres`."""
 
 
 class Moves(NamedTuple):
@@ -101,6 +99,7 @@ class Rings:
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
+        self._centres = [rhythm.block_centres() for rhythm in self._rhythms]
         self._size = sum(sizes)
         self._base = np.arange(len(clock)) * self._size
         parts, rings = np.arange(2)[:, None, None], np.arange(heads)  # [2, 1, 1], [H]
@@ -135,8 +134,8 @@ class Rings:
             target = self._base[due] + self._offsets[tier] + number % rhythm.slots
             flat[source] = EMPTY
             flat[target] = number * rhythm.span + rhythm.span // 2
-            held = self._held[tier - 1].to(device)
-            merges.append(Merge(tier, rhythm.rate, torch.from_numpy(source).to(device), held, rhythm))
+            held, centres = self._held[tier - 1].to(device), self._centres[tier].to(device)
+            merges.append(Merge(tier, torch.from_numpy(source).to(device), held, centres))
             targets.append(target)
         targets.append(self._base + time % self._rhythms[0].slots)
         flat[targets[-1]] = time
@@ -259,19 +258,23 @@ class LayerRings:
         """Return what the tiers form: slots, and what is handed on to them."""
         slots, carried = [], []
         for merge in moves.merges:
-            blocks = self._flat_slots.index_select(0, merge.source).view(-1, merge.rate, self._flat_slots.shape[1])
+            blocks = self._flat_slots.index_select(0, merge.source).view(
+                -1, len(merge.centres), self._flat_slots.shape[1]
+            )
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
-                attention = self.usage.view(-1).index_select(0, merge.source).view(-1, merge.rate) / merge.held
+                attention = self.usage.view(-1).index_select(0, merge.source).view(-1, len(merge.centres)) / merge.held
             novelty = None
             if compressor.uses_novelty():
-                novelty = self._novelty.index_select(0, merge.source).view(-1, merge.rate)
+                novelty = self._novelty.index_select(0, merge.source).view(-1, len(merge.centres))
             usage = usage_of(compressor, attention, novelty)
             slots.append(compressor(blocks, usage))
             if self.carried.shape[2]:
-                facts = self._flat_carried.index_select(0, merge.source).view(-1, merge.rate, self.carried.shape[2])
+                facts = self._flat_carried.index_select(0, merge.source).view(
+                    -1, len(merge.centres), self.carried.shape[2]
+                )
                 if self._clock is not None:
-                    facts = from_new_centre(facts, merge.rhythm)
+                    facts = from_new_centre(facts, merge.centres)
                 carried.append(compressor.carry(facts, blocks, usage))
         return slots, carried
 
@@ -341,14 +344,14 @@ class CompressiveActing(Acting["CompressiveState"]):
             if parameter is not None
         ]
         if core.clock is not None:
-            self._places.append((core.clock._buffers, "ends"))
+            self._places.append((core.clock._buffers, "end"))
         self._watch(self._weights())
         self._ranked = [ranked_parts(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         usages = iter(
             state.usage.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
         )
-        facts = state.carried.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
+        facts = harmless(state.carried).split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         with torch.no_grad():
             self._layers = []
             for number, (layer, tiers, ranked) in enumerate(zip(core.layers, core.tiers, self._ranked, strict=True)):
@@ -403,7 +406,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         return outputs if core.output_clock is None else outputs + core.output_clock(times)
 
     def _forget(self, envs: Integers) -> None:
-        """Empty the memory of some envs. What is left in place has no weight, and `normalise` kept it finite."""
+        """Empty the memory of some envs. What is left in place has no weight, and it was kept finite."""
         self._clock[envs] = 0
         for rings in self._rings.values():
             rings.forget(envs)
@@ -416,7 +419,7 @@ class CompressiveActing(Acting["CompressiveState"]):
                 layer.refresh()
 
     def _weights(self) -> list[Tensor]:
-        """Return the layers' parameters, and the clock's ends, as they are now; any may have been replaced."""
+        """Return the layers' parameters, and the clock's end, as they are now; any may have been replaced."""
         return [parameters[name] for parameters, name in self._places]
 
     def _watch(self, weights: list[Tensor]) -> None:

@@ -89,6 +89,11 @@ class CompressorOfRates(Compressor):
         slots: Tensor = self.by_rate[str(blocks.shape[1])](blocks, usage)
         return slots
 
+    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        """As the compressor of the blocks' rate does."""
+        carried: Tensor = cast(Compressor, self.by_rate[str(blocks.shape[1])]).carry(facts, blocks, usage)
+        return carried
+
     def uses_attention(self) -> bool:
         """Say whether the compressor of each rate does."""
         return any(cast(Compressor, compressor).uses_attention() for compressor in self.by_rate.values())
@@ -108,7 +113,7 @@ class AdaptiveState(NamedTuple):
     usage: Tensor
     """[B, U]"""
     carried: Tensor
-    """[B, S, F + 1]"""
+    """As that of a `CompressiveState`."""
     rates: Tensor
     """[B, L] int64, of each layer's first compressed tier; 1 where a layer has none."""
 
@@ -217,7 +222,7 @@ class AdaptiveCore(CompressiveCore):
             layers.append(features[:, :, :-1])
             usages += [features[:, where, -1] for where in ranked]
         joined = torch.cat(layers, dim=1)
-        slots, carried = joined.split([self.output_size, self.facts], dim=2)
+        slots, carried = joined.split([self.output_size, self._carried], dim=2)
         usages = [slots.new_zeros(len(slots), 0), *usages]
         return CompressiveState(state.clock, slots, torch.cat(usages, dim=1), carried)
 

@@ -1,7 +1,8 @@
 """The step of the episode as features: sines and cosines of periods from 4 to 2,048 steps.
 
 Age says how long ago a slot is. It can't say where in the episode a step is, and attention averages, so it can't count
-either. Queries, keys and the policy's heads may know the time. Slots do not hold it: they would all be unusual then.
+either. The scores of some heads, and the core's outputs, may know the time. The content of slots does not hold it: they
+would all be unusual then.
 
 The time of a compressed slot is that of what it holds, not the middle of the steps that it stands for: what is kept of
 them is found at the same time however often it was compressed.
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 PERIODS = (4, 6, 9, 14, 21, 32, 49, 74, 112, 169, 256, 388, 588, 891, 1351, 2048)
-"""In steps. They are whole numbers, so a time of any size has an exact phase."""
+"""In steps, an even number of them. They are whole numbers, so a time of any size has an exact phase."""
 CLOCK_FEATURES = 2 * len(PERIODS)
 TIME_KEYS = CLOCK_FEATURES // 2
 """Of every second period: what a slot's time is found by."""
@@ -24,24 +25,21 @@ NEVER = 2**62
 
 
 class EpisodeClock(nn.Module):
-    """The features of a time, and the longest time that training has met.
+    """The features of a time; it stands still after the longest time that training has met.
 
-    A period that training has not met as a whole has phases that no weight has learned from. In episodes that are
-    longer than those of training such a period stands still after the longest time. Shorter periods go on.
+    Later times have features, or combinations of them, that no weight has learned from. So an agent in an episode that
+    is longer than those of training acts as at the end of the longest of them.
     """
 
     periods: Tensor
     """[P] int64"""
-    longest: Tensor
-    """[] int64, the longest time that training has met so far."""
-    ends: Tensor
-    """[P] int64, the time after which each period stands still; none does until `settle` is called."""
+    end: Tensor
+    """[] int64, the time after which the clock stands still; `NEVER` until `settle` is called."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("periods", torch.tensor(PERIODS), persistent=False)
-        self.register_buffer("longest", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("ends", torch.full((len(PERIODS),), NEVER))
+        self.register_buffer("end", torch.tensor(NEVER))
 
     def forward(self, time: Tensor, dtype: torch.dtype, shift: Tensor | None = None) -> Tensor:
         """Return the features [.., CLOCK_FEATURES] of a time.
@@ -49,21 +47,19 @@ class EpisodeClock(nn.Module):
         :param time: [..] int64, steps since each episode's first
         :param shift: [..] what is to be added to the time, in steps; no whole number
         """
-        until = torch.minimum(time[..., None], self.ends)
-        phase = until.remainder(self.periods).to(dtype)
+        exact = torch.promote_types(dtype, torch.float32)
+        until, periods = torch.minimum(time, self.end), self.periods.to(exact)
+        phase = until[..., None].remainder(self.periods).to(exact)
         if shift is not None:
-            stopped, left = ((part - until).to(dtype) for part in (time[..., None], self.ends))
-            phase = phase + torch.minimum(shift[..., None] + stopped, left)
-        angles = phase * (2 * math.pi / self.periods.to(dtype))
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+            shift = torch.minimum(shift.to(exact) + (time - until), (self.end - until).to(exact))
+            phase = phase + torch.fmod(shift[..., None], periods)  # exact, as the remainder of whole numbers is
+        angles = phase * (2 * math.pi / periods)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
     def settle(self, longest: float) -> None:
-        """Let periods stand still after the longest time of training, where they are longer.
-
-        :param longest: the longest time of an update; it counts where all before were shorter
-        """
-        self.longest.clamp_(min=int(longest))
-        self.ends.copy_(torch.where(self.periods > self.longest, self.longest, NEVER))
+        """Take note of the longest time of an update; the clock goes on up to the longest of all updates."""
+        longest = int(longest)
+        self.end.copy_(torch.where(self.end == NEVER, longest, self.end.clamp_min(longest)))
 
 
 class TimeQueries(nn.Module):

@@ -35,8 +35,19 @@ from ctrl.reconstruction import (
     reconstruction_error,
 )
 from ctrl.relative import RelativeAttention
-from ctrl.timeline import WindowPlan, plan_window
-from ctrl.window import Frame, LayerPass, LayerPlan, Memory, Ring, from_new_centre, make_frame, sum_by_episode, take
+from ctrl.timeline import plan_window
+from ctrl.window import (
+    Frame,
+    LayerPass,
+    LayerPlan,
+    Memory,
+    Ring,
+    from_new_centre,
+    harmless,
+    make_frame,
+    sum_by_episode,
+    take,
+)
 
 LONGEST_TIME = "longest_time"
 """Name among the diagnostics of how many steps of its episode the furthest step of a window has behind it."""
@@ -66,7 +77,7 @@ class CompressiveState(NamedTuple):
     carried: Tensor
     """[B, S, F + 1] what compressors hand on beside content, in the same order: the logarithm of what F heads have kept
     of each slot so far, F = 0 without forgetting; and, with a clock, how many steps what the slot holds lies from the
-    middle of those that it stands for."""
+    middle of those that it stands for. Without a clock, F numbers."""
 
 
 class CompressiveCore(MemoryCore[CompressiveState]):
@@ -139,7 +150,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         self.forgetting_heads = cast(MemoryLayer, self.layers[0]).attention.forgetting_heads
         self.clock = EpisodeClock() if clock else None
         self.output_clock = nn.Linear(CLOCK_FEATURES, width, bias=False) if clock else None
-        self.facts = self.forgetting_heads + int(clock)
+        self._carried = self.forgetting_heads + int(clock)
         self.compressors = nn.ModuleList(
             nn.ModuleList(self._make_compressor(tiers, tier) for tier in range(1, len(tiers))) for tiers in self.tiers
         )
@@ -173,7 +184,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         clock = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         slots = torch.zeros(batch_size, sum(self._sizes), self.output_size, device=self.device, dtype=self.dtype)
         usage = torch.zeros(batch_size, sum(self._usage_sizes), device=self.device, dtype=self.dtype)
-        return CompressiveState(clock, slots, usage, slots.new_zeros(*slots.shape[:2], self.facts))
+        return CompressiveState(clock, slots, usage, slots.new_zeros(*slots.shape[:2], self._carried))
 
     def reset_state(self, state: CompressiveState, reset: Tensor) -> CompressiveState:
         """Set the clock to 0 where `reset` [B] is true: every slot is empty at clock 0, whatever it holds."""
@@ -186,10 +197,16 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return [parameter for part in (*trained, *measures) for parameter in part.parameters()]
 
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
-        """Let the clock's long periods stand still after the longest time that training has met."""
-        if self.clock is not None and LONGEST_TIME in diagnostics:
-            self.clock.settle(diagnostics[LONGEST_TIME])
+        """Let the clock stand still after the longest time that training has met."""
+        longest = diagnostics.get(LONGEST_TIME)
+        if self.clock is not None and longest is not None:
+            require_not_negative(longest_time=longest)
+            self.clock.settle(longest)
         return {}
+
+    def remembered(self, state: CompressiveState) -> tuple[Tensor, ...]:
+        """Return the slots, without what is known of them."""
+        return (state.slots,)
 
     def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
         """Return what keeps the state while B envs act, in place and with projected keys and values if possible."""
@@ -256,12 +273,12 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             window = plan_window(tiers, state.clock, reset)
             layout = lay_out(tiers, window.length, window.clock.device)
             row = band_rows(tiers, window, layout, rows, self.hidden_row(tiers))
-            plans[tiers] = LayerPlan(window, row, self._times(window), questions(window))
+            times = end = None
+            if self.clock is not None:
+                times = self.clock(window.tiers[0].columns.number, self.dtype)
+                end = self.clock.end.repeat(len(reset))
+            plans[tiers] = LayerPlan(window, row, times, end, questions(window))
         return plans
-
-    def _times(self, window: WindowPlan) -> Tensor | None:
-        """Return [B, n + T, CLOCK_FEATURES] the time of the raw slots."""
-        return None if self.clock is None else self.clock(window.tiers[0].columns.number, self.dtype)
 
     def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:
         """Raise a ValueError unless `plan` has this core's tiers and just these resets."""
@@ -273,6 +290,9 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 f"plan must be of the same windows, got one for {tuple(episode.shape)} and reset {tuple(reset.shape)}"
                 + (" with other resets" if episode.shape == reset.shape else "")
             )
+        end = plan[self.tiers[0]].end
+        if self.clock is not None and end is not None and bool((end != self.clock.end).any()):
+            raise ValueError("plan was made before `adapt` moved the core's clock; plan the windows again")
 
     def _unroll(
         self,
@@ -289,7 +309,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         losses |= self._novelty_losses(passes)
         total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
         diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
-        diagnostics[LONGEST_TIME] = plan[self.tiers[0]].window.time.max()
+        if self.clock is not None:
+            diagnostics[LONGEST_TIME] = plan[self.tiers[0]].window.time.max().to(self.dtype)
         if diagnose:
             with torch.no_grad():
                 for place, compressed in self._compressions(passes):
@@ -325,7 +346,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         frames = {tiers: make_frame(tiers, plan) for tiers, plan in plans.items()}
         rings = iter(state.slots.detach().split(self._sizes, dim=1))
         usages = iter(state.usage.detach().split(self._usage_sizes, dim=1))
-        carried = iter(state.carried.detach().split(self._sizes, dim=1))
+        carried = iter(harmless(state.carried).split(self._sizes, dim=1))
         hidden = self.embed(inputs)  # [B, T, D]
         passes: list[LayerPass] = []
         kept: list[Ring] = []
@@ -349,8 +370,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         plan = passes[0].frame.plan
         after = CompressiveState(plan.window.clock, *(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
         outputs = self.norm(hidden)
-        if self.output_clock is not None and plan.clock is not None:
-            outputs = outputs + self.output_clock(plan.clock[:, self.tiers[0][0].slots :])
+        if self.output_clock is not None and plan.times is not None:
+            outputs = outputs + self.output_clock(plan.times[:, self.tiers[0][0].slots :])
         return outputs, after, passes
 
     def _recall(
@@ -406,14 +427,15 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         formed = compressor(flat, usage).unflatten(0, blocks.shape[:2])
         facts = take(below.carried, pick.source).masked_fill(pick.not_formed, 0).flatten(0, 1)  # [B E, m, F + 1]
         if self.clock is not None:
-            facts = from_new_centre(facts, frame.plan.window.tiers[position].rhythm)
+            centres = frame.plan.window.tiers[position].rhythm.block_centres()
+            facts = from_new_centre(facts, centres.to(facts.device))
         with_fixed = flat.detach(), None if usage is None else usage.detach()
         return blocks, formed, compressor.carry(facts, *with_fixed).unflatten(0, blocks.shape[:2])
 
     def _times_of(self, position: int, carried: Tensor, frame: Frame) -> Tensor | None:
         """Return [B, C, CLOCK_FEATURES] the time of what each slot of a tier holds."""
         if position == 0 or self.clock is None:
-            return frame.plan.clock
+            return frame.plan.times
         tier = frame.plan.window.tiers[position]
         times: Tensor = self.clock(tier.rhythm.centre(tier.columns.number), self.dtype, carried[:, :, -1])
         return times
@@ -427,7 +449,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         tiers, length, pick = self.tiers[number], normed.shape[1], frame.picks[position]
         attention = cast(MemoryLayer, self.layers[number]).attention
         band = tier_band(tiers, frame.band, position, length)
-        own = None if frame.plan.clock is None else frame.plan.clock[:, tiers[0].slots :]
+        own = None if frame.plan.times is None else frame.plan.times[:, tiers[0].slots :]
         times = _joined([own, memory.times])
         novelty = None if memory.novelty is None else F.pad(memory.novelty, (length, 0))
         decay = memory.carried[:, :, : self.forgetting_heads]

@@ -53,12 +53,13 @@ class Compressor(nn.Module, ABC):
         return False
 
     def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
-        """Return what is known of the new slots [N, F], such as their time, of that of their blocks [N, m, F].
+        """Return what is known of the new slots [N, F] from what is known of their blocks [N, m, F].
 
         By default that of the newest slot. A compressor that keeps one slot hands on that slot's. Adding a number to
         all of `facts` must add it to the result.
 
-        :param facts: [N, m, F] what each slot's score has lost by forgetting, and its time
+        :param facts: of each slot, the logarithm of what heads have kept of it, and how many steps what it holds lies
+            from the middle of those that the new slot stands for
         """
         return facts[:, -1]
 

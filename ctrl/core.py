@@ -166,7 +166,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         return self._unroll(inputs, state, reset, plan, diagnose)
 
     def plan(self, state: StateT, reset: Tensor) -> Any:
-        """Work out what an unroll needs to know that depends on neither inputs nor weights.
+        """Work out what an unroll needs to know that depends on neither inputs nor weights; `adapt` may change it.
 
         :param state: the state before the windows' first step
         :param reset: [B, T] as for `unroll`
@@ -198,10 +198,17 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         """Build this core's state from its leaves, such as tensors that were stored apart."""
         return cast(StateT, self._state_layout[0](*leaves))
 
+    def remembered(self, state: StateT) -> tuple[Tensor, ...]:
+        """Return the leaves that hold what a state remembers; by default all that are not of whole numbers."""
+        return tuple(leaf for leaf in state if leaf.is_floating_point())
+
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
         """Let the core change what it chooses by itself, between two rollouts; by default nothing.
 
-        :param diagnostics: those of an unroll with `diagnose=True`
+        Plans that were made before do not fit afterwards.
+
+        :param diagnostics: those of an update's unrolls: of those called `longest_…` the largest, of others the mean;
+            where only some unrolls have `diagnose=True`, the mean of these
         :return: what it has chosen, by name, to be logged
         """
         return {}

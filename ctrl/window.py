@@ -14,7 +14,7 @@ from torch import Tensor
 from ctrl.band import Band, lay_out
 from ctrl.layer import Attended
 from ctrl.memory import Tiers
-from ctrl.timeline import Rhythm, TierPlan, WindowPlan
+from ctrl.timeline import TierPlan, WindowPlan
 
 
 class LayerPlan(NamedTuple):
@@ -23,8 +23,10 @@ class LayerPlan(NamedTuple):
     window: WindowPlan
     row: Tensor
     """[B, N, Q, W] int16 or int32, see `Band`."""
-    clock: Tensor | None
+    times: Tensor | None
     """[B, n + T, CLOCK_FEATURES] the time of raw slots; None where nobody asks for it."""
+    end: Tensor | None
+    """[B] where the clock stood still when the plan was made."""
     asked: list[Tensor]
     """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
 
@@ -128,14 +130,22 @@ def make_picks(tiers: list[TierPlan]) -> list[Pick]:
     return picks
 
 
-def from_new_centre(facts: Tensor, rhythm: Rhythm) -> Tensor:
+LARGEST = 1e9
+"""What is handed on beside content is no larger: more is as good as forgotten."""
+
+
+def harmless(carried: Tensor) -> Tensor:
+    """Put finite numbers, small beside the score of what is not visible, for what another episode may have left."""
+    return carried.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-LARGEST, LARGEST)
+
+
+def from_new_centre(facts: Tensor, centres: Tensor) -> Tensor:
     """Count where the slots of blocks stand from the middle of what they become.
 
     :param facts: [N, m, F + 1] what is handed on of the blocks, last how many steps from each slot's own middle
-    :param rhythm: of the tier that they enter
+    :param centres: [m] how far these lie from the new one, see `Rhythm.block_centres`
     """
-    centres = rhythm.block_centres().to(facts.device, facts.dtype)
-    return facts + F.pad(centres[:, None], (facts.shape[2] - 1, 0))
+    return facts + F.pad(centres[:, None].to(facts.dtype), (facts.shape[2] - 1, 0))
 
 
 def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:

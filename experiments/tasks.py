@@ -25,10 +25,7 @@ from ctrl.experiments.errors import UserError, unknown
 SEEDS_PER_RUN = 10_000
 """Seeds that one run may use, one for each copy of the task."""
 EVALUATION_SEEDS = 1_200_000_000
-"""Where the seeds of evaluation start; training would have to run 120,000 seeds to reach them.
-
-In November 2026 they were moved from 1,000,000,000, since trials of the defaults had been judged by episodes there.
-"""
+"""Where the seeds of evaluation start; training would have to run 120,000 seeds to reach them."""
 
 
 RANDOM, MEMORYLESS, PERFECT, BEST = "random", "best without memory", "perfect", "best known"

@@ -30,9 +30,10 @@ def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:
 
 
 def a_state_of_nan_is_harmless_at_a_reset(trial: Trial) -> str:
-    """Reset a state that holds nothing but NaN, and take gradients."""
+    """Reset a lived-in state that holds nothing but NaN, and take gradients."""
     core, stream = trial.fresh(), trial.short
-    stream = stream.part(0, 8, core.initial_state(trial.batch_size))
+    lived = walk(core, stream.part(0, stream.length // 2, stream.state), "unroll").state
+    stream = stream.part(0, 8, lived)
     stream.reset[:, 0] = True
     poisoned = replace(stream, state=_of_nan(stream.state))
     for way in WAYS:

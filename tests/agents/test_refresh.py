@@ -422,7 +422,8 @@ def test_staleness_is_what_new_weights_would_have_written(core: str, refresh: An
     assert model._actor is not None
     last = recorder.moments[-WINDOW:]
     before, then, now = last[0].before.core, model._actor.state().core, walked(model, last)
-    expected = drift(*(tuple(leaf[:3] for leaf in state) for state in (before, then, now)))
+    remembered = (model.policy.core.remembered(state) for state in (before, then, now))
+    expected = drift(*(tuple(leaf[:3] for leaf in leaves) for leaves in remembered))
     assert expected is not None and expected > 3e-4, "far more than rounding"
     assert staleness(model) == pytest.approx(expected, rel=1e-3)
 

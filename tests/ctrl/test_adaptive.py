@@ -114,6 +114,15 @@ def test_what_is_read_stays_at_its_own_time() -> None:
     assert not read[:, :raw, 1].any()
 
 
+@pytest.mark.parametrize("name", ["surprise", "select", "most_used", "conv"])
+def test_what_is_handed_on_is_what_the_compressor_of_the_rate_hands_on(name: str) -> None:
+    torch.manual_seed(0)
+    compressor = CompressorOfRates(name, 6, (2, 4))
+    blocks, facts, usage = torch.randn(5, 4, 6), torch.randn(5, 4, 3), torch.rand(5, 4)
+    expected = compressor.by_rate["4"].carry(facts, blocks, usage)  # type: ignore[operator]
+    assert torch.equal(compressor.carry(facts, blocks, usage), expected)
+
+
 def lived_in(core: ctrl.AdaptiveCore) -> Any:
     inputs, reset = window(60)
     return core.unroll(inputs, core.initial_state(BATCH), reset).state

@@ -30,28 +30,24 @@ def attention_of(core: CompressiveCore) -> MemoryAttention:
 def test_features_by_hand(time: int) -> None:
     """Phases are exact at any time: whole periods are left out before anything is rounded."""
     found = EpisodeClock()(torch.tensor([time]), torch.float32)[0]
-    torch.testing.assert_close(found, by_hand([time] * len(PERIODS)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, by_hand(time), rtol=0, atol=1e-6)
 
 
-def by_hand(times: list[int] | list[float]) -> torch.Tensor:
-    """The features of a time for each period."""
-    phases = [2 * math.pi * (time % period) / period for time, period in zip(times, PERIODS, strict=True)]
+def by_hand(time: float) -> torch.Tensor:
+    phases = [2 * math.pi * (time % period) / period for period in PERIODS]
     return torch.tensor([*map(math.sin, phases), *map(math.cos, phases)])
 
 
 @pytest.mark.parametrize("time", [3, 250, 251, 300, 9_000, 10**12 + 5])
 @pytest.mark.parametrize("shift", [None, 0.0, -2.75, 6.5, -240.0])
-def test_long_periods_stand_still_after_the_longest_time_of_training(time: int, shift: float | None) -> None:
-    clock, length = EpisodeClock(), 250
-    own = time + (shift or 0)
-    for standing in (False, True):
-        ends = [length if standing and period > length else math.inf for period in PERIODS]
-        given = None if shift is None else torch.tensor([shift])
+def test_the_clock_stands_still_after_the_longest_time_of_training(time: int, shift: float | None) -> None:
+    clock, given = EpisodeClock(), None if shift is None else torch.tensor([shift])
+    for longest, end in ((None, NEVER), (17, 17), (250, 250), (40, 250)):
+        if longest is not None:
+            clock.settle(longest)
+        assert int(clock.end) == end
         found = clock(torch.tensor([time]), torch.float32, given)[0]
-        expected = by_hand([min(own, end) for end in ends])
-        torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
-        clock.settle(length)
-        clock.settle(17)  # an update of shorter episodes changes nothing
+        torch.testing.assert_close(found, by_hand(min(time + (shift or 0), end)), rtol=0, atol=5e-5)
 
 
 def test_an_update_tells_the_clock_how_long_its_episodes_were() -> None:
@@ -61,14 +57,42 @@ def test_an_update_tells_the_clock_how_long_its_episodes_were() -> None:
     reset[0, 5] = reset[1, 4] = True
     diagnostics = core.unroll(inputs, state, reset).diagnostics
     assert int(diagnostics["longest_time"]) == 13
-    assert core.clock.ends.unique().tolist() == [NEVER]
+    assert int(core.clock.end) == NEVER
     core.adapt({name: float(value) for name, value in diagnostics.items()})
-    assert core.clock.ends[[PERIODS.index(9), PERIODS.index(14)]].tolist() == [NEVER, 13]
+    assert int(core.clock.end) == 13
     core.adapt({})
-    assert core.clock.ends.max() == NEVER and core.clock.ends.min() == 13
+    assert int(core.clock.end) == 13
     again = make_core()
     again.load_state_dict(core.state_dict())
-    assert again.clock is not None and torch.equal(again.clock.ends, core.clock.ends)
+    assert again.clock is not None and int(again.clock.end) == 13
+
+
+def test_a_plan_does_not_outlive_the_clock_that_it_was_made_by() -> None:
+    core, inputs, reset = make_core(), torch.randn(2, 9, 3), torch.zeros(2, 9, dtype=torch.bool)
+    state = core.initial_state(2)
+    plan = core.plan(state, reset)
+    core.unroll(inputs, state, reset, plan=plan)
+    core.adapt({"longest_time": 5.0})
+    with pytest.raises(ValueError, match="plan was made before `adapt` moved the core's clock"):
+        core.unroll(inputs, state, reset, plan=plan)
+
+
+@pytest.mark.parametrize("longest", [math.nan, math.inf, -1.0, None, "7"])
+def test_a_longest_time_that_is_none_is_refused(longest: float) -> None:
+    core = make_core()
+    if longest is None:
+        core.adapt({"longest_time": longest})
+    else:
+        with pytest.raises(ValueError, match="longest_time must be a finite number, at least 0, got"):
+            core.adapt({"longest_time": longest})
+    assert core.clock is not None and int(core.clock.end) == NEVER
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])
+def test_phases_are_exact_far_from_the_middle_of_a_slot(dtype: torch.dtype, near: float) -> None:
+    time, shift = 2**20 + 77, -(2.0**20)
+    found = EpisodeClock()(torch.tensor([time]), dtype, torch.tensor([shift], dtype=dtype))[0]
+    torch.testing.assert_close(found.float(), by_hand(77), rtol=0, atol=near)
 
 
 def test_acting_follows_the_clock_that_settles_in_the_middle_of_an_episode() -> None:

@@ -136,11 +136,11 @@ class SlowReference:
         """What a head's score of a slot gains by the time of both."""
         if attention.time_queries is None:
             return lambda head, slot: 0.0
-        weight, ends = attention.time_queries.weight.tolist(), self.core.clock.ends.tolist()
+        weight, end = attention.time_queries.weight.tolist(), int(self.core.clock.end)
 
         def by_time(head: int, slot: Slot) -> float:
             score = 0.0
-            for index, (period, end) in enumerate(zip(PERIODS[::2], ends[::2], strict=True)):
+            for index, period in enumerate(PERIODS[::2]):
                 if head < len(weight[0]):
                     a, b = (numbers[head][index] for numbers in weight)
                     now, then = (2 * math.pi * min(time, end) / period for time in (self.time, slot.time))
@@ -151,8 +151,8 @@ class SlowReference:
 
 
 def phases(time: float, clock: EpisodeClock) -> Tensor:
-    """The features of a time; a period that has an end stands still after it."""
-    angles = [2 * math.pi * min(time, end) / period for period, end in zip(PERIODS, clock.ends.tolist(), strict=True)]
+    """The features of a time; the clock stands still after its end."""
+    angles = [2 * math.pi * min(time, int(clock.end)) / period for period in PERIODS]
     return torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
 
 

@@ -142,6 +142,25 @@ def test_no_bit_of_a_sum_depends_on_what_came_before_a_reset() -> None:
     assert torch.equal(*sums)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -3e38, 3e38, 1e31])
+@pytest.mark.parametrize("step", [0, 3])
+def test_nothing_that_a_state_says_of_its_slots_reaches_over_a_reset(number: float, step: int) -> None:
+    """A gate sum may not outdo the score of what is not visible, nor an overflow make it NaN."""
+    core, never = make_core(clock=True), torch.zeros(2, 20, dtype=torch.bool)
+    lived = core.unroll(torch.randn(2, 20, 3), core.initial_state(2), never).state
+    inputs, reset = torch.randn(2, 20, 3), never.clone()
+    reset[:, step] = True
+    expected = core.unroll(inputs, lived, reset).outputs[:, step:]
+    bad = lived._replace(carried=torch.full_like(lived.carried, number))
+    found = core.unroll(inputs, bad, reset).outputs
+    assert torch.equal(found[:, step:], expected)
+    gradients = torch.autograd.grad(found[:, step:].sum(), list(core.main_parameters()), allow_unused=True)
+    assert all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
+    acting = core.acting(bad)
+    steps = [acting.step(inputs[:, t], reset[:, t]) for t in range(20)]
+    torch.testing.assert_close(torch.stack(steps, dim=1)[:, step:], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ctrl.compressor_names())
 def test_forgetting_more_before_a_block_is_handed_on_as_it_is(name: str) -> None:
     """So it makes no difference when a block is compressed, and the state may hold all relative to now."""

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-EVALUATION_SEEDS = 1_000_000_000
+EVALUATION_SEEDS = 1_200_000_000
 
 
 class NaNAfter(gym.Env[np.ndarray, int]):
