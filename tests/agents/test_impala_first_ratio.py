@@ -112,7 +112,8 @@ def test_with_the_weights_that_an_actor_had_the_ratio_is_one(
         for rows, lag in zip(torch.arange(len(batch.rewards)).chunk(WINDOWS), model._lags.tolist(), strict=True):
             versions.append(model._actors.version - lag)
             then.policy.load_state_dict(published[versions[-1]])
-            found.append(float(difference(then, batch)[rows].max()))
+            planned = model.rollout_buffer.all_windows(then.policy)  # by the clock that the actor had
+            found.append(float(difference(then, planned)[rows].max()))
 
     model.learn(1000 * UPDATE, [AtRolloutEnd(look), StopOnce(lambda: len(set(versions)) > 10)])
     assert max(found) < 1e-5
