@@ -270,10 +270,11 @@ def test_unroll_equals_the_slow_reference(core: CompressiveCore, data: st.DataOb
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     inputs = torch.randn(batch, length, core.input_size)
     unrolled = core.unroll(inputs, core.initial_state(batch), reset)
+    near = 1e-4 if core.position == "sinusoidal" else 1e-7  # the table of sinusoids is in float32
     for env in range(batch):
         reference = SlowReference(core)
         expected = torch.stack([reference.step(inputs[env, t], bool(reset[env, t])) for t in range(length)])
-        torch.testing.assert_close(unrolled.outputs[env], expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(unrolled.outputs[env], expected, rtol=near, atol=near / 10)
 
 
 @pytest.fixture
