@@ -40,10 +40,11 @@ class MemoryPPO(MemoryAlgorithm):
     own.
 
     The state that a window is unrolled from was made by the weights that acted, and parts of it by older ones. How far
-    one update moves the weights away from it is logged as `memory/staleness`: ||now - then|| / ||then||. `then` is the
-    core's state after the rollout's last window, as acting left it, and `now` what the weights after the update make of
-    the same steps, from the same stored state before them. Only numbers that the window changed count: what it left
-    alone is the same in both, and would make the value depend on the memory's size. It is taken over the first eighth
+    one update moves the weights away from it is logged as `memory/staleness`: ||now - then|| / ||then||. `then` is
+    what the core's state remembers after the rollout's last window, as acting left it, and `now` what the weights after
+    the update make of the same steps, from the same stored state before them. Only numbers that the window changed
+    count: what it left alone is the same in both, and would make the value depend on the memory's size. It is taken
+    over the first eighth
     of the envs, at least one, and not logged for a core without memory.
 
     `refresh` says what is done about it:

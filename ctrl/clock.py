@@ -70,8 +70,8 @@ class TimeQueries(nn.Module):
         a cos w(t + s) + b sin w(t + s)
 
     So it finds mirror images, and an agent can answer in reverse. What depends on t - s is the age, of which attention
-    knows anyway. A free map of both times has 16 times as many numbers; they move at random in tasks that don't need
-    them, and that spoils recall (docs/research-log.md).
+    knows anyway. A free map of both times has many more numbers; they move at random in tasks that don't need them, and
+    that spoils recall (docs/research-log.md).
 
     :param heads: J
     """

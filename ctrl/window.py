@@ -36,9 +36,7 @@ class Ring(NamedTuple):
 
     slots: Tensor  # [B, n, D]
     usage: Tensor  # [B, n], or [B, 0] where nobody asks for it
-    carried: (
-        Tensor  # [B, n, F + 1], see `CompressiveState`; what is forgotten is relative to the step before the window
-    )
+    carried: Tensor  # [B, n, F + 1], see `CompressiveState`; forgetting relative to the step before the window
 
 
 class Memory(NamedTuple):
