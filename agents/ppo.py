@@ -44,8 +44,7 @@ class MemoryPPO(MemoryAlgorithm):
     what the core's state remembers after the rollout's last window, as acting left it, and `now` what the weights after
     the update make of the same steps, from the same stored state before them. Only numbers that the window changed
     count: what it left alone is the same in both, and would make the value depend on the memory's size. It is taken
-    over the first eighth
-    of the envs, at least one, and not logged for a core without memory.
+    over the first eighth of the envs, at least one, and not logged for a core without memory.
 
     `refresh` says what is done about it:
 
