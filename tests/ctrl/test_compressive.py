@@ -391,6 +391,14 @@ def test_gradients_flow_through_the_windows_own_short_term_slots_and_gates_only(
     assert reached.tolist() == [False] * first + [True] * (12 - first)
 
 
+def test_what_is_remembered_is_the_slots_and_not_what_is_known_of_them() -> None:
+    """`memory/staleness` is of this; times in steps would drown it."""
+    core, lstm = make_core(), ctrl.make_core("lstm", 3, width=4)
+    state, other = core.initial_state(2), lstm.initial_state(2)
+    assert [id(leaf) for leaf in core.remembered(state)] == [id(state.slots)]
+    assert [id(leaf) for leaf in lstm.remembered(other)] == [id(leaf) for leaf in other]
+
+
 def test_compressed_slots_are_read() -> None:
     """A change of a step that only a compressed slot still holds changes the output."""
     core = make_core(layers=1, forgetting=False)
