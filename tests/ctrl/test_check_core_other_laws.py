@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_toys import INPUTS, Folded, Gated, broken, find
+from core_toys import INPUTS, Folded, Gated, Small, broken, find
 from torch import Tensor
 
 from ctrl import Unrolled
@@ -25,6 +25,13 @@ def test_a_reset_by_multiplication() -> None:
     found = find(error, "a state of NaN is harmless at a reset")
     assert found.step == 0 and "nan" in found.detail
     assert [finding.law for finding in error.broken] == [found.law]
+
+
+def test_a_reset_that_trusts_what_a_lived_in_state_says_of_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty state would not show it: there are no slots to say anything of."""
+    monkeypatch.setattr("ctrl.compressive.harmless", Tensor.detach)
+    found = find(broken(Small()), "a state of NaN is harmless at a reset")
+    assert found.step == 0 and "nan" in found.detail
 
 
 def test_a_reset_that_loses_the_first_step() -> None:
