@@ -338,13 +338,14 @@ class CompressiveActing(Acting["CompressiveState"]):
         }
         self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
         self._places: list[tuple[Any, str]] = [
-            (owner._parameters, name)
-            for owner in core.layers.modules()
-            for name, parameter in owner._parameters.items()
-            if parameter is not None
+            (kept, name)
+            for part in (core.layers, core.clock)
+            if part is not None
+            for owner in part.modules()
+            for kept in (owner._parameters, owner._buffers)
+            for name, tensor in cast("dict[str, Tensor | None]", kept).items()
+            if tensor is not None
         ]
-        if core.clock is not None:
-            self._places.append((core.clock._buffers, "end"))
         self._watch(self._weights())
         self._ranked = [ranked_parts(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
@@ -419,7 +420,7 @@ class CompressiveActing(Acting["CompressiveState"]):
                 layer.refresh()
 
     def _weights(self) -> list[Tensor]:
-        """Return the layers' parameters, and the clock's end, as they are now; any may have been replaced."""
+        """Return parameters and buffers of the layers and the clock as they are now; any may have been replaced."""
         return [parameters[name] for parameters, name in self._places]
 
     def _watch(self, weights: list[Tensor]) -> None:

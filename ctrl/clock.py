@@ -58,8 +58,7 @@ class EpisodeClock(nn.Module):
 
     def settle(self, longest: float) -> None:
         """Take note of the longest time of an update; the clock goes on up to the longest of all updates."""
-        longest = int(longest)
-        self.end.copy_(torch.where(self.end == NEVER, longest, self.end.clamp_min(longest)))
+        extend(self.end, int(longest))
 
 
 class TimeQueries(nn.Module):
@@ -88,6 +87,11 @@ class TimeQueries(nn.Module):
         sin, cos = time_keys(features).unflatten(-1, (2, 1, -1)).unbind(-3)  # [.., 1, P] each
         a, b = self.SCALE * self.weight  # [J, P] each
         return torch.cat([b * cos - a * sin, a * cos + b * sin], dim=-1).flatten(-2)
+
+
+def extend(furthest: Tensor, met: int) -> None:
+    """Let a buffer hold the furthest that training has met so far; it is `NEVER` until it is first told."""
+    furthest.copy_(torch.where(furthest == NEVER, met, furthest.clamp_min(met)))
 
 
 def time_keys(features: Tensor) -> Tensor:

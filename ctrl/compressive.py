@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.acting import CompressiveActing
-from ctrl.band import BY_AGE, BY_DISTANCE, Rows, ages, band_rows, lay_out, tier_band, visible
+from ctrl.band import BY_AGE, BY_DISTANCE, Rows, age_row, ages, band_rows, exact_ages, lay_out, tier_band, visible
 from ctrl.clock import CLOCK_FEATURES, EpisodeClock
 from ctrl.compressors import Compressor, make_compressor, usage_of
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
@@ -35,7 +35,7 @@ from ctrl.reconstruction import (
     reconstruction_error,
 )
 from ctrl.relative import RelativeAttention
-from ctrl.timeline import plan_window
+from ctrl.timeline import oldest_age, plan_window
 from ctrl.window import (
     Frame,
     LayerPass,
@@ -197,11 +197,18 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return [parameter for part in (*trained, *measures) for parameter in part.parameters()]
 
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
-        """Let the clock stand still after the longest time that training has met."""
+        """Let the clock stand still after the longest time that training has met, and biases on age after that age."""
         longest = diagnostics.get(LONGEST_TIME)
-        if self.clock is not None and longest is not None:
-            require_not_negative(longest_time=longest)
+        if longest is None:
+            return {}
+        require_not_negative(longest_time=longest)
+        if self.clock is not None:
             self.clock.settle(longest)
+        for tiers, layer in zip(self.tiers, self.layers, strict=True):
+            attention = cast(MemoryLayer, layer).attention
+            if isinstance(attention, AgeAttention):
+                oldest = torch.tensor(oldest_age(tiers, int(longest)))
+                attention.settle(int(age_row(oldest, exact_ages(tiers))))
         return {}
 
     def remembered(self, state: CompressiveState) -> tuple[Tensor, ...]:
@@ -309,8 +316,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         losses |= self._novelty_losses(passes)
         total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
         diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
-        if self.clock is not None:
-            diagnostics[LONGEST_TIME] = plan[self.tiers[0]].window.time.max().to(self.dtype)
+        diagnostics[LONGEST_TIME] = plan[self.tiers[0]].window.time.max().to(self.dtype)
         if diagnose:
             with torch.no_grad():
                 for place, compressed in self._compressions(passes):

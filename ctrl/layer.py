@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctrl.band import Band
 from ctrl.banded import HIDDEN, KeysValues, ScoreTerms, banded_attention
-from ctrl.clock import TimeQueries, time_keys
+from ctrl.clock import NEVER, TimeQueries, extend, time_keys
 from ctrl.novelty import Novelty
 
 BOUND = 1e12
@@ -216,10 +216,14 @@ class AgeAttention(MemoryAttention):
     slots matter so teaches all others, also those by whose attention `most_used` chooses what to keep.
 
     Age, not distance in slots, lets raw and compressed slots share one scale; `ctrl.band.age_row` says which ages share
-    a bias.
+    a bias. Older slots than any that training has met count as the oldest that it has: the biases of their ages have
+    learned nothing.
 
     :param rows: how many biases
     """
+
+    oldest_row: Tensor
+    """[] int64, the row of the oldest age that training has met; `NEVER` until `settle` is called."""
 
     SCALE = 8.0
     """Biases are this many times their parameters, so that an optimizer's steps can single out one age in time."""
@@ -228,10 +232,16 @@ class AgeAttention(MemoryAttention):
         super().__init__(width, heads, norm, query_bias=True, **options)
         nn.init.zeros_(self.query.bias)
         self.age_bias = nn.Parameter(torch.zeros(heads, rows))
+        self.register_buffer("oldest_row", torch.tensor(NEVER))
 
     def age_biases(self) -> Tensor:
         """Return what is added to the scores of slots by head and age, [H, rows]."""
-        return self.SCALE * self.age_bias
+        rows = torch.arange(self.age_bias.shape[1], device=self.age_bias.device).clamp_max(self.oldest_row)
+        return self.SCALE * self.age_bias.index_select(1, rows)
+
+    def settle(self, row: int) -> None:
+        """Take note of the row of the oldest age of an update; the oldest of all updates counts."""
+        extend(self.oldest_row, row)
 
     def _read(self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, band: Band) -> tuple[Tensor, Tensor]:
         return banded_attention(queries, keys_values, self.age_biases(), terms, band)

@@ -185,6 +185,14 @@ def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
     return torch.cat(centres, dim=1)
 
 
+def oldest_age(tiers: Sequence[Tier], longest_time: int) -> int:
+    """Return the age of the oldest slot that a step sees, of all steps up to `longest_time` of an episode."""
+    all_rhythms = [rhythm for rhythm in rhythms(tiers) if rhythm.first <= longest_time]
+    # In each tier slot 0 is the first, and lives as long as any.
+    lasts = [min(longest_time, rhythm.first + rhythm.slots * rhythm.span - 1) for rhythm in all_rhythms]
+    return max(last - rhythm.span // 2 for last, rhythm in zip(lasts, all_rhythms, strict=True))
+
+
 def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPlan:
     """Plan a window of T steps.
 

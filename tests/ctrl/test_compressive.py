@@ -186,7 +186,8 @@ def score(attention: MemoryAttention, part: slice, query: Tensor, key: Tensor, a
     size = len(query)
     head = part.start // size
     if isinstance(attention, AgeAttention):
-        return query @ key / math.sqrt(size) + attention.SCALE * attention.age_bias[head, bias_row(age)]
+        row = min(bias_row(age), int(attention.oldest_row))  # older than all ages of training counts as the oldest
+        return query @ key / math.sqrt(size) + attention.SCALE * attention.age_bias[head, row]
     assert isinstance(attention, RelativeAttention)
     width = attention.query.in_features
     angles = [distance / 10000 ** (feature / width) for feature in range(0, width, 2)]
@@ -247,8 +248,8 @@ def cores(draw: st.DrawFn) -> CompressiveCore:
     )
     scramble(core)
     longest = draw(st.sampled_from([None, 5, 30]))
-    if core.clock is not None and longest is not None:
-        core.clock.settle(longest)
+    if longest is not None:
+        core.adapt({"longest_time": longest})
     return core
 
 
@@ -495,6 +496,32 @@ def test_empty_slots_are_hidden_from_a_step_however_far_it_can_see() -> None:
     for t in range(5):
         found = acting.step(inputs[:, t], no_reset(2, 5)[:, t])
         torch.testing.assert_close(found, expected[:, t], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("clock", [True, False])
+def test_ages_that_training_has_not_met_count_as_the_oldest_that_it_has(clock: bool) -> None:
+    """Of 9 steps the oldest age is 8. Biases of greater ages never learned, so what they are makes no difference."""
+    torch.manual_seed(0)
+    core = CompressiveCore(3, width=8, heads=2, memory=[Tier(12)], clock=clock)
+    inputs, reset, state = torch.randn(2, 30, 3), torch.zeros(2, 30, dtype=torch.bool), core.initial_state(2)
+    diagnostics = core.unroll(inputs[:, :9], state, reset[:, :9]).diagnostics
+    state = core.unroll(inputs[:, :12], state, reset[:, :12]).state
+    attention = core.layers[0].attention
+    assert isinstance(attention, AgeAttention)
+    with torch.no_grad():
+        attention.age_bias.normal_()
+    acting = core.acting(state)
+    core.adapt({name: float(value) for name, value in diagnostics.items()})
+    expected = core.unroll(inputs[:, 12:], state, reset[:, 12:]).outputs
+    steps = [acting.step(inputs[:, t], reset[:, 0]) for t in range(12, 30)]
+    torch.testing.assert_close(torch.stack(steps, dim=1), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        attention.age_bias[:, 9:] = 100.0
+    torch.testing.assert_close(core.unroll(inputs[:, 12:], state, reset[:, 12:]).outputs, expected)
+    core.adapt({"longest_time": 10.0})
+    assert not torch.allclose(core.unroll(inputs[:, 12:], state, reset[:, 12:]).outputs, expected)
+    core.adapt({"longest_time": 3.0})  # and never less
+    assert int(attention.oldest_row) == 10
 
 
 def test_age_rows_are_exact_then_four_per_doubling() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ctrl.band import BY_DISTANCE, COPIES, Layout, ages, band_rows, hidden_row, lay_out
 from ctrl.memory import Tier, reach, spans, tiers_by_layer
-from ctrl.timeline import WindowPlan, count_slots, plan_window
+from ctrl.timeline import WindowPlan, count_slots, oldest_age, plan_window
 
 
 @st.composite
@@ -106,6 +106,17 @@ class Seen:
         parts = (self.age, self.distance, self.visible)
         age, distance, visible = (part[env, block, row].split(self.layout.widths)[level] for part in parts)
         return list(zip(age[visible].tolist(), distance[visible].tolist(), strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(tiers=tier_lists(), length=st.integers(1, 150))
+def test_the_oldest_age_is_that_of_the_lists(tiers: tuple[Tier, ...], length: int) -> None:
+    simulation, oldest = ListTimeline(tiers), 0
+    for time in range(length):
+        simulation.step(time)
+        for slots in simulation.lists:
+            oldest = max([oldest, *(time - (first + (last - first + 1) // 2) for first, last in slots)])
+        assert oldest_age(tiers, time) == oldest
 
 
 def test_counts_at_a_million_steps() -> None:
