@@ -25,7 +25,7 @@ from ctrl.core import Acting
 from ctrl.layer import AgeAttention, MemoryLayer
 from ctrl.memory import Tiers, reach
 from ctrl.timeline import EMPTY, rhythms, ring_centres
-from ctrl.window import from_new_centre, harmless
+from ctrl.window import harmless, to_new_centre
 
 if TYPE_CHECKING:
     from ctrl.compressive import CompressiveCore, CompressiveState
@@ -57,8 +57,8 @@ class Merge(NamedTuple):
     """[K m] the positions that are merged, numbered through all envs."""
     held: Tensor
     """[m] for how many steps the tier below has held each of a block."""
-    centres: Tensor
-    """[m] see `Rhythm.block_centres`."""
+    to_new_centre: Tensor
+    """[m, F + 1] see there."""
 
 
 class Moves(NamedTuple):
@@ -82,9 +82,10 @@ class Rings:
     :param heads: H
     :param clock: [B] steps of the current episode consumed so far
     :param hidden: the row of the table of biases for what is not visible
+    :param carried: [.., F + 1] of the state
     """
 
-    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int) -> None:
+    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int, carried: Tensor) -> None:
         self._rhythms = rhythms(tiers)
         self._oldest = reach(tiers)
         self._exact = exact_ages(tiers)
@@ -99,7 +100,8 @@ class Rings:
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
-        self._centres = [rhythm.block_centres() for rhythm in self._rhythms]
+        facts = carried.shape[-1]
+        self._to_new_centre = [to_new_centre(rhythm, facts).to(carried) for rhythm in self._rhythms]
         self._size = sum(sizes)
         self._base = np.arange(len(clock)) * self._size
         parts, rings = np.arange(2)[:, None, None], np.arange(heads)  # [2, 1, 1], [H]
@@ -134,8 +136,8 @@ class Rings:
             target = self._base[due] + self._offsets[tier] + number % rhythm.slots
             flat[source] = EMPTY
             flat[target] = number * rhythm.span + rhythm.span // 2
-            held, centres = self._held[tier - 1].to(device), self._centres[tier].to(device)
-            merges.append(Merge(tier, torch.from_numpy(source).to(device), held, centres))
+            shift = self._to_new_centre[tier]
+            merges.append(Merge(tier, torch.from_numpy(source).to(device), self._held[tier - 1].to(device), shift))
             targets.append(target)
         targets.append(self._base + time % self._rhythms[0].slots)
         flat[targets[-1]] = time
@@ -182,21 +184,24 @@ class LayerRings:
         self._clock = clock
         self._attention = cast(AgeAttention, layer.attention)
         self._rings = rings
-        self.slots, self.usage, self.carried = memory
+        self.slots, self.usage, carried = memory
         self._ranked = ranked
         batch, size, width = self.slots.shape
         heads = layer.attention.heads
         self._shape = (batch, heads, width // heads)
         self._forgetting = heads - layer.attention.forgetting_heads
-        self._decay = self.carried[:, :, : layer.attention.forgetting_heads]  # a view
+        # Fact by fact, as they are changed and read.
+        by_fact = carried.movedim(2, 0).contiguous()  # [F + 1, B, S]
+        self.carried, self._flat_carried = by_fact.movedim(0, 2), by_fact.flatten(1)
+        self._decay = by_fact[: layer.attention.forgetting_heads]
         # Env by env, so that what a slot is written to lies close together.
         self._keys_values = self.slots.new_empty(2, batch, heads, size, width // heads)
         self._flat_slots, self._flat_keys_values = (
             self.slots.view(-1, width),
             self._keys_values.view(-1, width // heads),
         )
-        self._flat_carried = self.carried.flatten(0, 1)
         self._time_keys = self.slots.new_empty(batch, size, TIME_KEYS if clock is not None else 0)
+        self._flat_time_keys = self._time_keys.flatten(0, 1)
         measured = layer.attention.novelty is not None
         self._novelty = self.slots.new_empty(batch * size if measured else 0)  # of all slots, numbered through all envs
         key, self._value = self._keys_values.view(2, batch * heads, size, -1)  # [B H, S, d]
@@ -225,16 +230,18 @@ class LayerRings:
         projected = self._project(normed, novelty)
         times = self._times(centres, self._flat_carried)
         if times is not None:
-            self._time_keys.view(-1, TIME_KEYS).copy_(time_keys(times))
+            self._flat_time_keys.copy_(time_keys(times))
+        queries = attention.time_queries
+        self._time_query = None if queries is None else queries.matrix()
         self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
-    def step(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
+    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> tuple[Tensor, Tensor | None]:
         """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them.
 
-        :param times: [B, CLOCK_FEATURES] of the step
+        :return: [B, D], and the step's time [B, CLOCK_FEATURES], None without a clock
         """
         batch, heads, features = self._shape
-        normed = self._write(hidden, moves, times, compressors)
+        normed, times = self._write(hidden, moves, compressors)
         query = F.linear(normed[-batch:], *self._query)
         biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
         scores = (
@@ -242,73 +249,74 @@ class LayerRings:
             .reshape(batch * heads, 1, -1)
             .baddbmm_(query.view(batch * heads, 1, features), self._key)
         )
-        if times is not None and self._attention.time_queries is not None:
-            asked = self._attention.time_queries(times).view(batch, -1, TIME_KEYS)
-            scores.view(batch, heads, -1)[:, : asked.shape[1]] += asked @ self._time_keys.transpose(1, 2)
+        if times is not None and self._time_query is not None:
+            asked = F.linear(time_keys(times), self._time_query).view(batch, -1, TIME_KEYS)
+            scores.view(batch, heads, -1)[:, : asked.shape[1]] += torch.bmm(asked, self._time_keys.transpose(1, 2))
         if self._forgetting < heads:
-            scores.view(batch, heads, -1)[:, self._forgetting :] += self._decay.transpose(1, 2)
+            scores.view(batch, heads, -1)[:, self._forgetting :] += self._decay.transpose(0, 1)
         for part in self._ranked:
             shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
             self.usage[:, part] += shares.mean(dim=1)
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
-        outputs: Tensor = self._join(hidden, read.view_as(hidden))
-        return outputs
+        return self._join(hidden, read.view_as(hidden)), times
 
     def _form(self, moves: Moves, compressors: list[Compressor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return what the tiers form: slots, and what is handed on to them."""
         slots, carried = [], []
         for merge in moves.merges:
-            blocks = self._flat_slots.index_select(0, merge.source).view(
-                -1, len(merge.centres), self._flat_slots.shape[1]
-            )
+            blocks = self._flat_slots.index_select(0, merge.source).view(-1, len(merge.held), self._flat_slots.shape[1])
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
-                attention = self.usage.view(-1).index_select(0, merge.source).view(-1, len(merge.centres)) / merge.held
+                attention = self.usage.view(-1).index_select(0, merge.source).view(-1, len(merge.held)) / merge.held
             novelty = None
             if compressor.uses_novelty():
-                novelty = self._novelty.index_select(0, merge.source).view(-1, len(merge.centres))
+                novelty = self._novelty.index_select(0, merge.source).view(-1, len(merge.held))
             usage = usage_of(compressor, attention, novelty)
             slots.append(compressor(blocks, usage))
-            if self.carried.shape[2]:
-                facts = self._flat_carried.index_select(0, merge.source).view(
-                    -1, len(merge.centres), self.carried.shape[2]
-                )
+            if len(self._flat_carried):
+                facts = self._flat_carried.index_select(1, merge.source)
+                facts = facts.view(-1, *blocks.shape[:2]).movedim(0, 2)
                 if self._clock is not None:
-                    facts = from_new_centre(facts, merge.centres)
+                    facts = facts + merge.to_new_centre
                 carried.append(compressor.carry(facts, blocks, usage))
         return slots, carried
 
-    def _write(self, hidden: Tensor, moves: Moves, times: Tensor | None, compressors: list[Compressor]) -> Tensor:
-        """Write new slots, their keys and values; return the slots [K + B, D] normed, the step itself last."""
+    def _write(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> tuple[Tensor, Tensor | None]:
+        """Write new slots, their keys and values.
+
+        :return: the slots [K + B, D] normed, the step itself last; the step's time [B, CLOCK_FEATURES]
+        """
         formed, carried = self._form(moves, compressors)
         slots = torch.cat([*formed, hidden]) if formed else hidden
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
             self.usage.view(-1).index_fill_(0, moves.target, 0)
         normed: Tensor = self._attention.norm.without_weights(slots)
-        if self.carried.shape[2]:
-            of_step = hidden.new_zeros(len(hidden), self.carried.shape[2])
+        times = None
+        if facts := len(self._flat_carried):
+            of_step = hidden.new_zeros(facts, len(hidden))
             if self._forget_gate is not None:
                 log_forget = F.logsigmoid(F.linear(normed[-len(hidden) :], *self._forget_gate))  # [B, F]
-                of_step[:, : log_forget.shape[1]] = -log_forget
+                of_step[: len(self._decay)] = -log_forget.t()
+            new = torch.cat([*(each.t() for each in carried), of_step], dim=1)
             # All slots fade by it, but for the step itself, which ends at 0.
-            self._flat_carried.index_copy_(0, moves.target, torch.cat([*carried, of_step]))
-            self.carried -= of_step[:, None]
+            for fact, values in zip(self._flat_carried, new, strict=True):
+                fact.index_copy_(0, moves.target, values)
+            self._decay -= of_step[: len(self._decay), :, None]
+            times = self._times(moves.centres, new)
         novelty = self._attention.novelty_of(normed)
         if novelty is not None:
             self._novelty.index_copy_(0, moves.target, novelty)
         if times is not None:
-            if formed:
-                formed_at = self._times(moves.centres[: -len(hidden)], torch.cat(carried))
-                times = torch.cat([formed_at, times])  # type: ignore[list-item]
-            self._time_keys.view(-1, TIME_KEYS).index_copy_(0, moves.target, time_keys(times))
+            self._flat_time_keys.index_copy_(0, moves.target, time_keys(times))
+            times = times[-len(hidden) :]
         keys_values = self._project(normed, novelty).view(-1, self._shape[2])
         self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
-        return normed
+        return normed, times
 
     def _times(self, centres: Tensor, carried: Tensor) -> Tensor | None:
-        """Return [N, CLOCK_FEATURES] when what slots hold was, of their middles [N] and what is handed on of them."""
-        return None if self._clock is None else cast(Tensor, self._clock(centres, self.slots.dtype, carried[:, -1]))
+        """Return [N, CLOCK_FEATURES] when what slots hold was, of their middles [N] and their facts [F + 1, N]."""
+        return None if self._clock is None else cast(Tensor, self._clock(centres, self.slots.dtype, carried[-1]))
 
     def _project(self, normed: Tensor, novelty: Tensor | None) -> Tensor:
         """Return keys and values [2, N, D] of N slots.
@@ -334,7 +342,8 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._tiers = list(core.tiers)
         self._rings = {
-            tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers)) for tiers in dict.fromkeys(self._tiers)
+            tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers), state.carried)
+            for tiers in dict.fromkeys(self._tiers)
         }
         self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
         self._places: list[tuple[Any, str]] = [
@@ -399,10 +408,8 @@ class CompressiveActing(Acting["CompressiveState"]):
         core = self.core
         hidden: Tensor = core.embed(inputs)
         times = None
-        if core.clock is not None:
-            times = core.clock(moves[self._tiers[0]].centres[-len(inputs) :], inputs.dtype)
         for layer, tiers, compressors in zip(self._layers, self._tiers, self._compressors, strict=True):
-            hidden = layer.step(hidden, moves[tiers], times, compressors)
+            hidden, times = layer.step(hidden, moves[tiers], compressors)
         outputs: Tensor = core.norm(hidden)
         return outputs if core.output_clock is None else outputs + core.output_clock(times)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PERIODS = (4, 6, 9, 14, 21, 32, 49, 74, 112, 169, 256, 388, 588, 891, 1351, 2048)
@@ -48,12 +49,12 @@ class EpisodeClock(nn.Module):
         :param shift: [..] what is to be added to the time, in steps; no whole number
         """
         exact = torch.promote_types(dtype, torch.float32)
-        until, periods = torch.minimum(time, self.end), self.periods.to(exact)
+        until = torch.minimum(time, self.end)
         phase = until[..., None].remainder(self.periods).to(exact)
         if shift is not None:
             shift = torch.minimum(shift.to(exact) + (time - until), (self.end - until).to(exact))
-            phase = phase + torch.fmod(shift[..., None], periods)  # exact, as the remainder of whole numbers is
-        angles = phase * (2 * math.pi / periods)
+            phase = phase + torch.fmod(shift[..., None], self.periods)  # exact, as the remainder of whole numbers is
+        angles = (phase / self.periods).mul_(2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
     def settle(self, longest: float) -> None:
@@ -80,13 +81,21 @@ class TimeQueries(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2, heads, TIME_KEYS // 2))
+        self.weight = nn.Parameter(torch.zeros(heads, TIME_KEYS))  # a of all frequencies, then b
+
+    def matrix(self) -> Tensor:
+        """Return [J TIME_KEYS, TIME_KEYS], which maps (sin wt, cos wt) of a step's time to what heads ask.
+
+        That is (b cos wt - a sin wt, a cos wt + b sin wt), to be multiplied by (sin ws, cos ws).
+        """
+        a, b = self.SCALE * self.weight.unflatten(1, (2, -1)).movedim(1, 0)  # [J, P] each
+        parts = torch.stack([-a, b, b, a], dim=1).diag_embed().unflatten(1, (2, 2))  # [J, 2, 2, P, P]
+        matrix: Tensor = parts.transpose(2, 3).reshape(-1, TIME_KEYS)
+        return matrix
 
     def forward(self, features: Tensor) -> Tensor:
         """Return [.., J TIME_KEYS] for the times of steps [.., CLOCK_FEATURES]."""
-        sin, cos = time_keys(features).unflatten(-1, (2, 1, -1)).unbind(-3)  # [.., 1, P] each
-        a, b = self.SCALE * self.weight  # [J, P] each
-        return torch.cat([b * cos - a * sin, a * cos + b * sin], dim=-1).flatten(-2)
+        return F.linear(time_keys(features), self.matrix())
 
 
 def extend(furthest: Tensor, met: int) -> None:

@@ -42,11 +42,11 @@ from ctrl.window import (
     LayerPlan,
     Memory,
     Ring,
-    from_new_centre,
     harmless,
     make_frame,
     sum_by_episode,
     take,
+    to_new_centre,
 )
 
 LONGEST_TIME = "longest_time"
@@ -433,8 +433,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         formed = compressor(flat, usage).unflatten(0, blocks.shape[:2])
         facts = take(below.carried, pick.source).masked_fill(pick.not_formed, 0).flatten(0, 1)  # [B E, m, F + 1]
         if self.clock is not None:
-            centres = frame.plan.window.tiers[position].rhythm.block_centres()
-            facts = from_new_centre(facts, centres.to(facts.device))
+            facts = facts + to_new_centre(frame.plan.window.tiers[position].rhythm, facts.shape[2]).to(facts)
         with_fixed = flat.detach(), None if usage is None else usage.detach()
         return blocks, formed, compressor.carry(facts, *with_fixed).unflatten(0, blocks.shape[:2])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ctrl.band import Band, lay_out
 from ctrl.layer import Attended
 from ctrl.memory import Tiers
-from ctrl.timeline import TierPlan, WindowPlan
+from ctrl.timeline import Rhythm, TierPlan, WindowPlan
 
 
 class LayerPlan(NamedTuple):
@@ -137,13 +137,14 @@ def harmless(carried: Tensor) -> Tensor:
     return carried.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-LARGEST, LARGEST)
 
 
-def from_new_centre(facts: Tensor, centres: Tensor) -> Tensor:
-    """Count where the slots of blocks stand from the middle of what they become.
+def to_new_centre(rhythm: Rhythm, facts: int) -> Tensor:
+    """Return what is added to facts [.., m, F + 1] of a tier's blocks, so that times count from the new slot's middle.
 
-    :param facts: [N, m, F + 1] what is handed on of the blocks, last how many steps from each slot's own middle
-    :param centres: [m] how far these lie from the new one, see `Rhythm.block_centres`
+    :param rhythm: of the tier that the blocks become a slot of
+    :param facts: F + 1, how many there are, the time last
+    :return: [m, F + 1], 0 but for the time
     """
-    return facts + F.pad(centres[:, None].to(facts.dtype), (facts.shape[2] - 1, 0))
+    return F.pad(rhythm.block_centres().float()[:, None], (facts - 1, 0))
 
 
 def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:

@@ -166,15 +166,15 @@ def test_a_quarter_of_the_heads_attends_by_time(heads: int, knowing: list[int]) 
 
 
 def test_scores_by_time_by_hand() -> None:
-    clock, queries = EpisodeClock(), TimeQueries(2)
+    clock, queries = EpisodeClock(), TimeQueries(2).double()
     torch.nn.init.normal_(queries.weight)
     now, then = torch.tensor([3, 60]), torch.tensor([17, 0, 59])
     asked = queries(clock(now, torch.float64)).unflatten(1, (2, -1))
     found = torch.einsum("tjk,sk->tsj", asked, time_keys(clock(then, torch.float64)))
     waves = 2 * math.pi / torch.tensor(PERIODS[::2], dtype=torch.float64)
     phases = (now[:, None, None] + then[:, None]) * waves  # [t, s, P]
-    terms = torch.stack([phases.cos(), phases.sin()])
-    torch.testing.assert_close(found, 2 * torch.einsum("itsp,ijp->tsj", terms, queries.weight.double()))
+    terms = torch.cat([phases.cos(), phases.sin()], dim=2)
+    torch.testing.assert_close(found, 2 * torch.einsum("tsp,jp->tsj", terms, queries.weight))
 
 
 def test_heads_find_the_mirror_image_of_a_time() -> None:
@@ -182,7 +182,7 @@ def test_heads_find_the_mirror_image_of_a_time() -> None:
     queries, inputs = attention_of(core).time_queries, torch.ones(1, 41, 3)
     waves = 2 * math.pi / torch.tensor(PERIODS[::2])
     with torch.no_grad():
-        queries.weight[:, 0] = 20 * torch.stack([(40 * waves).cos(), (40 * waves).sin()])  # type: ignore[union-attr]
+        queries.weight[0] = 20 * torch.cat([(40 * waves).cos(), (40 * waves).sin()])  # type: ignore[union-attr]
     reset = torch.zeros(1, 41, dtype=torch.bool)
     weights = core.explain(inputs, core.initial_state(1), reset).layers[0][0].attention[0, 0, 21:, -41:]
     assert weights.argmax(dim=1).tolist() == [40 - time for time in range(21, 41)]

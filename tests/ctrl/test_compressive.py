@@ -141,8 +141,8 @@ class SlowReference:
         def by_time(head: int, slot: Slot) -> float:
             score = 0.0
             for index, period in enumerate(PERIODS[::2]):
-                if head < len(weight[0]):
-                    a, b = (numbers[head][index] for numbers in weight)
+                if head < len(weight):
+                    a, b = weight[head][index], weight[head][index + len(PERIODS) // 2]
                     now, then = (2 * math.pi * min(time, end) / period for time in (self.time, slot.time))
                     score += a * math.cos(now + then) + b * math.sin(now + then)
             return 2 * score
