@@ -162,6 +162,8 @@ class RecurrentCore(MemoryCore[StateT]):
             if emptied is None:
                 features, (_, *rest) = self._fused(features, leaves, [of_input, *weights])
             else:
+                # The memory is emptied by gates, and 0 * NaN is NaN.
+                leaves = [leaf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for leaf in leaves]
                 with_flags = torch.cat([of_input, self._flags(weights[1])], dim=1)
                 features, (_, *rest) = self._fused(emptied.widen(features), leaves, [with_flags, *weights])
                 features = emptied.narrow(features)
