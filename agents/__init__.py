@@ -1,4 +1,4 @@
-"""Agents that remember, in the manner of stable-baselines3.
+"""PPO and IMPALA agents with a memory core, in the manner of stable-baselines3.
 
 from ctrl.agents import MemoryPPO
 

@@ -1,8 +1,9 @@
-"""A process that acts, started by `ctrl.agents.actors.Actors`.
+"""Actor process, started by `ctrl.agents.actors.Actors`.
 
-It owns a copy of the vector env and of the policy. Window by window it reads the newest weights, acts, and copies what
-happened into a slot of shared memory. A slot is announced when it is whole, so half a window is never seen. It acts
-only while it has a free slot, which the learner gives back: neither side can run away from the other.
+It owns a copy of the vector env and of the policy. For each window it reads the newest weights, acts, and copies the
+window into a slot of shared memory. It announces the slot only when the window is complete, so the learner never sees
+half of one. It acts only while it has a free slot, and the learner gives slots back: neither side can run away from the
+other.
 
 It ends when the learner closes its side of the connection, or dies.
 """
@@ -40,44 +41,44 @@ _PLAIN = (bool, int, float, str)
 
 @dataclass(frozen=True)
 class Job:
-    """What every actor of a crew has to know; pickled once."""
+    """Settings that all actors of a learner share; pickled once."""
 
     make_env: Any
-    """A function that returns the `VecEnv`."""
+    """Function that returns the `VecEnv`."""
     policy: MemoryPolicy
     window: int
     gamma: float
     slots: int
     layout: Layout
-    """Of the memory that the actor shares with the learner, see `memory_layout`."""
+    """Layout of the memory that the actor shares with the learner, see `memory_layout`."""
 
 
 class WindowDone(NamedTuple):
-    """Told to the learner: a slot holds a whole window."""
+    """Message to the learner: a slot holds a complete window."""
 
     slot: int
     version: int
-    """Of the weights that acted."""
+    """Version of the weights that acted."""
     infos: list[tuple[int, int, dict[str, Any]]]
     """(step, env, info) of each episode that ended, numbers and text only."""
 
 
 class Failed(NamedTuple):
-    """Told to the learner before the actor ends."""
+    """Message to the learner before the actor ends with an error."""
 
     reason: str
-    """The traceback."""
+    """Traceback of the error."""
     not_finite: str
-    """What the env gave that is not a finite number, or nothing."""
+    """Message of the error if it is a `NonFiniteError`, otherwise empty."""
 
 
 def memory_layout(buffer: TrajectoryBuffer, state: PolicyState, moments: Layout, slots: int) -> Layout:
     """Return the layout of the memory that one actor shares with the learner.
 
-    :param buffer: of one window, like those that are to be stored
-    :param state: of all envs, likewise
-    :param moments: of what an actor adds to the running normalisation
-    :param slots: how many windows there is room for
+    :param buffer: a buffer of one window, with the shapes to be stored
+    :param state: a state of all envs, likewise
+    :param moments: layout of the moments that an actor adds to the running normalisation
+    :param slots: number of windows that the memory has room for
     """
     layout: Layout = dict.fromkeys(("started", "steps", "waiting"), ((), "int64"))
     of_window = {name: (array.shape, array.dtype.str) for name, array in buffer.arrays().items()}
@@ -95,7 +96,7 @@ def state_leaves(state: PolicyState) -> list[torch.Tensor]:
 
 
 def plain_infos(infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield env and info where episodes end, with what can be told cheaply: numbers, text and `episode` with such."""
+    """Yield env and info where episodes end, reduced to numbers, text and an `episode` of these, cheap to send."""
     for env, info in enumerate(infos):
         if ends[env] or "episode" in info:
             episode = {"episode": _plain(info["episode"])} if "episode" in info else {}
@@ -103,14 +104,14 @@ def plain_infos(infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[tuple
 
 
 def _plain(info: dict[str, Any]) -> dict[str, Any]:
-    """Keep what is of exactly these types: any other, such as an enum of the main script, may not arrive."""
+    """Keep only values of exactly these types: others, such as an enum of the main script, may not be unpickled."""
     return {
         key: value for key, value in info.items() if type(value) in _PLAIN or isinstance(value, np.number | np.bool_)
     }
 
 
 class ActorProcess:
-    """One actor, from its job to the end of its connection."""
+    """Acting loop of one actor, until its connection is closed."""
 
     def __init__(self, job: Job, seed: int, memory: SharedArrays, published_fd: int, connection: Connection) -> None:
         torch.set_num_threads(1)
@@ -141,7 +142,7 @@ class ActorProcess:
     def run(self) -> None:
         """Act until the learner closes the connection."""
         while (slot := self._free_slot()) is not None:
-            if self.memory.arrays["steps"]:  # else what the first observations add would be read over
+            if self.memory.arrays["steps"]:  # before the first step, reading would drop the first observations' moments
                 self.version = self.published.read()
                 self.before = self._moments()
             window = WindowDone(slot, self.version, self._window(slot))
@@ -151,7 +152,7 @@ class ActorProcess:
                 return
 
     def _free_slot(self) -> int | None:
-        """Wait for a slot of the learner's; None once it has left."""
+        """Wait for a free slot from the learner; return None once the learner has left."""
         self.memory.arrays["waiting"][...] = 1
         try:
             slot: int = self.connection.recv()
@@ -164,7 +165,7 @@ class ActorProcess:
         return {} if self.normalize is None else running_moments(self.normalize)
 
     def _window(self, slot: int) -> list[tuple[int, int, dict[str, Any]]]:
-        """Act for a window, put it into `slot`, and return the infos of what ended."""
+        """Act for a window, put it into `slot`, and return the infos of episodes that ended."""
         self.buffer.reset()
         told, infos = [], []
         for step in range(self.job.window):
@@ -195,9 +196,9 @@ class ActorProcess:
 
 
 def _end_with_the_learner(lifeline: int) -> None:
-    """Wait until nobody holds the other end of the pipe; then the process has a moment left to end by itself.
+    """Kill the process some seconds after the learner's end of the pipe is closed; until then it may end by itself.
 
-    After that it goes, with all that its env has started: an actor leads a process group of its own.
+    All processes that its env has started are killed too, since an actor leads a process group of its own.
     """
     os.read(lifeline, 1)
     threading.Event().wait(PATIENCE_AT_THE_END)
@@ -212,12 +213,12 @@ def _job(fd: int) -> Job:
 
 def _report(connection: Connection, error: BaseException) -> None:
     not_finite = str(error) if isinstance(error, NonFiniteError) else ""
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # the learner has left
         connection.send(Failed("".join(traceback.format_exception(error)), not_finite))
 
 
 def main(connection_fd: int, lifeline: int, job_fd: int, published_fd: int, memory_fd: int, seed: int) -> int:
-    """Act until told to stop; 1 after an error, which the learner is told."""
+    """Act until the learner closes the connection; return 0, or 1 after an error, which is sent to the learner."""
     threading.Thread(target=_end_with_the_learner, args=[lifeline], daemon=True).start()
     connection = Connection(connection_fd)
     process: ActorProcess | None = None

@@ -1,4 +1,4 @@
-"""The learner's side of its actor processes: start and hear them, notice when one is gone, leave nothing behind."""
+"""Pool of actor processes on the learner's side: starts them, receives windows, restarts failed ones, cleans up."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from ctrl.agents.shared_memory import SharedArrays, anonymous_file, layout_of
 from ctrl.agents.trajectories import Arrays, TrajectoryBuffer
 
 POLL_SECONDS = 0.5
-"""How often the learner looks after its actors while it waits for them. One that died is noticed within that time."""
+"""Interval in seconds at which the waiting learner checks its actors. A dead one is noticed within that time."""
 START_SECONDS = 60.0
-"""How much longer the start of an actor may take than a step: it imports all that the learner has imported."""
+"""Seconds by which an actor's start may exceed a step's timeout: it imports all that the learner has imported."""
 ENTRY = """import sys
 sys.path[:] = sys.argv.pop().split('\\n')  # the learner's: what its script can import can be unpickled
 from ctrl.agents.actor_process import main
@@ -41,41 +41,41 @@ sys.exit(main(*map(int, sys.argv[1:])))"""
 
 
 class ActorError(RuntimeError):
-    """Actors failed too often. The message has the last one's own traceback, or says how it ended."""
+    """Error for actors that failed too often. The message has the last one's traceback, or says how it ended."""
 
 
 @dataclass
 class Window:
-    """A whole window of one actor, still in its shared memory; to be given back with `Actors.release`."""
+    """Complete window of one actor, still in its shared memory; to be given back with `Actors.release`."""
 
     actor: _Actor
     slot: int
     arrays: Arrays
-    """As `TrajectoryBuffer.load` takes them."""
+    """Arrays as `TrajectoryBuffer.load` takes them."""
     state: PolicyState
-    """Before the window."""
+    """State before the window."""
     moments: Moments
-    """What the actor adds to the running normalisation."""
+    """Moments of the actor's data, to be merged into the running normalisation."""
     version: int
-    """Of the weights that acted."""
+    """Version of the weights that acted."""
     infos: list[tuple[int, int, dict[str, Any]]]
     """(step, env, info) of each episode that ended."""
 
 
 class Actors:
-    """Processes that act for one learner.
+    """Pool of actor processes for one learner.
 
-    :param num_actors: how many
-    :param policy: whose weights they act with, and whose copy they hold
-    :param make_env: returns a `VecEnv`; called in each process
-    :param normalize: the learner's own, to which what actors see is added; None where nothing is normalised
-    :param buffer: of one window, as actors fill it
-    :param gamma: discount, for what a time limit cuts
-    :param slots: whole windows that an actor may have waiting
-    :param seed: of everything random; each start of each actor draws another one from it
-    :param timeout: seconds that a step of all of an actor's envs may take, and `START_SECONDS` more its start; then it
-        counts as hung
-    :param max_restarts: how often actors are restarted, all together, before training stops
+    :param num_actors: number of processes
+    :param policy: the learner's policy; each actor holds a copy and acts with its published weights
+    :param make_env: function that returns a `VecEnv`; called in each process
+    :param normalize: the learner's normalisation, which the actors' data updates; None where nothing is normalised
+    :param buffer: a buffer of one window, as actors fill it
+    :param gamma: discount factor of bootstrap values
+    :param slots: whole windows of an actor that may wait for the learner
+    :param seed: seed of all random numbers; each start of each actor draws another one from it
+    :param timeout: seconds that a step of all of an actor's envs may take, and its start `START_SECONDS` more; an actor
+        that takes longer counts as hung
+    :param max_restarts: restarts of all actors together before training stops
     :raises ValueError: where env or policy cannot be sent to another process
     """
 
@@ -97,7 +97,7 @@ class Actors:
         self.timeout, self.max_restarts = timeout, max_restarts
         self.restarts = 0
         self.reasons: list[str] = []
-        """Why actors were restarted, in order."""
+        """Reasons of the restarts, in order."""
         self.version = 0
         self._entropy = np.random.SeedSequence(seed).entropy
         self._ready: deque[Window] = deque()
@@ -117,15 +117,15 @@ class Actors:
             raise
 
     def publish(self) -> None:
-        """Let actors go on with the policy as it is; if one still reads the weights before the last ones, next time."""
+        """Publish the current policy to the actors; skipped while one still reads the copy to be overwritten."""
         self.version += 1
         self._published.write(self.version)
 
     def receive(self) -> Window:
-        """Return the next whole window; wait for it, and look after the actors meanwhile.
+        """Return the next complete window; while waiting for it, restart actors that are dead or hung.
 
         :raises ActorError: where actors have failed too often
-        :raises NonFiniteError: where an env gave what is not a finite number
+        :raises NonFiniteError: where an env returned NaN or infinity
         """
         self._listen(0.0)
         while not self._ready:
@@ -136,14 +136,14 @@ class Actors:
         return window
 
     def release(self, window: Window) -> None:
-        """Give a window's slot back to its actor, who may be gone by now."""
+        """Give a window's slot back to its actor, unless that has been replaced."""
         if window.actor in self._actors:
             window.actor.free(window.slot)
 
     def close(self) -> None:
-        """End all actors: they may finish their step and close their envs, for a few seconds."""
+        """End all actors. They have a few seconds to finish their step and close their envs."""
         deadline = time.monotonic() + PATIENCE_AT_THE_END
-        with ExitStack() as stack:  # all of it, last first, also if the user loses patience on the way
+        with ExitStack() as stack:  # everything runs, last first, even if Ctrl-C interrupts it
             stack.callback(os.close, self._job_fd)
             stack.callback(self._published.close)
             for actor in self._actors:
@@ -153,7 +153,7 @@ class Actors:
             self._actors, self._ready = [], deque()
 
     def _listen(self, seconds: float) -> None:
-        """Take what actors have to say, for which there is a time to wait, and restart those that are gone or stuck."""
+        """Wait up to `seconds` for messages of actors, handle them, and restart actors that are dead or hung."""
         connections: dict[Any, _Actor] = {actor.connection: actor for actor in self._actors}
         for connection in wait(list(connections), seconds):
             self._hear(connections[connection])
@@ -181,7 +181,7 @@ class Actors:
             self._replace(actor, f"an actor has not finished a step of its envs, or its start, for {self.timeout:g} s")
 
     def _replace(self, actor: _Actor, reason: str) -> None:
-        """End an actor at once and start another one in its place. Its whole windows stay, half of one is lost."""
+        """Kill an actor and start another in its place. Its complete windows stay; an unfinished one is lost."""
         actor.kill()
         place = self._actors.index(actor)
         del self._actors[place]
@@ -197,7 +197,7 @@ class Actors:
 
     def _start(self, index: int, starts: int) -> _Actor:
         seed = int(np.random.SeedSequence(self._entropy, spawn_key=(index, starts)).generate_state(1)[0])
-        # Large seeds are left for those who evaluate.
+        # Large seeds are reserved for evaluation.
         return _Actor(index, starts, seed % 2**29, self._job, self._job_fd, self._published.fd)
 
     def _window(self, actor: _Actor, told: WindowDone) -> Window:
@@ -216,7 +216,7 @@ class Actors:
 
 
 class _Actor:
-    """One process, its connection and its memory."""
+    """One actor process, with its connection and its shared memory."""
 
     def __init__(self, index: int, starts: int, seed: int, job: Job, job_fd: int, published_fd: int) -> None:
         self.index, self.starts = index, starts
@@ -226,7 +226,7 @@ class _Actor:
         fds = [its_end.fileno(), its_lifeline.fileno(), job_fd, published_fd, self.memory.fd]
         path = "\n".join(map(str, sys.path))
         try:
-            # A session of its own: Ctrl-C reaches the learner alone, and whatever the env starts can be ended with it.
+            # A session of its own: Ctrl-C reaches only the learner, and the env's processes can be killed with it.
             self.process = subprocess.Popen(
                 [sys.executable, "-c", ENTRY, *map(str, fds), str(seed), path],
                 stdin=subprocess.DEVNULL,
@@ -245,17 +245,17 @@ class _Actor:
             self.free(slot)
 
     def free(self, slot: int) -> None:
-        """Tell the process that it may fill a slot; one that is gone will be noticed elsewhere."""
+        """Tell the process that it may fill a slot. A dead process is ignored here; `Actors` notices it later."""
         with suppress(OSError):
             self.connection.send(slot)
         self.note_progress()
 
     def note_progress(self) -> None:
-        """Let its time for the next step begin now."""
+        """Restart the clock for its next step."""
         self._last_progress = time.monotonic()
 
     def is_stuck(self, timeout: float) -> bool:
-        """Whether its envs have been in one step for longer than `timeout`; never while it waits for a slot."""
+        """Return True if its envs have been in one step for longer than `timeout`; False while it waits for a slot."""
         started, steps, waiting = (int(self.memory.arrays[name]) for name in ("started", "steps", "waiting"))
         if started + steps != self._progress or waiting:
             self._progress = started + steps
@@ -263,7 +263,7 @@ class _Actor:
         return time.monotonic() - self._last_progress > timeout + (0.0 if started else START_SECONDS)
 
     def how_it_ended(self) -> str:
-        """Say how a process ended that did not say so itself."""
+        """Describe the end of a process that did not report an error."""
         try:
             code = self.process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -271,12 +271,12 @@ class _Actor:
         return f"an actor ended with exit code {code}" if code >= 0 else f"an actor was killed by {_signal(-code)}"
 
     def let_go(self) -> None:
-        """Let the process end by itself."""
+        """Close the connection, so that the process ends by itself."""
         self.connection.close()
         self._lifeline.close()
 
     def end(self, deadline: float) -> None:
-        """Wait for the end until `deadline`; then kill what is left."""
+        """Wait until `deadline` for the process to end, then kill what is left."""
         try:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(max(0.0, deadline - time.monotonic()))
@@ -284,8 +284,8 @@ class _Actor:
             self.kill()
 
     def kill(self) -> None:
-        """End the process and all that it has started."""
-        with suppress(ProcessLookupError, PermissionError):  # macOS has the latter for a group of ended processes
+        """Kill the process and all processes that it has started."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of ended processes
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.let_go()
@@ -293,7 +293,10 @@ class _Actor:
 
 
 def _folder() -> str | None:
-    """Return where a process starts: here, unless the folder is gone, where torch would not load."""
+    """Return the working folder of a new process: None for the current one, the root if that was deleted.
+
+    Torch can't be loaded in a deleted folder.
+    """
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -302,7 +305,7 @@ def _folder() -> str | None:
 
 
 def _signal(number: int) -> str:
-    """Return a signal's name where it has one."""
+    """Return the name of a signal, or its number where it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -310,7 +313,7 @@ def _signal(number: int) -> str:
 
 
 def _copy_to_act(policy: MemoryPolicy) -> MemoryPolicy:
-    """Return a copy on the CPU that cannot learn."""
+    """Return a copy of the policy on the CPU, without optimizers."""
     # The distribution may hold tensors with a graph, which can't be copied.
     shallow: dict[int, Any] = {id(policy.action_dist): copy.copy(policy.action_dist)}
     shallow.update({id(optimizer): None for optimizer in (policy.optimizer, policy.memory_optimizer)})
@@ -319,9 +322,9 @@ def _copy_to_act(policy: MemoryPolicy) -> MemoryPolicy:
 
 
 def check_sendable(make_env: Any) -> None:
-    """Refuse what cannot become an actor's env.
+    """Refuse an env that can't be sent to actor processes.
 
-    :raises ValueError: naming the way out
+    :raises ValueError: naming a way around it
     """
     if sys.platform == "win32":
         raise ValueError("num_actors must be 0 on Windows, where actors have no way to share memory")
@@ -329,7 +332,7 @@ def check_sendable(make_env: Any) -> None:
 
 
 def _sendable(what: Any) -> bytes:
-    """Return what actors are to get, as bytes."""
+    """Return an object for the actors as bytes; raise a ValueError if it can't be pickled."""
     try:
         return packed(what)
     except Exception as error:
@@ -341,7 +344,7 @@ def _sendable(what: Any) -> bytes:
 
 @contextmanager
 def closing(actors: Actors) -> Iterator[Actors]:
-    """Close them, whatever happens."""
+    """Close the actors at the end of the context, also after an error."""
     try:
         yield actors
     finally:

@@ -1,4 +1,4 @@
-"""What algorithms for policies with a memory core share, in the manner of stable-baselines3."""
+"""Base class of algorithms for policies with a memory core, in the manner of stable-baselines3."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from ctrl.agents.vector_env import GymnasiumVecEnv
 Self = TypeVar("Self", bound="MemoryAlgorithm")
 
 FALLING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
-"""Learning rate unless one is given: from 1e-3 down to 0 over `learn(total_timesteps)`."""
+"""Default learning rate: falls from 1e-3 to 0 over `learn(total_timesteps)`."""
 
 
 class MemoryAlgorithm(OnPolicyAlgorithm):
-    """Acts into windows, steps two optimizers, and knows what a policy with a memory logs, saves and predicts.
+    """Base of `MemoryPPO` and `MemoryImpala`: acting, steps of the two optimizers, logging, saving and `predict`.
 
-    An algorithm calls `_make_memory_policy` in its `_setup_model`, fills in `_finish_rollout` and `train`.
+    A subclass calls `_make_memory_policy` in its `_setup_model`, and implements `_finish_rollout` and `train`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -75,7 +75,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         return self.policy_aliases[policy_name]
 
     def _make_memory_policy(self) -> None:
-        """Build the policy, which then belongs to nobody who acts."""
+        """Build the policy; the next rollout makes an actor for it."""
         self._memory_lr_schedule = FloatSchedule(self.memory_learning_rate)
         policy_class: Any = self.policy_class
         if not (isinstance(policy_class, type) and issubclass(policy_class, MemoryPolicy)):
@@ -107,7 +107,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Act for `n_rollout_steps` steps in each env and fill the buffer; False if a callback stopped it."""
+        """Act for `n_rollout_steps` steps in each env and fill the buffer; return False if a callback stopped it."""
         self.policy.set_training_mode(False)
         self.rollout_buffer.reset()
         callback.on_rollout_start()
@@ -123,7 +123,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         return True
 
     def _collect_step(self, env: VecEnv, callback: BaseCallback) -> list[dict[str, Any]] | None:
-        """Act once in every env and store what came of it; return the step's infos, None if a callback says stop."""
+        """Act once in every env and store the step; return its infos, or None if a callback stopped training."""
         actor = self._actor_in(env.num_envs)
         obs: Any = self._last_obs
         starts = np.asarray(self._last_episode_starts)
@@ -133,7 +133,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         keep_going = callback.on_step()
         actor.tell_rewards(rewards)
-        # Also if a callback stops here: learning may be resumed, and the env has gone on.
+        # Also if a callback stops here: the env has moved on, and learning may be resumed.
         self._last_obs, self._last_episode_starts = new_obs, dones
         if not keep_going:
             return None
@@ -142,18 +142,18 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         return infos
 
     def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
-        """Add to a full buffer what follows its last step, of which `infos` are."""
+        """Complete a full buffer from the observations after its last step; `infos` are those of that step."""
         raise NotImplementedError
 
     def _actor_in(self, n_envs: int) -> Actor:
-        """Return who acts on after the last step; at first every env starts afresh, as at an episode's start."""
+        """Return the actor, which continues after the last step; a new one starts an episode in every env."""
         if self._actor is None:
             self._actor = self.policy.actor(self.policy.initial_state(n_envs))
             self._last_episode_starts = np.ones(n_envs, dtype=bool)
         return self._actor
 
     def _count_returns(self, returns: Tensor) -> None:
-        """Let the units of the value head follow the returns [K] of an update, before it learns from them."""
+        """Update the value normalisation with the returns [K] of an update, before the value head learns from them."""
         if not self.normalize_values or not len(returns):
             return
         check_finite(returns, "returns", self.num_timesteps)
@@ -163,16 +163,19 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/value_scale", normalisation.scale.item())
 
     def _adapt(self, statistics: Statistics) -> None:
-        """Let the core change what it chooses by itself; the next rollout begins with it."""
+        """Let the core adapt its own settings to the update's statistics; they apply from the next rollout on."""
         diagnostics = {name.removeprefix("memory/"): value for name, value in statistics.means().items()}
         for name, value in self.policy.core.adapt(diagnostics).items():
             self.logger.record(f"memory/{name}", value)
 
     def _log_staleness(self, windows: Windows) -> None:
-        """Log how far what acting wrote in the rollout's last window is from what the new weights write there."""
+        """Log the `drift` between the state after the rollout's last window and its recomputation.
+
+        The first is as acting left it, the second comes from the updated weights, over the same steps.
+        """
         n_envs = self.n_envs
         envs = np.arange(-(-n_envs // 8))
-        rows = torch.as_tensor(len(windows.reset) - n_envs + envs, device=self.device)  # those of the last window
+        rows = torch.as_tensor(len(windows.reset) - n_envs + envs, device=self.device)  # rows of the last window
         last: Windows = select(windows, rows)
         now, then = self.policy.remember(last), self._actor_in(n_envs).state(envs).core
         core = self.policy.core
@@ -181,7 +184,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
             self.logger.record("memory/staleness", staleness)
 
     def _optimize(self, statistics: Statistics) -> None:
-        """Clip and step the two optimizers apart, so that neither's gradients scale the other's."""
+        """Clip and step the two optimizers separately, so that neither's gradients affect the other's clipping."""
         groups = [("train/grad_norm", self.policy.optimizer, self.max_grad_norm)]
         if self.policy.memory_optimizer is not None:
             groups.append(("memory/grad_norm", self.policy.memory_optimizer, self.memory_max_grad_norm))
@@ -212,12 +215,12 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
     ) -> Self:
         """Train for at least `total_timesteps` steps, summed over the envs; arguments as in stable-baselines3.
 
-        Schedules go by the progress left after an update's rollout, so what falls to 0 is 0 in the last update.
+        Schedules use the progress left after an update's rollout, so one that falls to 0 is 0 in the last update.
 
-        :param tb_log_name: of the run in TensorBoard; the algorithm's name if None
-        :param reset_num_timesteps: False goes on counting steps, and the progress left is that of all calls together:
-            the second of two equal calls begins with half of a rate that falls. To train in many short calls, give
-            `learning_rate` a number
+        :param tb_log_name: name of the run in TensorBoard; the algorithm's name if None
+        :param reset_num_timesteps: False continues the count of steps, and the progress left then refers to all calls
+            together: the second of two equal calls begins with half of a falling rate. To train in many short calls,
+            give `learning_rate` a number
         :raises ValueError: where the model was loaded without an env
         """
         self._env_to_learn_in()
@@ -232,7 +235,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         )
 
     def _warn_of_no_rate(self, steps: int) -> None:
-        """Warn of a call that would learn nothing: by its only update the rate that nobody chose has fallen to 0."""
+        """Warn of a call that would learn nothing: the default learning rate is 0 in its only update."""
         of_update = self.rollout_buffer.buffer_size * self.n_envs
         if 0 < steps <= of_update and self.learning_rate is FALLING_RATE:
             warnings.warn(
@@ -292,7 +295,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
 
 
 class Statistics:
-    """Means over the minibatches of an update; of what is called `longest_…`, the largest."""
+    """Means over the minibatches of an update; for names with `/longest_`, maxima."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
@@ -306,12 +309,12 @@ class Statistics:
 
 
 def drift(before: tuple[Tensor, ...], then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float | None:
-    """Return ||now - then|| / ||then|| over the numbers that differ between `before` and `then`.
+    """Return ||now - then|| / ||then|| over the entries that differ between `before` and `then`.
 
-    :param before: what a state remembers; whole numbers, such as clocks, do not count
-    :param then: what the state after some steps remembers
-    :param now: what the state after the same steps with other weights remembers
-    :return: 0 where nothing differs, None where states hold no number at all
+    :param before: leaves of a state; those of whole numbers, such as clocks, do not count
+    :param then: leaves of the state after some steps
+    :param now: leaves of the state after the same steps with other weights
+    :return: 0 where nothing differs, None where the states have no entries that count
     """
     numbers = [[leaf.flatten() for leaf in state if leaf.is_floating_point()] for state in (before, then, now)]
     if not any(leaf.numel() for leaf in numbers[0]):
@@ -323,7 +326,7 @@ def drift(before: tuple[Tensor, ...], then: tuple[Tensor, ...], now: tuple[Tenso
 
 
 def _hparam(value: Any) -> float | str:
-    """Return what TensorBoard can show."""
+    """Return a value as TensorBoard can show it."""
     if value is None:
         return "default"
     return value if isinstance(value, int | float) else str(value)

@@ -1,4 +1,4 @@
-"""What an algorithm's arguments must be, so that a mistake is named before anything is built."""
+"""Checks of an algorithm's arguments, so that a mistake is reported before anything is built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None) -> int:
-    """Return how many windows make a minibatch of `batch_size` steps; a quarter of the rollout if that is None.
+    """Return the number of windows in a minibatch of `batch_size` steps; None stands for a quarter of the rollout.
 
     :raises ValueError: where `window` does not divide `n_steps` or `batch_size`
     """
@@ -28,9 +28,9 @@ def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None
 
 
 def burn_in_steps(refresh: str | int, n_steps: int) -> int:
-    """Return how many steps before a window its state is computed anew over; 0 for "none".
+    """Return the burn-in: the number of steps before a window over which its state is recomputed; 0 for "none".
 
-    :raises ValueError: where `refresh` is neither "none" nor "recompute" nor from 1 to `n_steps`
+    :raises ValueError: where `refresh` is neither "none" nor "recompute" nor a number from 1 to `n_steps`
     """
     named = {"none": 0, "recompute": n_steps}
     if isinstance(refresh, str) and refresh in named:
@@ -55,7 +55,7 @@ def check_numbers(
 ) -> None:
     """Raise a ValueError that names the first number out of range.
 
-    Those named in `optional` may be None, and a function of the progress stands for itself.
+    Numbers named in `optional` may be None. A schedule, a function of the progress, is accepted unchecked.
     """
     for least, whole in ((1, at_least_1), (0, at_least_0 or {})):
         for name, value in whole.items():
@@ -76,7 +76,7 @@ def check_numbers(
 
 
 def check_device(device: torch.device | str) -> None:
-    """Refuse a device that is not there; stable-baselines3 would silently take the CPU."""
+    """Refuse a device that is not available; stable-baselines3 would silently use the CPU."""
     try:
         kind = "auto" if device == "auto" else torch.device(device).type
     except RuntimeError as error:
@@ -86,13 +86,13 @@ def check_device(device: torch.device | str) -> None:
 
 
 def check_env(env: Any) -> None:
-    """Refuse what is no env of any kind."""
+    """Refuse an object that is no env, since it lacks an observation space or an action space."""
     if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
         raise ValueError(f"env must be a gymnasium env, a VecEnv or a gymnasium VectorEnv, got {env!r}")
 
 
 def check_env_id(env_id: str) -> None:
-    """Import what `module:id` names, and answer an unknown id with the registered ones."""
+    """Import the module of an id `module:id`; raise a ValueError with all registered ids if the id is unknown."""
     try:
         module, _, name = env_id.rpartition(":")
         if module:

@@ -1,4 +1,4 @@
-"""The rollout as windows: whole sequences with one snapshot of the state at each window's start."""
+"""Rollout storage in windows: sequences of steps, each with one stored state at its start."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from ctrl.agents.policies import Acted, MemoryPolicy, Observation, PolicyState, 
 
 
 class BurnIn(NamedTuple):
-    """The k steps before each of N windows."""
+    """Burn-in: the k steps before each of N windows."""
 
     steps: Windows
-    """[N, k], from the states that were stored before them."""
+    """[N, k], with the states that were stored before them."""
     known: Tensor
-    """[N] bool, false where some of the steps are not known, and no episode starts in the others: they mean nothing."""
+    """[N] bool, false where the burn-in is unusable: some steps are unknown, and no episode starts in the others."""
 
 
 class WindowBatch(NamedTuple):
-    """A minibatch of N windows of T steps."""
+    """Minibatch of N windows of T steps."""
 
     windows: Windows
     burn_in: BurnIn | None
-    """What precedes the windows; None where the buffer keeps nothing of it."""
+    """Steps before the windows; None where the buffer has no burn-in."""
     old_values: Tensor
-    """[N, T] when acting"""
+    """[N, T] values from acting."""
     old_log_prob: Tensor
-    """[N, T] when acting"""
+    """[N, T] log-probabilities from acting."""
     advantages: Tensor
     """[N, T]"""
     returns: Tensor
     """[N, T]"""
     loss_mask: Tensor
-    """[N, T] bool, false where a step counts for no loss because the env ignored its action."""
+    """[N, T] bool, false where a step is left out of all losses because the env ignored its action."""
 
 
 class Cut(NamedTuple):
-    """Episodes of K envs that a limit cut in the same step."""
+    """Episodes of K envs that were truncated in the same step."""
 
     step: int
     """Row of the buffer that holds the episodes' last step."""
     envs: list[int]
     state: PolicyState
-    """After that step; K rows."""
+    """State after that step; K rows."""
     observations: Any
-    """[K, ...] what would have come next."""
+    """[K, ...] terminal observations, from which the returns bootstrap."""
 
 
 class _Steps(NamedTuple):
@@ -63,16 +63,17 @@ class _Steps(NamedTuple):
 
 
 class WindowBuffer(RolloutBuffer):
-    """A rollout of `buffer_size` steps of each env, cut into windows of `window` steps.
+    """Rollout of `buffer_size` steps per env, cut into windows of `window` steps.
 
     Storage is that of stable-baselines3, plus one `PolicyState` per window instead of one per step.
 
-    With a burn-in of k steps it also keeps the state k steps before each window (one more per window, unless k is a
-    multiple of the window: then they are the same ones), and the last k steps of the rollout before. If that was not
-    filled, as the next one then does not begin where it ended, what precedes the next one is not known.
+    With a burn-in of k steps, the buffer also keeps the state k steps before each window. That is one more state per
+    window, unless k is a multiple of the window: then the two coincide. It also keeps the last k steps of the previous
+    rollout. If that rollout was not filled, the next one does not begin where it ended, so the steps before the next
+    one count as unknown.
 
     :param buffer_size: steps per env
-    :param observation_space: also a flat Dict
+    :param observation_space: the env's; a flat Dict is possible
     :param action_space: the env's
     :param window: T; divides `buffer_size`
     :param burn_in: k, from 0 to `buffer_size`
@@ -101,18 +102,18 @@ class WindowBuffer(RolloutBuffer):
 
     @property
     def _starts(self) -> range:
-        """The steps that windows begin with."""
+        """First step of each window."""
         return range(0, self.buffer_size, self.window)
 
     def reset(self) -> None:
-        """Forget the rollout, but for what the next one's burn-in needs."""
+        """Clear the rollout, but keep the steps and states that the next one's burn-in needs."""
         self._before = _last(self._steps(), self.burn_in) if self.full else None
         self.snapshots: dict[int, PolicyState] = self._snapshots_ahead() if self.full else {}
-        """States by the step that they precede, counted from the rollout's first; below 0 in the rollout before."""
+        """States by the step that follows them, counted from the rollout's first; negative in the previous rollout."""
         self._empty()
 
     def _snapshots_ahead(self) -> dict[int, PolicyState]:
-        """Return the snapshots that the next rollout's burn-ins begin with, as it counts."""
+        """Return the snapshots from which the next rollout's burn-ins begin, by the next rollout's step numbers."""
         ahead = (start - self.burn_in for start in self._starts if start < self.burn_in)
         return {step: self.snapshots[step + self.buffer_size] for step in ahead}
 
@@ -120,19 +121,19 @@ class WindowBuffer(RolloutBuffer):
         shape = (self.buffer_size, self.n_envs)
         self.observations: Any = self._empty_observations(shape)
         discrete = isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete)
-        # As sampled: rounded to a narrower dtype of the space, they would have another probability.
+        # Actions stay as sampled: rounding them to a narrower dtype of the space would change their probability.
         self.actions = np.zeros((*shape, self.action_dim), dtype=np.int64 if discrete else np.float32)
         self.rewards, self.returns, self.episode_starts, self.values, self.log_probs, self.advantages = (
             np.zeros(shape, dtype=np.float32) for _ in range(6)
         )
         self.loss_mask = np.ones(shape, dtype=bool)
         self.cuts: list[Cut] = []
-        """Whose returns still wait for their values."""
+        """Truncated episodes whose bootstrap values are still missing."""
         self.pos = 0
         self.full = False
 
     def needs_snapshot(self) -> bool:
-        """Whether the next step is the first of a window or of a burn-in: then `add_snapshot` comes before it."""
+        """Return True if the next step is the first of a window or burn-in, so that `add_snapshot` must come first."""
         return self.pos % self.window == 0 or (self.pos + self.burn_in) % self.window == 0
 
     def add_snapshot(self, state: PolicyState) -> None:
@@ -142,8 +143,8 @@ class WindowBuffer(RolloutBuffer):
     def add_step(self, obs: Observation, acted: Acted, rewards: np.ndarray, episode_starts: np.ndarray) -> None:
         """Store one step of all envs.
 
-        :param obs: [B, ...] what was seen
-        :param acted: what was done
+        :param obs: [B, ...] observations before the actions
+        :param acted: actions, with values and log-probabilities
         :param rewards: [B]
         :param episode_starts: [B] true where `obs` is the first of an episode
         """
@@ -163,7 +164,8 @@ class WindowBuffer(RolloutBuffer):
     def ignore_step(self, env: int, *, terminated: bool) -> None:
         """Leave the last step of one env out of every loss.
 
-        Its observation was the last of an episode. The step before bootstraps from its value, 0 if `terminated`.
+        Its observation was the last of an episode. The previous step bootstraps from the value of that observation, or
+        from 0 if `terminated`.
         """
         self.loss_mask[self.pos - 1, env] = False
         if terminated:
@@ -171,13 +173,13 @@ class WindowBuffer(RolloutBuffer):
         self.rewards[self.pos - 1, env] = self.values[self.pos - 1, env]  # so that its own advantage is 0
 
     def bootstrap(self, steps: np.ndarray, envs: np.ndarray, values: np.ndarray) -> None:
-        """Let returns go on with `values` [K] behind `steps` [K] of `envs` [K], in which a limit cut the episodes."""
+        """Add discounted bootstrap values [K] to the rewards of truncated episodes, at `steps` [K] of `envs` [K]."""
         self.rewards[steps, envs] += values
 
     def all_windows(self, policy: MemoryPolicy) -> WindowBatch:
-        """Return the whole rollout as one batch, window by window, env by env.
+        """Return the whole rollout as one batch, ordered by window, then by env.
 
-        :param policy: encodes the previous actions and rewards, and plans what its core can know beforehand
+        :param policy: encodes the previous actions and rewards; its core makes the plan of the unroll
         """
         windows = self._windows(policy, self._steps(), self.window, [self.snapshots[start] for start in self._starts])
         rest = (self.values, self.log_probs, self.advantages, self.returns, self.loss_mask)
@@ -192,7 +194,7 @@ class WindowBuffer(RolloutBuffer):
         return BurnIn(steps, stored.repeat_interleave(self.n_envs) | steps.reset.any(dim=1))
 
     def _unknown_steps(self) -> _Steps:
-        """Return `burn_in` steps in place of those that nobody knows: observations that are possible, no resets."""
+        """Return `burn_in` placeholders for unknown steps: valid observations, no resets."""
 
         def first(array: np.ndarray) -> np.ndarray:
             return array[:1].repeat(self.burn_in, axis=0)
@@ -201,7 +203,7 @@ class WindowBuffer(RolloutBuffer):
         return steps._replace(episode_starts=np.zeros_like(steps.episode_starts))
 
     def _windows(self, policy: MemoryPolicy, steps: _Steps, length: int, snapshots: Sequence[PolicyState]) -> Windows:
-        """Cut `length` steps from each window's start on, where `steps` begin with the first window's."""
+        """Cut `steps` into windows of `length` steps, one every `window` steps, with the states before them."""
         reset = self._sequences(steps.episode_starts, length).bool()
         actions = self._sequences(steps.actions, length)
         if isinstance(self.action_space, spaces.Discrete):
@@ -229,13 +231,13 @@ class WindowBuffer(RolloutBuffer):
         return np.zeros((*shape, *self.obs_shape), dtype=self.observation_space.dtype)
 
     def _sequences(self, array: np.ndarray, length: int) -> Tensor:
-        """[steps, envs, ...] -> [windows * envs, length, ...], one every `window` steps."""
+        """Cut [steps, envs, ...] into sequences [windows * envs, length, ...], one every `window` steps."""
         windows = np.concatenate([array[start : start + length].swapaxes(0, 1) for start in self._starts])
         return torch.as_tensor(windows, device=self.device)
 
 
 def each_part(function: Callable[..., Any], *observations: Any) -> Any:
-    """Apply `function` to observations, part by part if they are dicts."""
+    """Apply `function` to observations, key by key if they are dicts."""
     if isinstance(observations[0], dict):
         return {key: function(*(part[key] for part in observations)) for key in observations[0]}
     return function(*observations)
@@ -252,13 +254,13 @@ def _join(before: _Steps, after: _Steps) -> _Steps:
 
 
 def _shifted(values: Tensor, first: Tensor, reset: Tensor) -> Tensor:
-    """Return what preceded each step: `values` one step later, `first` at the window's start, 0 after a reset."""
+    """Return each step's predecessor: `values` shifted by one step, `first` at the window's start, 0 at a reset."""
     previous = torch.cat([first[:, None], values[:, :-1]], dim=1)
     return torch.where(reset[:, :, None], 0, previous)
 
 
 def window_batches(everything: WindowBatch, batch_windows: int) -> Iterator[WindowBatch]:
-    """Yield minibatches of whole windows in random order; each window once, but none of which no step counts.
+    """Yield minibatches of whole windows in random order, each window once; skip minibatches without counted steps.
 
     :param everything: a whole rollout
     :param batch_windows: N, windows in a minibatch
@@ -271,7 +273,7 @@ def window_batches(everything: WindowBatch, batch_windows: int) -> Iterator[Wind
 
 
 def select(batch: Any, index: Tensor) -> Any:
-    """Pick windows from every tensor of a nested batch."""
+    """Return a nested batch with the windows `index` of every tensor."""
     if isinstance(batch, Tensor):
         return batch.index_select(0, index)
     if isinstance(batch, dict):

@@ -1,10 +1,10 @@
-"""A self-test for agents that remember: the laws of the core, and that acting, learning and the env fit together.
+"""Self-test for agents with a memory: the laws of the core, and the agreement of acting, learning and env.
 
     for finding in check_memory(model):
         print(finding.status, finding.law, finding.detail)
 
-A rollout is collected by the model's own `collect_rollouts`, learned from by its own `train`, and compared with what an
-onlooker between agent and env has seen. All of it happens to a twin of the model.
+The model's own `collect_rollouts` collects a rollout, and its own `train` learns from it. The results are compared with
+a recording made between agent and env. All of this is done with a copy of the model, its twin.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ctrl.laws.stream import Breach, NotApplicable, first_difference
 from ctrl.laws.trial import Trial
 
 PREDICTIONS = 48
-"""Steps over which `predict` is compared with acting, at most."""
+"""Largest number of steps over which `predict` is compared with acting."""
 KL_OF_ROUNDING = 1e-6
-"""What the approximate KL divergence may be where it is 0 but for rounding."""
+"""Largest approximate KL divergence that counts as a rounding error of 0."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """One law of an agent, by the name that is shown; the laws use one twin, one after the other."""
+    """One law of an agent, with the name to be shown. All laws use the same twin, one after the other."""
 
     name: str
     holds: Callable[[Twin, float], str]
@@ -46,16 +46,16 @@ def check_memory(
 ) -> list[Finding]:
     """Check an agent's memory: its core as `ctrl.check_core` does, then acting and learning in an env. Takes seconds.
 
-    The model is not changed, nor is its env, nor do random numbers go on otherwise afterwards. It does not show whether
-    advantages and returns are right, nor whether the agent learns anything.
+    The model, its env and the global random generators are left unchanged. The check does not show whether advantages
+    and returns are right, nor whether the agent learns anything.
 
     :param model: `MemoryPPO` or another on-policy algorithm with a `MemoryPolicy` and a buffer of windows
-    :param env: as for `MemoryPPO`, with as many copies as the model's, which is stepped; an id makes as many. None for
-        a copy of the model's own
+    :param env: an env as for `MemoryPPO`, with as many copies as the model's; it is stepped. An id makes as many copies
+        as needed. None for a copy of the model's env
     :param noise: see `ctrl.check_core`
-    :param tolerance: by how much, relative to 1 + size, results may differ that must be the same but for rounding
-    :param seed: of all that is drawn, but by the env
-    :return: what came of each law, none of them broken; some have a remark
+    :param tolerance: largest difference, relative to 1 + size, between results that must agree up to rounding
+    :param seed: seed of all random numbers but the env's
+    :return: a finding for each law, none of them broken; some have a remark
     :raises LawBroken: where a law is broken; its `findings` are those of all laws
     :raises ValueError: where an argument does not fit
     """
@@ -70,7 +70,7 @@ def check_memory(
 
 @contextmanager
 def _randomness_kept(seed: int) -> Iterator[None]:
-    """Draw from the seed, and let all global generators go on afterwards as if nothing had been drawn."""
+    """Seed torch and hide warnings in the context; restore all global random generators afterwards."""
     of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
@@ -83,7 +83,7 @@ def _randomness_kept(seed: int) -> Iterator[None]:
 
 
 def _judge(law: Law, twin: Twin, tolerance: float) -> Finding:
-    """Say what comes of one law. Whatever the agent raises breaks the law."""
+    """Return the finding for one law. Any other exception that the agent raises breaks the law."""
     try:
         return Finding(law.name, "kept", law.holds(twin, tolerance))
     except NotApplicable as reason:
@@ -95,14 +95,14 @@ def _judge(law: Law, twin: Twin, tolerance: float) -> Finding:
 
 
 def learning_sees_what_acting_saw(twin: Twin, tolerance: float) -> str:
-    """Compare log-probabilities and values before any update: the first ratio is 1."""
+    """Compare log-probabilities and values of learning and acting before any update: the first ratio must be 1."""
     for rollout in twin.collect_until_an_end():
         _compare(rollout, tolerance)
     return "" if twin.ended() else f"no episode ended within {len(twin.env.actions):,} steps"
 
 
 def acting_follows_the_weights(twin: Twin, tolerance: float) -> str:
-    """Compare them again in a rollout after the update."""
+    """Compare log-probabilities and values of learning and acting again, in a rollout after the update."""
     _compare(twin.collect(), tolerance)
     return ""
 
@@ -122,7 +122,7 @@ def _compare(rollout: Rollout, tolerance: float) -> None:
 
 
 def the_buffer_holds_what_happened(twin: Twin, tolerance: float) -> str:
-    """Compare what is stored with what went from env to agent and back, and above all where episodes start."""
+    """Compare the buffer with the recording between agent and env: episode starts, observations and actions."""
     env, buffer = twin.env, twin.buffer
     for t in range(buffer.buffer_size):
         happened = twin.first + t
@@ -145,7 +145,7 @@ def _observations(stored: Any, told: Any, t: int) -> list[tuple[str, np.ndarray,
 
 
 def minibatches_are_whole_windows(twin: Twin, tolerance: float) -> str:
-    """Train with learning rates of 0: each row that is evaluated must be a window as acting saw it."""
+    """Train with learning rates of 0: the values of each evaluated row must be those of a window from acting."""
     model: Any = twin.model
     kept = {name: getattr(model, name) for name in ("lr_schedule", "_memory_lr_schedule") if hasattr(model, name)}
     rollout = twin.buffer.all_windows(twin.policy)
@@ -189,7 +189,7 @@ def _judge_rows(rows: list[Tensor], windows: Tensor, counts: Tensor, tolerance: 
 
 
 def training_moves_everything(twin: Twin, tolerance: float) -> str:
-    """Train, and look for parameters that stay although they should learn."""
+    """Train, and look for parameters that should change but do not."""
     policy, model = twin.policy, twin.model
     frozen = [name for name, p in policy.named_parameters() if not p.requires_grad and "extractor" not in name]
     if frozen:
@@ -216,7 +216,10 @@ def _optimizers(policy: Any) -> list[torch.optim.Optimizer]:
 
 
 def _judge_still(still: Sequence[tuple[str, Tensor]]) -> str:
-    """A compressor that nothing reaches may have had nothing to compress; the core's own laws tell more."""
+    """Raise a `Breach` for parameters that training left unchanged, but return a remark for compressors.
+
+    A compressor without a gradient may have had nothing to compress; the core's own laws check it more closely.
+    """
     for name, parameter in still:
         reached = parameter.grad is not None and bool(parameter.grad.any())
         if reached or not name.startswith("core.compressors"):
@@ -229,7 +232,7 @@ def _judge_still(still: Sequence[tuple[str, Tensor]]) -> str:
 
 
 def predict_agrees_with_acting(twin: Twin, tolerance: float) -> str:
-    """Replay what was seen, by `predict` and by one actor, with the most likely actions."""
+    """Replay the recorded observations with `predict` and with one actor, both deterministic, and compare."""
     policy, env = twin.policy, twin.env
     policy.set_training_mode(False)
     policy_state = policy.initial_state(env.num_envs)
@@ -259,7 +262,7 @@ def _columns(actions: np.ndarray) -> Tensor:
 def _same_states(t: int, predicted: Any, acted: PolicyState, tolerance: float) -> None:
     leaves = (*acted.core, acted.previous_action)
     names = [*acted.core._fields, "previous_action"]
-    for name, one, other in zip(names, predicted, leaves, strict=False):  # predict is told the reward later
+    for name, one, other in zip(names, predicted, leaves, strict=False):  # without the reward, which predict gets later
         if other.numel():
             _same(t, f"{name} in the state of predict and of acting", torch.as_tensor(one), other.cpu(), tolerance)
 

@@ -1,4 +1,4 @@
-"""One step of acting: from what the envs show to what the buffer keeps. Algorithms and actor processes share it."""
+"""One step of acting, from the envs' observations to the buffer; shared by algorithms and actor processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ctrl.agents.policies import Acted, Actor, MemoryPolicy, Observation, join_s
 
 
 class Taken(NamedTuple):
-    """A step that all B envs have taken."""
+    """One step of all B envs."""
 
     seen: Observation
-    """[B, ...] what the actions were chosen from."""
+    """[B, ...] observations from which the actions were chosen."""
     acted: Acted
     actions: np.ndarray
-    """[B, ...] as the envs got them."""
+    """[B, ...] actions as the envs received them."""
     following: Any
-    """[B, ...] what the envs show next."""
+    """[B, ...] next observations."""
     rewards: np.ndarray
     """[B]"""
     ends: np.ndarray
@@ -33,11 +33,11 @@ class Taken(NamedTuple):
 
 
 def take_step(actor: Actor, env: VecEnv, buffer: WindowBuffer, seen: Observation, reset: Tensor, now: int) -> Taken:
-    """Act once in every env. The buffer gets the state before the step where a window starts with it, no more.
+    """Act once in every env. The buffer only gets the state before the step, where a window or burn-in starts with it.
 
-    :param seen: [B, ...] what the envs show
-    :param reset: [B] bool, true where that is the first of an episode
-    :param now: number of the training step, for errors
+    :param seen: [B, ...] current observations
+    :param reset: [B] bool, true where `seen` is the first of an episode
+    :param now: number of the training step, for error messages
     :raises NonFiniteError: where `seen` is not finite
     """
     check_finite(seen, "observation", now)
@@ -49,12 +49,15 @@ def take_step(actor: Actor, env: VecEnv, buffer: WindowBuffer, seen: Observation
 
 
 def keep_step(taken: Taken, starts: np.ndarray, actor: Actor, buffer: WindowBuffer, gamma: float, now: int) -> None:
-    """Store a step; `actor` is as it was after it, and `starts` [B] true where its observation began an episode.
+    """Store a step in the buffer, and bootstrap the returns of truncated episodes.
 
-    What a time limit cut is bootstrapped: its return goes on with the value of its terminal observation, seen from the
-    state after the last step. That value is added by the end of the window. In a reset step the terminal observation is
-    what the agent has just acted on, and the step, whose action the env ignored, is left out of the losses.
+    The bootstrap value is that of the terminal observation, computed from the state after the last step. The buffer
+    gets it by the end of the window. In a reset step the agent has just acted on the terminal observation, and the env
+    ignored the action: such a step is left out of the losses.
 
+    :param starts: [B] true where the step's observation was the first of an episode
+    :param actor: as it was after the step
+    :param now: number of the training step, for error messages
     :raises NonFiniteError: where a reward or a terminal observation is not finite
     """
     check_finite(taken.rewards, "reward", now)
@@ -73,7 +76,7 @@ def keep_step(taken: Taken, starts: np.ndarray, actor: Actor, buffer: WindowBuff
 
 
 def ended_unreported(infos: list[dict[str, Any]]) -> np.ndarray:
-    """Return [B] where a terminated episode looks as if it went on: `GymnasiumVecEnv` may report an end a step late."""
+    """Return [B] bool, true where an episode was terminated but `GymnasiumVecEnv` reports its end one step later."""
     return np.array([info.get("NextStep.terminated", False) for info in infos], dtype=bool)
 
 
@@ -85,9 +88,9 @@ def _cut(envs: list[int], infos: list[dict[str, Any]], actor: Actor, step: int, 
 
 
 def _bootstrap(policy: MemoryPolicy, buffer: WindowBuffer, gamma: float) -> None:
-    """Add what is missing to the last rewards of all episodes that were cut.
+    """Give the buffer the discounted bootstrap values of all truncated episodes in `buffer.cuts`.
 
-    All at once: one by one, each takes about as long as a step of all envs.
+    They are computed all at once: a single one takes about as long as a step of all envs.
     """
     cuts, buffer.cuts = buffer.cuts, []
     state = join_states(policy, [cut.state for cut in cuts])

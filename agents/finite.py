@@ -1,4 +1,4 @@
-"""Stop before a NaN spoils the weights."""
+"""Checks for NaN and infinity, before they reach the weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 
 class NonFiniteError(ValueError):
-    """A NaN or an infinity where training would carry it on; no weight has been changed by it."""
+    """NaN or infinity found during training, before it changed any weight."""
 
 
 def check_finite(value: np.ndarray | Tensor | dict[str, Any] | None, name: str, step: int) -> None:
     """Raise a `NonFiniteError` with the tensor's name and the training step unless all of `value` is finite.
 
-    Of an array [B, ...] it also names the env. What float32 cannot hold counts as infinite: networks compute in it.
+    For an array [B, ...] the error also names the env. Numbers beyond float32's range count as infinite, since networks
+    compute in float32.
     """
     if isinstance(value, dict):
         for key, part in value.items():
@@ -39,7 +40,7 @@ def _as_float32(value: np.ndarray) -> np.ndarray:
 
 
 def check_gradients(norm: Tensor, module: nn.Module, step: int) -> None:
-    """Raise a `NonFiniteError` that names the first parameter with a bad gradient if `norm` is not finite."""
+    """Raise a `NonFiniteError` that names the first parameters with a bad gradient if `norm` is not finite."""
     if bool(torch.isfinite(norm)):
         return
     bad = [

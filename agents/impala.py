@@ -1,4 +1,4 @@
-"""IMPALA (Espeholt et al. 2018, arXiv 1802.01561) for policies with a memory core; stable-baselines3's manners."""
+"""IMPALA (Espeholt et al. 2018, arXiv 1802.01561) for policies with a memory core, with stable-baselines3's API."""
 
 from __future__ import annotations
 
@@ -38,87 +38,89 @@ REWARD_CLIPPING: dict[str | None, Callable[[Tensor], Tensor]] = {
     "abs_one": lambda rewards: rewards.clamp(-1, 1),
     "soft_asymmetric": lambda rewards: 5 * torch.where(rewards < 0, 0.3, 1.0) * torch.tanh(rewards / 5),
 }
-"""By name, as in the original's code: on rewards before anything is discounted."""
+"""Reward clipping by name, as in the original's code; applied to rewards before any discounting."""
 
 
 def paper_impala(rate: int = 4) -> dict[str, Any]:
-    """Return arguments of `MemoryImpala` that Rae et al. 2020 (arXiv 1911.05507, section 5.7) state for RL.
+    """Return the arguments of `MemoryImpala` that Rae et al. 2020 (arXiv 1911.05507, section 5.7) state for RL.
 
         MemoryImpala("MlpMemoryPolicy", env, **paper_impala(rate=4))
 
-    Learning rate 1.5e-5, entropy cost 2e-3, and the model of `ctrl.paper_config`; four windows an update, which its
-    section on training found to matter for text. All else is not stated there.
+    These are the learning rate 1.5e-5, the entropy cost 2e-3 and the model of `ctrl.paper_config`. The four windows of
+    an update come from the paper's section on training, which found their number to matter for text. All other
+    arguments are not stated there.
 
-    :param rate: of the compressed memory; the paper has 1, 2, 4 and 8
+    :param rate: rate of the compressed memory; the paper has 1, 2, 4 and 8
     """
     policy_kwargs = {"core": "compressive", "core_kwargs": ctrl.paper_config(rate)}
     return {"learning_rate": 1.5e-5, "ent_coef": 2e-3, "windows_per_update": 4, "policy_kwargs": policy_kwargs}
 
 
 class MemoryImpala(MemoryAlgorithm):
-    """IMPALA whose policy remembers: actors in processes of their own, one learner, V-trace.
+    """IMPALA with a memory core in its policy: actors in processes of their own, one learner, V-trace.
 
         model = MemoryImpala("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "compressive"})
         model.learn(100_000)
 
-    Each actor owns a copy of the (vector) env and acts for a window of `n_steps` with the newest weights it can get;
-    windows reach the learner through shared memory, each with the state before it. An update takes
-    `windows_per_update` of them, as they come. By how many updates the weights that acted were older is logged as
-    `train/policy_lag`; V-trace corrects for it. An actor has room for `window_slots` whole windows: one that is ahead
-    waits, and so does the learner where there are none, so neither runs away.
+    Each actor owns a copy of the (vector) env and acts for a window of `n_steps` with the newest weights available.
+    Windows reach the learner through shared memory, each with the state before it. An update takes the next
+    `windows_per_update` of them. `train/policy_lag` is the number of updates by which the acting weights were older;
+    V-trace corrects for it. An actor has room for `window_slots` whole windows. It waits when all slots are full, and
+    the learner waits when there is no window, so neither runs away.
 
-    `num_actors=0` acts in this process, an update's windows one after the other: then a seed gives the same result
-    again, and `train/first_ratio_deviation` is 0 up to rounding.
+    `num_actors=0` acts in this process, an update's windows one after the other. A seed then reproduces the result, and
+    `train/first_ratio_deviation` is 0 up to rounding.
 
-    Actors that die, raise, or take longer than `actor_timeout` for a step are restarted with another seed, with what
-    they had of a window thrown away; a warning gives the reason, and `time/actor_restarts` counts them. A death or an
-    error is noticed within half a second while the learner waits, and otherwise when the update is done. After more
-    than `max_restarts`, training stops with the last actor's own traceback, an `ActorError`. NaN from an env is a
-    `NonFiniteError` at once. At the end of `learn`, however it comes, actors may take five seconds to close their envs;
-    then they and all that their envs have started are ended.
+    An actor that dies, raises, or takes longer than `actor_timeout` for a step is restarted with another seed, and its
+    unfinished window is lost. A warning gives the reason, and `time/actor_restarts` counts the restarts. A death or an
+    error is noticed within half a second while the learner waits, and otherwise after the update. After more than
+    `max_restarts` restarts, training stops with an `ActorError` that holds the last actor's traceback. NaN from an env
+    raises a `NonFiniteError` at once. When `learn` ends, for whatever reason, actors have five seconds to close their
+    envs; then they are killed, with all processes that their envs have started.
 
-    Callbacks see each step of each window when it reaches the learner, with `rewards`, `dones` and `infos`. Where
-    actors are processes, `infos` are empty but for the ends of episodes, and have numbers and text only.
+    Callbacks see each step of a window when the window reaches the learner, with `rewards`, `dones` and `infos`. With
+    actor processes, `infos` are empty except at the ends of episodes, and hold numbers and text only.
 
     :param policy: "MlpMemoryPolicy", "CnnMemoryPolicy", "MultiInputMemoryPolicy", or a class
     :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, a gymnasium `VectorEnv`, or a function that returns
-        one of these. Every actor gets a copy of it, so with k envs there are k times `num_actors`. The function is for
-        envs that can't be pickled, such as those that have processes of their own
+        one of these. Every actor gets a copy, so a vector env of k envs makes k times `num_actors` envs. The function
+        is for envs that can't be pickled, such as those that have processes of their own
     :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0). By
         default it falls from 1e-3 to 0 over a call of `learn`; see there for training in several calls
     :param memory_learning_rate: of the compressors; a number or a function of the progress left
     :param num_actors: processes that act; 0 for none
     :param n_steps: T, steps of a window
     :param windows_per_update: windows of one actor's envs that an update learns from
-    :param batch_size: steps that one backward pass takes, a multiple of `n_steps`; gradients of an update's passes are
-        added up, so it makes a difference to memory and time only (but the reconstruction loss is a mean over what each
-        pass compresses). None for all of an update's steps
+    :param batch_size: steps of one backward pass, a multiple of `n_steps`; None for all of an update's steps. The
+        gradients of an update's passes are added up, so it affects memory and time only (except that the reconstruction
+        loss is a mean over the compressions of each pass)
     :param gamma: discount factor
     :param vtrace_lambda: trade-off between bias and variance of the targets
-    :param rho_bar: clip of the importance weights of the temporal differences and of the policy's gradient
-    :param c_bar: clip of the importance weights that carry back what later steps bring
+    :param rho_bar: clip of the importance weights in the temporal differences and in the policy gradient
+    :param c_bar: clip of the importance weights that carry later temporal differences back
     :param reward_clipping: "abs_one" (to -1 … 1) or "soft_asymmetric" (5 tanh(r / 5), 0.3 times that below 0), as in
         the original; None for rewards as they are
     :param normalize_values: whether the value head learns in units of a running mean and scale of returns, as in
-        `ValueNormalisation`, and advantages are divided by that scale. Rewards of any scale then teach the same, while
-        the policy does not see them (`previous_reward`) and nothing clips them: `reward_clipping` comes first, on
-        rewards as they are
+        `ValueNormalisation`, and advantages are divided by that scale. Training then does not depend on the rewards'
+        scale, unless the policy sees the rewards (`previous_reward`) or they are clipped: `reward_clipping` comes
+        first, on rewards as they are
     :param ent_coef: weight of the entropy in the loss
     :param vf_coef: weight of the value loss in the loss
     :param max_grad_norm: gradient clip of everything but the compressors
     :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
-    :param use_rms_prop: RMSProp for everything but the compressors, as in the original, instead of Adam
-    :param rms_prop_eps: its epsilon, inside the root
-    :param window_slots: whole windows of an actor that may wait for the learner. An actor goes on as soon as the
-        learner has taken one up, so with one slot acting and learning overlap already; more make weights that act older
+    :param use_rms_prop: RMSProp instead of Adam for everything but the compressors, as in the original
+    :param rms_prop_eps: epsilon of RMSProp, inside the root
+    :param window_slots: whole windows of an actor that may wait for the learner. An actor continues as soon as the
+        learner has taken one, so acting and learning already overlap with one slot; more slots make the acting weights
+        older
     :param actor_timeout: seconds that a step of an actor's envs may take; its start may take a minute more
-    :param max_restarts: of actors, all together, in one call of `learn`
-    :param stats_window_size: episodes that the reported means are over
+    :param max_restarts: restarts of all actors together in one call of `learn`
+    :param stats_window_size: number of episodes over which the reported means are taken
     :param tensorboard_log: folder for TensorBoard, or None
     :param policy_kwargs: see `MemoryPolicy`, above all `core` and `core_kwargs`
     :param verbose: 0 silent, 1 info, 2 debug
-    :param seed: of everything random
-    :param device: where the policy learns; actors use the CPU
+    :param seed: seed of all random numbers
+    :param device: device of the learner's policy; actors use the CPU
     :raises ValueError: where an argument or a space does not fit, or an env can't be sent to another process
     """
 
@@ -261,7 +263,7 @@ class MemoryImpala(MemoryAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Fill the buffer with an update's windows, of actors or of this process; False if a callback stopped it."""
+        """Fill the buffer with an update's windows, from actors or this process; False if a callback stopped it."""
         if self._actors is None:
             return super().collect_rollouts(env, callback, rollout_buffer, rollout_buffer.buffer_size)
         self.rollout_buffer.reset()
@@ -276,7 +278,7 @@ class MemoryImpala(MemoryAlgorithm):
         return True
 
     def _load_window(self, actors: Actors, number: int) -> list[tuple[int, int, dict[str, Any]]]:
-        """Take in the next window of any actor, and return the infos of what ended in it."""
+        """Load the next window of any actor into the buffer, and return the infos of episodes that ended in it."""
         window = actors.receive()
         self.rollout_buffer.load(window.arrays, window.state, number)
         actors.release(window)
@@ -284,7 +286,7 @@ class MemoryImpala(MemoryAlgorithm):
         return window.infos
 
     def _tell_steps(self, number: int, ended: list[tuple[int, int, dict[str, Any]]], callback: BaseCallback) -> bool:
-        """Let the callback see the steps of a window, one after the other; False if it says stop."""
+        """Show the callback the steps of a window, one after the other; return False if it stopped training."""
         buffer = self.rollout_buffer
         ends = buffer.ends(number)
         by_step: dict[int, dict[int, dict[str, Any]]] = {}
@@ -316,7 +318,7 @@ class MemoryImpala(MemoryAlgorithm):
     # Learning
 
     def train(self) -> None:
-        """Make one update from the windows in the buffer, and publish its weights."""
+        """Make one update from the windows in the buffer, and publish the new weights."""
         self.policy.set_training_mode(True)
         self._update_learning_rates()
         everything = self.rollout_buffer.all_windows(self.policy)
@@ -339,15 +341,16 @@ class MemoryImpala(MemoryAlgorithm):
             self._actors.publish()
 
     def _passes(self, windows: int) -> tuple[Tensor, ...]:
-        """Return the windows of each backward pass, in order."""
+        """Return the indices of each backward pass's windows, in order."""
         size = windows if self.batch_size is None else self.batch_size // self.n_steps
         passes: tuple[Tensor, ...] = torch.arange(windows, device=self.device).split(size)
         return passes
 
     def _targets_beforehand(self, everything: TrajectoryBatch, passes: tuple[Tensor, ...]) -> list[VTrace | None]:
-        """Return the targets of each pass where several share the value head's units, which follow all of them.
+        """Return the V-trace targets of each pass, or None where the pass computes its own.
 
-        That takes one more forward pass. The only pass of an update can do both in one: it has None.
+        The units of the value head must follow the returns of all passes before the first gradient. Several passes
+        therefore need their targets beforehand, which costs one more forward pass. A single pass does not.
         """
         if len(passes) == 1 or not self.normalize_values:
             return [None] * len(passes)
@@ -365,9 +368,10 @@ class MemoryImpala(MemoryAlgorithm):
     def _add_gradients(
         self, batch: TrajectoryBatch, share: float, statistics: Statistics, targets: VTrace | None = None
     ) -> None:
-        """Add the gradients of some windows, which have this `share` of the steps that count.
+        """Add the gradients of some of an update's windows.
 
-        :param targets: where they are known; None where these windows are the whole update
+        :param share: these windows' share of the update's counted steps
+        :param targets: V-trace targets, where they are known beforehand; None to compute them here
         """
         if not share:
             return
@@ -400,10 +404,10 @@ class MemoryImpala(MemoryAlgorithm):
 
     @torch.no_grad()
     def _targets(self, batch: TrajectoryBatch, evaluated: Evaluated) -> VTrace:
-        """Return targets and advantages, with the policy as it is now.
+        """Return V-trace targets and advantages under the current policy.
 
-        A step whose action the env ignored saw the last observation of an episode. It stands for what that is worth,
-        0 if the episode was terminated, and passes nothing on.
+        At a step whose action the env ignored, the observation was the last of an episode. The step's target is the
+        value of that observation, or 0 if the episode was terminated, and nothing from later steps reaches it.
         """
         state = PolicyState(evaluated.unrolled.state, *self._previous_inputs(batch))
         bootstrap_value = self.policy.values_after(batch.following, state, batch.following_starts)
@@ -424,7 +428,7 @@ class MemoryImpala(MemoryAlgorithm):
         )
 
     def _previous_inputs(self, batch: TrajectoryBatch) -> tuple[Tensor, Tensor]:
-        """Return the last action and reward of each window, as the next step sees them."""
+        """Return the last action and reward of each window, encoded as inputs of the next step."""
         return self.policy.encode_action(batch.windows.actions[:, -1]), self.policy.encode_reward(batch.rewards[:, -1])
 
     def _note_ratios(self, batch: TrajectoryBatch, targets: VTrace, statistics: Statistics) -> None:
@@ -445,7 +449,7 @@ class MemoryImpala(MemoryAlgorithm):
         if self._actors is not None:
             self.logger.record("time/actor_restarts", self._actors.restarts)
 
-    # Both
+    # Acting and learning
 
     def learn(
         self: Self,
@@ -458,10 +462,10 @@ class MemoryImpala(MemoryAlgorithm):
     ) -> Self:
         """Train for at least `total_timesteps` steps, summed over all envs of all actors.
 
-        Actors live as long as this call; their unfinished episodes end with it. Each takes one CPU core, and meanwhile
-        torch uses as many threads as there are other cores, at least one: more would wait for each other.
+        Actors live as long as this call, and their unfinished episodes end with it. Each actor takes one CPU core.
+        Meanwhile torch uses as many threads as there are other cores, at least one: more would wait for each other.
 
-        Arguments, and what schedules do in several calls, are those of `MemoryPPO.learn`.
+        Arguments, and the effect of several calls on schedules, are as in `MemoryPPO.learn`.
 
         :raises ActorError: where actors failed too often
         """
@@ -483,7 +487,7 @@ class MemoryImpala(MemoryAlgorithm):
             self._buffer(windows=1),
             gamma=self.gamma,
             slots=self.window_slots,
-            seed=int(torch.randint(2**31, ())),  # another one each time, and the same ones for a seed of ours
+            seed=int(torch.randint(2**31, ())),  # differs from call to call, and repeats with the algorithm's seed
             timeout=self.actor_timeout,
             max_restarts=self.max_restarts,
         )
@@ -493,7 +497,7 @@ class MemoryImpala(MemoryAlgorithm):
         return partial(_as_it_is, self._env_to_learn_in()) if maker is None else partial(_wrapped, maker)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another env, in any form that the class takes."""
+        """Continue in another env, in any form that the class takes."""
         super().set_env(_built(env), force_reset)
         self._env_maker = _maker(env)
         self._check_sendable()
@@ -507,7 +511,7 @@ class MemoryImpala(MemoryAlgorithm):
         return model
 
     def _check_sendable(self) -> None:
-        """Refuse an env that can't be sent to actors before they are needed."""
+        """Refuse an env that can't be sent to actors, before any actor is started."""
         if self.num_actors and self.env is not None:
             check_sendable(self._env_for_actors())
 
@@ -517,7 +521,7 @@ class MemoryImpala(MemoryAlgorithm):
 
 @contextmanager
 def _threads_beside(num_actors: int) -> Iterator[None]:
-    """Leave the actors their cores."""
+    """Limit torch's threads, so that each actor has a core."""
     before = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, min(before, cores - num_actors)))
@@ -528,7 +532,7 @@ def _threads_beside(num_actors: int) -> Iterator[None]:
 
 
 def _with_rms_prop(policy_kwargs: dict[str, Any] | None, eps: float) -> dict[str, Any]:
-    """Return `policy_kwargs` with the original's optimizer."""
+    """Return `policy_kwargs` with RMSProp, the optimizer of the original."""
     given = dict(policy_kwargs or {})
     chosen = {name: given[name] for name in ("optimizer_class", "optimizer_kwargs") if name in given}
     if chosen:
@@ -549,7 +553,7 @@ def _wrapped(maker: Callable[[], Any]) -> VecEnv:
 
 
 def _built(env: Any) -> Any:
-    """Return an env, in whichever form it is given."""
+    """Return the env, made from an id or by a function where `env` is one."""
     env = env if _maker(env) is None else env()
     if isinstance(env, str):
         check_env_id(env)
@@ -558,5 +562,5 @@ def _built(env: Any) -> Any:
 
 
 def _maker(env: Any) -> Callable[[], Any] | None:
-    """Return `env` where it is a function that returns one."""
+    """Return `env` if it is a function that returns an env, otherwise None."""
     return env if callable(env) and not isinstance(env, gym.Env | gym.vector.VectorEnv | VecEnv) else None

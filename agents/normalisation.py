@@ -1,7 +1,7 @@
-"""One `VecNormalize` for many actors: each adds what it has seen, the learner adds it up.
+"""Running normalisation shared by many actors: the learner merges their statistics into one `VecNormalize`.
 
-Means and variances of parts are put together as in Chan, Golub & LeVeque 1983, *Algorithms for computing the sample
-variance*, and taken apart again by the same identity.
+Means and variances are merged as in Chan, Golub & LeVeque 1983, *Algorithms for computing the sample variance*, and
+separated again by the same identity.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def running_moments(normalize: VecNormalize) -> Moments:
 
 
 def set_running_moments(normalize: VecNormalize, moments: Moments) -> None:
-    """Go on from these."""
+    """Replace the running means, variances and counts of `normalize` by copies of `moments`."""
     for name, running in _running(normalize).items():
         running.mean, running.var = moments[f"{name}/mean"].copy(), moments[f"{name}/var"].copy()
         running.count = float(moments[f"{name}/count"])
 
 
 def added_moments(before: Moments, after: Moments) -> Moments:
-    """Return the mean, variance and count of what came in between; all 0 where nothing did."""
+    """Return the mean, variance and count of the data added between `before` and `after`; all 0 where there is none."""
     added: Moments = {}
     for name in {key.rpartition("/")[0] for key in before}:
         mean0, var0, count0 = (before[f"{name}/{kind}"] for kind in ("mean", "var", "count"))
@@ -48,7 +48,7 @@ def added_moments(before: Moments, after: Moments) -> Moments:
 
 
 def add_moments(normalize: VecNormalize, added: Moments) -> None:
-    """Count what an actor has seen."""
+    """Merge the moments of an actor's data into the running ones of `normalize`."""
     for name, running in _running(normalize).items():
         count = float(added[f"{name}/count"])
         if count > 0:
@@ -56,7 +56,7 @@ def add_moments(normalize: VecNormalize, added: Moments) -> None:
 
 
 def _running(normalize: VecNormalize) -> dict[str, RunningMeanStd]:
-    """Return what `normalize` keeps: of observations where it normalises them, key by key, and of returns."""
+    """Return the running statistics of returns, and of observations, key by key, where `normalize` has them."""
     kept: dict[str, Any] = {"returns": normalize.ret_rms}
     observations = getattr(normalize, "obs_rms", None)
     if isinstance(observations, dict):

@@ -1,4 +1,4 @@
-"""Names that users of stable-baselines3 and sb3-contrib know and that are none here, with what to give instead."""
+"""Hints for users of stable-baselines3 and sb3-contrib: names that do not exist here, with their replacements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICIES = {
         *("MultiInputLstmPolicy", "RecurrentMultiInputActorCriticPolicy"),
     ),
 }
-"""Ours, and the names that theirs have as text and as classes."""
+"""Our policies, each with its counterparts in the other libraries, by registered name and by class name."""
 _NO_SDE = "memory policies have no state-dependent exploration: leave it out"
 _OWN_BUFFER = "rollouts are kept as windows: leave it out, and give n_steps and batch_size"
 _LEARNED_ONCE = "each step is learned from once: leave it out"
@@ -39,7 +39,7 @@ ARGUMENTS = {
     "window": "use n_steps: a window is sent and unrolled whole",
     "refresh": "stored states stay as actors made them: leave it out",
 }
-"""Keyword arguments; a function that has one of them takes it as always."""
+"""Hints by keyword argument; a function that has the argument itself accepts it."""
 _ONE_MEMORY = "actor and critic share one memory: leave it out"
 POLICY_KWARGS = {
     "lstm_hidden_size": "use core='lstm' and core_kwargs={'width': …}",
@@ -48,18 +48,18 @@ POLICY_KWARGS = {
     "shared_lstm": _ONE_MEMORY,
     "enable_critic_lstm": _ONE_MEMORY,
 }
-"""Entries of `policy_kwargs`."""
+"""Hints by entry of `policy_kwargs`."""
 ALGORITHMS_OWN = {
     "memory_lr": "use the algorithm's memory_learning_rate",
     "normalize_values": "it is an argument of the algorithm, not of the policy",
 }
-"""Arguments of a policy that the algorithm gives."""
+"""Hints by argument of a policy that the algorithm sets."""
 
 
 def answering_other_names(function: Callable[P, R]) -> Callable[P, R]:
-    """Answer keyword arguments that `function` lacks and others have with what to give instead, as a ValueError.
+    """Return `function` with a ValueError, and a hint, for keyword arguments that it lacks but related functions have.
 
-    What nobody has stays Python's TypeError.
+    Any other unknown argument still raises Python's TypeError.
     """
     own = inspect.signature(function).parameters
 
@@ -74,7 +74,7 @@ def answering_other_names(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def policy_hint(name: str) -> str:
-    """Return which policy stands for one of another library, or nothing."""
+    """Return a hint to use our policy in place of another library's, or an empty string if there is none."""
     for ours, theirs in POLICIES.items():
         if name in theirs:
             recurrent = ", with policy_kwargs={'core': 'lstm'} for an LSTM" if set(theirs[2:]) & {name} else ""
@@ -83,9 +83,9 @@ def policy_hint(name: str) -> str:
 
 
 def check_policy_kwargs(policy_kwargs: dict[str, Any], policy_class: type) -> None:
-    """Raise a ValueError for entries that belong elsewhere, with where that is.
+    """Raise a ValueError for entries that belong elsewhere, with a hint at the right place.
 
-    :param policy_class: whose own arguments, and those of its base classes, are left alone
+    :param policy_class: class whose arguments, its own and inherited ones, are accepted unless the algorithm sets them
     """
     makers = [vars(base)["__init__"] for base in policy_class.__mro__ if "__init__" in vars(base)]
     own = {name for maker in makers for name in inspect.signature(maker).parameters}

@@ -1,4 +1,4 @@
-"""An env as bytes, so that other processes can have copies of it."""
+"""Pickling of envs, so that other processes can have copies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Wrappers of a `VecEnv` hold what their class has, which can't be pickled; `VecNormalize` leaves out its env."""
+    """Pickler that also takes wrappers of a `VecEnv`.
+
+    These hold the attributes of their class, which can't be pickled, and `VecNormalize` leaves out its env.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
-        """Say how an object is rebuilt; classes of the main script go by value, as cloudpickle does it."""
+        """Return the way to rebuild an object; classes of the main script are pickled by value, as by cloudpickle."""
         if isinstance(obj, VecEnvWrapper):
             state = getattr(type(obj), "__getstate__", vars)(obj)
             kept = {name: value for name, value in state.items() if name not in ("venv", "class_attributes")}

@@ -1,8 +1,8 @@
-"""Actor-critic policies around a memory core.
+"""Actor-critic policies with a memory core.
 
-What a step passes through: the features extractor of stable-baselines3, joined by the previous action (and reward),
-the encoder, the core, and the heads. Acting takes one step at a time (`actor`), learning whole windows
-(`evaluate_windows`).
+An observation passes the features extractor of stable-baselines3 and is joined by the previous action (and reward).
+Then come the observation encoder, the core, and the policy and value heads. Acting takes one step at a time (`actor`),
+learning takes whole windows (`evaluate_windows`).
 """
 
 from __future__ import annotations
@@ -35,25 +35,26 @@ from ctrl.agents.value_normalisation import ValueNormalisation
 Observation = np.ndarray | dict[str, np.ndarray]
 
 VALUE_GAIN = 0.01
-"""Of the value's output layer at first: values start near the mean of returns, or near 0 where they are not normalised.
-With stable-baselines3's gain of 1, the differences of random values are nearly all of the first advantages."""
+"""Initial gain of the value head's output layer. Values then start near the mean of returns, or near 0 where they are
+not normalised. With stable-baselines3's gain of 1, differences of random values make up nearly all of the first
+advantages."""
 FUSED_ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}
-"""stable-baselines3's Adam, in one kernel."""
+"""Options of Adam: the epsilon of stable-baselines3, and PyTorch's fused kernel."""
 
 
 class PolicyState(NamedTuple):
-    """What a policy carries from step to step."""
+    """State that a policy carries from step to step."""
 
     core: Any
     """The core's state."""
     previous_action: Tensor
-    """[B, A] the last action as `encode_action` gives it; [B, 0] where the policy does not use it."""
+    """[B, A] the last action, encoded by `encode_action`; [B, 0] where the policy does not use it."""
     previous_reward: Tensor
     """[B, 1] the last reward; [B, 0] where the policy does not use it."""
 
 
 class Acted(NamedTuple):
-    """What `Actor.act` returns; B envs."""
+    """Result of `Actor.act` for B envs."""
 
     actions: Tensor
     """[B, ...] as sampled; Box actions are not clipped yet."""
@@ -64,7 +65,7 @@ class Acted(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Sequences to learn from: N windows of T steps."""
+    """Training input of a policy: N windows of T steps."""
 
     observations: PyTorchObs
     """[N, T, ...]"""
@@ -79,47 +80,47 @@ class Windows(NamedTuple):
     core_state: Any
     """The core's state before each window."""
     plan: Any
-    """What the core works out once for these windows."""
+    """Result of `MemoryCore.plan` for these windows, kept so that it is computed once."""
 
 
 class Evaluated(NamedTuple):
-    """What `MemoryPolicy.evaluate_windows` returns; N windows of T steps."""
+    """Result of `MemoryPolicy.evaluate_windows` for N windows of T steps."""
 
     values: Tensor
     """[N, T] in the rewards' units."""
     latent_vf: Tensor
-    """[N, T, V] what the value head reads."""
+    """[N, T, V] input of the value head's output layer."""
     log_prob: Tensor
-    """[N, T] of the windows' actions under the policy as it is now."""
+    """[N, T] log-probabilities of the windows' actions under the current policy."""
     entropy: Tensor | None
     """[N, T], or None where the distribution has no closed form."""
     unrolled: ctrl.Unrolled
 
 
 class MemoryPolicy(ActorCriticPolicy):
-    """Actor and critic on one memory core; use it by name, `MlpMemoryPolicy` and its siblings.
+    """Actor and critic on one memory core; use one of its subclasses by name, such as `MlpMemoryPolicy`.
 
     :param observation_space: the env's
     :param action_space: the env's
-    :param lr_schedule: learning rate of `optimizer` over the remaining progress, 1 to 0
+    :param lr_schedule: learning rate of `optimizer`, a function of the remaining progress (1 to 0)
     :param core: a name for `ctrl.make_core`: "compressive", "adaptive", "transformer_xl", "gtrxl", "lstm", "gru",
         "mingru", "feedforward"
     :param core_kwargs: the core's own options
     :param encoder_arch: widths of the layers between features and core
     :param previous_action: whether the last action joins the features
-    :param previous_reward: whether the last reward does. `predict` then needs `reward=`, which stable-baselines3's
-        `evaluate_policy` and `EvalCallback` never pass, so it is off unless asked for
+    :param previous_reward: whether the last reward joins the features. `predict` then needs `reward=`. It is off by
+        default, since stable-baselines3's `evaluate_policy` and `EvalCallback` never pass that argument
     :param net_arch: widths of the layers of policy and value heads, as in stable-baselines3
-    :param activation_fn: of encoder and heads
-    :param normalize_values: whether values are what the head says times a running scale of returns, plus their mean.
-        The algorithm counts the returns; before it has, values are 0
+    :param activation_fn: activation function of encoder and heads
+    :param normalize_values: whether a value is the value head's output times a running scale of returns, plus their
+        running mean. The algorithm updates both; values are 0 before its first update
     :param memory_lr: initial learning rate of `memory_optimizer`; the algorithm updates it
     :param kwargs: `ortho_init`, `log_std_init`, `features_extractor_class`, `features_extractor_kwargs`,
         `normalize_images`, `optimizer_class`, `optimizer_kwargs`, as in stable-baselines3
     """
 
     memory_optimizer: torch.optim.Optimizer | None
-    """Adam, trains `core.compression_parameters()`: compressors, and measures of novelty; None where there are none."""
+    """Adam for `core.compression_parameters()`: compressors and measures of novelty; None where there are none."""
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class MemoryPolicy(ActorCriticPolicy):
         if self.ortho_init:
             for module in self.encoder:
                 self.init_weights(module, gain=float(np.sqrt(2)))
-            with torch.no_grad():  # scaled, not drawn anew: a seed's other weights stay what they were
+            with torch.no_grad():  # scaled instead of drawn again, so that the seed's other weights stay the same
                 self.value_net.weight.mul_(VALUE_GAIN)
         self._ignore_previous_at_first()
         compression = self.core.compression_parameters()
@@ -189,24 +190,24 @@ class MemoryPolicy(ActorCriticPolicy):
         self.memory_optimizer = torch.optim.Adam(compression, lr=self._memory_lr, **FUSED_ADAM) if compression else None
 
     def _ignore_previous_at_first(self) -> None:
-        """Let previous action and reward count only once training finds a use for them.
+        """Set the weights of previous action and reward to 0, so that they matter only once training needs them.
 
-        Sampled actions are noise in every stored slot. An agent that has learned to see through them is then lost when
-        it takes the most likely action, and the slots all hold the same one.
+        Sampled actions put noise into every stored slot. An agent that has learned to cope with this noise fails when
+        it acts deterministically, since all slots may then hold the same action.
         """
         with torch.no_grad():
             self.previous_weights().zero_()
 
     def previous_weights(self) -> Tensor:
-        """Return the weights of the encoder's first layer that see previous action and reward, [E, A + R].
+        """Return the encoder's first-layer weights of previous action and reward, [E, A + R], as a view.
 
-        It is a view. Without an encoder there are none, [0, 0]: the core then sees both from the beginning.
+        Without an encoder there are none, [0, 0]: the core then sees both from the beginning.
         """
         first = self.encoder[0] if self._encoder_arch else None
         return first.weight[:, self.features_dim :] if isinstance(first, nn.Linear) else torch.empty(0, 0)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        """Return what `policy.save` keeps for `policy.load`."""
+        """Return the constructor arguments that `policy.save` stores for `policy.load`."""
         return {
             **super()._get_constructor_parameters(),
             "core": self._core,
@@ -219,7 +220,7 @@ class MemoryPolicy(ActorCriticPolicy):
         }
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients. The optimizers have every parameter at hand; a module searches for them."""
+        """Clear all gradients through the optimizers' parameter lists; `nn.Module` would first search all modules."""
         if not set_to_none or self.optimizer is None:  # actors' copies have no optimizers
             super().zero_grad(set_to_none)
             return
@@ -237,10 +238,10 @@ class MemoryPolicy(ActorCriticPolicy):
         """Consume one observation per env.
 
         :param obs: [B, ...]
-        :param state: the state after the step before
+        :param state: the state after the previous step
         :param reset: [B] bool, true where `obs` is the first of an episode
-        :return: the core's output [B, O] and the state after the step, whose previous action and reward the caller
-            sets once they are known
+        :return: the core's output [B, O] and the state after the step. The caller sets the state's previous action and
+            reward once they are known
         """
         started = reset[:, None]
         action = torch.where(started, 0, state.previous_action)
@@ -249,14 +250,14 @@ class MemoryPolicy(ActorCriticPolicy):
         return latent, PolicyState(core_state, action, reward)
 
     def actor(self, state: PolicyState) -> Actor:
-        """Return what acts from `state` on and keeps the state to itself between steps."""
+        """Return an `Actor` that starts from `state` and keeps the state between steps."""
         return Actor(self, state)
 
     def decide(self, latent: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions, values [B] in the rewards' units and log probabilities [B] for the core's outputs [B, O]."""
+        """Return actions, values [B] in the rewards' units and log-probabilities [B] for the core's outputs [B, O]."""
         latent_pi, latent_vf = self.mlp_extractor(latent)
         values = self._values(latent_vf)
-        if self._is_categorical:  # the same by hand: building torch's distribution takes longer than the rest
+        if self._is_categorical:  # by hand, with the same result: building torch's distribution takes longer than this
             log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
             action = log_probs.argmax(dim=1, keepdim=True) if deterministic else draw(log_probs)
             return action[:, 0], values, log_probs.gather(1, action)[:, 0]
@@ -265,17 +266,14 @@ class MemoryPolicy(ActorCriticPolicy):
         return actions, values, distribution.log_prob(actions)
 
     def values_after(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> Tensor:
-        """Return the values [B] of observations that follow `state`, without keeping what they do to it.
-
-        They are in the rewards' units, as all that is called values.
-        """
+        """Return the values [B], in the rewards' units, of observations that follow `state`; `state` is not changed."""
         latent, _ = self.step(obs, state, reset)
         return self._values(self.mlp_extractor.forward_critic(latent))
 
     def evaluate_windows(self, windows: Windows, *, diagnose: bool = False) -> Evaluated:
-        """Unroll the core over whole windows and judge their actions.
+        """Unroll the core over whole windows; return values, and log-probabilities and entropies of the actions.
 
-        :param windows: what was seen and done
+        :param windows: observations and actions, with the core's state before each window
         :param diagnose: also report the core's attention statistics
         """
         shape = windows.reset.shape
@@ -291,17 +289,17 @@ class MemoryPolicy(ActorCriticPolicy):
         )
 
     def value_outputs(self, latent_vf: Tensor) -> Tensor:
-        """[..., V] -> [...] what the value head says, in units of `value_normalisation` as it is now."""
+        """Return the value head's outputs [...] for `latent_vf` [..., V], in current units of `value_normalisation`."""
         outputs: Tensor = self.value_net(latent_vf)
         return outputs[..., 0]
 
     def _values(self, latent_vf: Tensor) -> Tensor:
-        """[N, V] -> [N] in the rewards' units."""
+        """Return the values [N], in the rewards' units, for `latent_vf` [N, V]."""
         values: Tensor = self.value_normalisation(self.value_outputs(latent_vf))
         return values
 
     def remember(self, windows: Windows) -> Any:
-        """Return the core's state after the last step of each window, as the weights are now, without a graph."""
+        """Return the core's state after each window, computed with the current weights and without a graph."""
         with torch.no_grad():
             return self._unroll(windows, diagnose=False).state
 
@@ -317,7 +315,7 @@ class MemoryPolicy(ActorCriticPolicy):
         )
 
     def _judge(self, latent_pi: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return log probabilities [N] of actions, and entropies [N] where they have a closed form."""
+        """Return log-probabilities [N] of actions, and entropies [N], or None where they have no closed form."""
         if self._is_categorical:  # by hand, as in `decide`
             log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
             chosen = log_probs.gather(1, actions.long()[:, None])[:, 0]
@@ -327,13 +325,13 @@ class MemoryPolicy(ActorCriticPolicy):
         return distribution.log_prob(actions), distribution.entropy()
 
     def encode_action(self, actions: Tensor) -> Tensor:
-        """[N, ...] -> [N, A], or [N, 0] where the policy does not use the previous action."""
+        """Return features [N, A] of actions [N, ...], or [N, 0] where the policy does not use the previous action."""
         if not self._previous_sizes[0]:
             return actions.new_zeros(len(actions), 0, dtype=torch.float32)
         return encode_action(self.action_space, actions)
 
     def encode_reward(self, rewards: np.ndarray | Tensor) -> Tensor:
-        """[N] -> [N, 1], or [N, 0] where the policy does not use the previous reward."""
+        """Return features [N, 1] of rewards [N], or [N, 0] where the policy does not use the previous reward."""
         reward = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
         return reward.reshape(-1, 1)[:, : self._previous_sizes[1]]
 
@@ -349,10 +347,10 @@ class MemoryPolicy(ActorCriticPolicy):
         """Choose actions from observations and the state that the last call returned.
 
         :param observation: of one env, or of several with a leading axis
-        :param state: what the last call returned; None at the start of all episodes
-        :param episode_start: [B] true where `observation` is the first of an episode; none are if None
+        :param state: the state that the last call returned; None at the start of all episodes
+        :param episode_start: [B] true where `observation` is the first of an episode; None if none is
         :param deterministic: take the most likely action
-        :param reward: [B] the rewards of the last actions, or one for all; only for policies with
+        :param reward: [B] the rewards of the last actions, or one for all envs; only for policies with
             `previous_reward=True`
         :return: actions, and the state for the next call: a tuple of numpy arrays, batch first
         :raises ValueError: where the state does not fit the observation, or a needed reward is missing
@@ -423,28 +421,28 @@ class MemoryPolicy(ActorCriticPolicy):
         return self.encode_reward(rewards).expand(len(reset), 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: a memory policy has no meaning without a state."""
+        """Raise a NotImplementedError: a memory policy can't act without its state."""
         raise NotImplementedError("a memory policy needs its state: use actor(), evaluate_windows() or predict()")
 
     def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse, as `forward`."""
+        """Raise a NotImplementedError, as `forward` does."""
         return self.forward()
 
     def get_distribution(self, *args: Any, **kwargs: Any) -> Distribution:
-        """Refuse, as `forward`."""
+        """Raise a NotImplementedError, as `forward` does."""
         result: Distribution = self.forward()
         return result
 
     def predict_values(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Refuse, as `forward`."""
+        """Raise a NotImplementedError, as `forward` does."""
         result: Tensor = self.forward()
         return result
 
 
 class Actor:
-    """A policy that acts in B envs, with the state kept from step to step; made by `MemoryPolicy.actor`.
+    """Policy that acts in B envs and keeps the state from step to step; made by `MemoryPolicy.actor`.
 
-    Weights may change between two steps, but see `ctrl.core.Acting`.
+    Weights may change between two steps; `ctrl.core.Acting` states the exceptions.
     """
 
     def __init__(self, policy: MemoryPolicy, state: PolicyState) -> None:
@@ -454,7 +452,7 @@ class Actor:
         self._sees_rewards = self._reward.shape[1] > 0
 
     def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
-        """Choose actions.
+        """Choose one action per env and advance the state.
 
         :param obs: [B, ...]
         :param reset: [B] bool, true where `obs` is the first of an episode
@@ -462,7 +460,7 @@ class Actor:
         """
         with torch.inference_mode():
             acted = self._act(obs, reset, deterministic)
-        return Acted(*(part.clone() for part in acted))  # tensors like any others
+        return Acted(*(part.clone() for part in acted))  # normal tensors, not inference tensors
 
     def _act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool) -> Acted:
         policy, started = self.policy, reset[:, None]
@@ -475,12 +473,12 @@ class Actor:
         return Acted(actions, values, log_prob)
 
     def tell_rewards(self, rewards: np.ndarray) -> None:
-        """Give the rewards [B] that the last actions brought, which the next step may see."""
+        """Keep the rewards [B] of the last actions as input of the next step, where the policy uses rewards."""
         if self._sees_rewards:
             self._reward = self.policy.encode_reward(rewards)
 
     def state(self, envs: np.ndarray | None = None) -> PolicyState:
-        """Return the state after the last step, of all envs or of those with the numbers `envs`."""
+        """Return the state after the last step, of all envs or of those with the indices `envs`."""
         parts = self._action, self._reward
         if envs is not None:
             index = torch.as_tensor(envs, device=self._action.device)
@@ -559,21 +557,21 @@ class MultiInputMemoryPolicy(MemoryPolicy):
 
 
 def draw(log_probs: Tensor) -> Tensor:
-    """Draw one of K with the log probabilities [B, K] -> [B, 1].
+    """Draw one of K categories per row: log-probabilities [B, K] -> indices [B, 1].
 
-    As `torch.multinomial` does it, from the same random numbers, but without its checks, which take longer.
+    The method and the random numbers are those of `torch.multinomial`, without its checks, which take time.
     """
     waits = torch.empty_like(log_probs).exponential_()
     return log_probs.exp().div_(waits).argmax(dim=1, keepdim=True)
 
 
 def policy_leaves(state: PolicyState) -> tuple[Tensor, ...]:
-    """Return the core's leaves, the previous action and the previous reward."""
+    """Return all tensors of a state: the core's leaves, the previous action and the previous reward."""
     return (*state.core, state.previous_action, state.previous_reward)
 
 
 def join_states(policy: MemoryPolicy, states: Sequence[PolicyState]) -> PolicyState:
-    """Return one state of all envs of several states, in their order."""
+    """Return several states as one, with their envs in order."""
     parts = [torch.cat(leaves) for leaves in zip(*map(policy_leaves, states), strict=True)]
     return PolicyState(policy.core.make_state(parts[:-2]), *parts[-2:])
 

@@ -30,36 +30,35 @@ from ctrl.agents.policies import MemoryPolicy
 
 
 class MemoryPPO(MemoryAlgorithm):
-    """PPO whose policy remembers.
+    """PPO with a memory core in its policy.
 
         model = MemoryPPO("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "compressive"})
         model.learn(100_000)
 
-    Rollouts are cut into windows; a window is unrolled from one stored state, and minibatches are whole windows. The
-    compressors learn, where they have anything to learn, from the core's reconstruction loss, on an optimizer of their
-    own.
+    Rollouts are cut into windows. Each window is unrolled from one stored state, and minibatches are whole windows.
+    Compressors with parameters learn from the core's reconstruction loss, with an optimizer of their own.
 
-    The state that a window is unrolled from was made by the weights that acted, and parts of it by older ones. How far
-    one update moves the weights away from it is logged as `memory/staleness`: ||now - then|| / ||then||. `then` is
-    what the core's state remembers after the rollout's last window, as acting left it, and `now` what the weights after
-    the update make of the same steps, from the same stored state before them. Only numbers that the window changed
-    count: what it left alone is the same in both, and would make the value depend on the memory's size. It is taken
-    over the first eighth of the envs, at least one, and not logged for a core without memory.
+    A stored state becomes stale: it was made by the weights that acted, and parts of it by older ones. The effect of
+    one update is logged as `memory/staleness`, ||now - then|| / ||then||. `then` is the core's state after the
+    rollout's last window, as acting left it. `now` is the same state recomputed with the updated weights, over the same
+    steps and from the same stored state before them. Only entries that the window changed count: the others are equal
+    in both, and would make the result depend on the memory's size. The measure covers the first eighth of the envs, at
+    least one. A core without memory logs none.
 
-    `refresh` says what is done about it:
+    `refresh` decides how stale states are treated:
 
-    - "none": nothing. The first probability ratio of an update is then 1.
-    - k, at least 1 and at most `n_steps`: burn-in (Kapturowski et al. 2019, R2D2). A window's state is computed anew,
-      without a gradient, over the k steps before the window, from the state that was stored before those. It is done
-      for each minibatch, as it is about to be learned from: that costs no more than doing it for all windows before
-      each epoch, and no weights are fresher. The k steps of the rollout's first windows lie in the rollout before;
-      where that is not there (before the first one, and after a callback stopped one) and no episode has started
-      since, the state stays as it was stored.
-    - "recompute": as far back as steps are kept, k = `n_steps`.
+    - "none": they are used as they were stored. The first probability ratio of an update is then 1.
+    - k, at least 1 and at most `n_steps`: burn-in (Kapturowski et al. 2019, R2D2). A window's state is recomputed
+      without a gradient over the k steps before the window, from the state stored before those steps. This is done for
+      each minibatch just before its update: it costs no more than doing it for all windows before each epoch, and uses
+      the newest weights. The burn-in of the rollout's first windows lies in the previous rollout. Where that is missing
+      (before the first rollout, and after a callback stopped one) and no episode has started since, the state stays as
+      it was stored.
+    - "recompute": burn-in over all steps that are kept, k = `n_steps`.
 
-    A burn-in costs an update k / `window` more forward passes of the rollout in each epoch, and while it lasts k /
-    `window` more copies of its observations. The first ratio differs from 1 where weights have changed since the
-    states were stored.
+    A burn-in costs k / `window` more forward passes over the rollout in each epoch, and k / `window` more copies of its
+    observations during an update. The first ratio differs from 1 where weights have changed since the states were
+    stored.
 
     :param policy: "MlpMemoryPolicy", "CnnMemoryPolicy", "MultiInputMemoryPolicy", or a class
     :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, or a gymnasium `VectorEnv`
@@ -69,29 +68,29 @@ class MemoryPPO(MemoryAlgorithm):
     :param n_steps: steps per env and rollout
     :param refresh: "none", "recompute" or k, see above
     :param window: T, steps that one unroll trains on; divides `n_steps`; None for `n_steps`
-    :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout, and all of it
-        where it has fewer
+    :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout, at least one
+        window
     :param n_epochs: passes over each rollout
     :param gamma: discount factor
     :param gae_lambda: trade-off between bias and variance of the advantages
-    :param clip_range: of the probability ratio; a number or a function of the progress left
-    :param clip_range_vf: of the value's change, or None for no clipping; in units of `train/value_scale`, so that it
-        does not depend on the rewards' scale, unless `normalize_values` is False
+    :param clip_range: clip of the probability ratio; a number or a function of the progress left
+    :param clip_range_vf: clip of the value's change, or None for no clipping; in units of `train/value_scale`, so that
+        it does not depend on the rewards' scale, unless `normalize_values` is False
     :param normalize_advantage: whether advantages are normalised per minibatch
     :param normalize_values: whether the value head learns in units of a running mean and scale of returns, as in
-        `ValueNormalisation`. Values, returns and advantages of the buffer are in the rewards' units either way. Rewards
-        of any scale then teach the same, while the policy does not see them (`previous_reward`)
+        `ValueNormalisation`. Training then does not depend on the rewards' scale, unless the policy sees the rewards
+        (`previous_reward`). Values, returns and advantages of the buffer are in the rewards' units either way
     :param ent_coef: weight of the entropy in the loss
     :param vf_coef: weight of the value loss in the loss
     :param max_grad_norm: gradient clip of everything but the compressors
     :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
     :param target_kl: stop an update where the approximate KL divergence exceeds 1.5 times this; None for no limit
-    :param stats_window_size: episodes that the reported means are over
+    :param stats_window_size: number of episodes over which the reported means are taken
     :param tensorboard_log: folder for TensorBoard, or None
     :param policy_kwargs: see `MemoryPolicy`, above all `core` and `core_kwargs`
     :param verbose: 0 silent, 1 info, 2 debug
-    :param seed: of everything random
-    :param device: where the policy lives
+    :param seed: seed of all random numbers
+    :param device: device of the policy
     :raises ValueError: where an argument or a space does not fit
     """
 
@@ -207,9 +206,9 @@ class MemoryPPO(MemoryAlgorithm):
         self._make_memory_policy()
 
     def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
-        """Work out returns and advantages from the values [B] of the observations that the rollout ends with.
+        """Compute returns and advantages; the values [B] of the observations after the rollout are bootstrap values.
 
-        It ends with a window, so all episodes that were cut have their values.
+        The rollout ends with a window, so truncated episodes already have their bootstrap values.
         """
         check_finite(self._last_obs, "observation", self.num_timesteps)
         state = self._actor_in(len(infos)).state()
@@ -247,7 +246,7 @@ class MemoryPPO(MemoryAlgorithm):
             self._adapt(statistics)
 
     def _refreshed(self, batch: WindowBatch) -> WindowBatch:
-        """Put the states before a minibatch's windows as the weights, as they are now, make them from the burn-in."""
+        """Return the minibatch with the states before its windows recomputed over the burn-in, with current weights."""
         if batch.burn_in is None:
             return batch
         steps, known = batch.burn_in
@@ -324,5 +323,5 @@ class MemoryPPO(MemoryAlgorithm):
 
 
 def _counted(loss_mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what picks the steps [K] that count from [N, T]; where all do, that is much cheaper."""
+    """Return a function that selects the counted steps [K] from [N, T]; where all count, a much cheaper flatten."""
     return torch.flatten if bool(loss_mask.all()) else lambda steps: steps[loss_mask]

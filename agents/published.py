@@ -1,4 +1,4 @@
-"""What a learner tells its actors: weights and running normalisation, in shared memory, never half of it."""
+"""Weights and running normalisation that a learner publishes to its actors, in shared memory and never half written."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from ctrl.agents.normalisation import Moments, running_moments, set_running_mome
 from ctrl.agents.policies import MemoryPolicy
 from ctrl.agents.shared_memory import Layout, SharedArrays, layout_of
 
-if sys.platform != "win32":  # which has no actors, but all the rest
+if sys.platform != "win32":  # actors are not supported there, but this module must be importable
     import fcntl
 
 
 class Published:
-    """Two places for all that is published. The learner writes into the one that is not current, under a lock.
+    """Two copies of weights and normalisation. The learner writes the one that is not current, under a lock.
 
-    The lock is the file's (POSIX record locks): it goes with its process, however that ends.
+    The lock is a POSIX record lock on the file: it is released when its process ends, however that happens.
 
-    :param policy: whose weights and buffers are published, or with which they are read
-    :param normalize: whose running means and variances are; None where observations are as they are
-    :param fd: of the memory; None to make it
+    :param policy: policy whose weights and buffers are published, or which receives them
+    :param normalize: normalisation whose running means and variances are published, or which receives them; None where
+        nothing is normalised
+    :param fd: descriptor of the memory; None to create it
     """
 
     def __init__(self, policy: MemoryPolicy, normalize: VecNormalize | None, fd: int | None = None) -> None:
@@ -36,7 +37,7 @@ class Published:
         self._weights = [self._weights_in(place) for place in range(2)]
 
     def write(self, version: int) -> bool:
-        """Publish the policy as it is as `version`; False if an actor still reads what would be overwritten."""
+        """Publish the current policy as `version`; return False if an actor still reads the copy to be overwritten."""
         place = 1 - int(self._array("current"))
         with self._locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
             if not held:
@@ -50,7 +51,7 @@ class Published:
         return True
 
     def read(self) -> int:
-        """Give the policy, and the normalisation, what was published last; return its version."""
+        """Load the newest published copy into the policy and the normalisation; return its version."""
         place = int(self._array("current"))
         with self._locked(place, fcntl.LOCK_SH):
             self.policy.load_state_dict(self._weights[place])
@@ -60,7 +61,7 @@ class Published:
             return int(self._array("versions")[place])
 
     def close(self) -> None:
-        """Close the memory's descriptor and let go of the memory."""
+        """Close the memory's descriptor and release the memory."""
         self._weights.clear()
         self._shared.forget()
         self._shared.close()
@@ -88,7 +89,7 @@ class Published:
         return layout
 
     def _weights_in(self, place: int) -> dict[str, Tensor]:
-        """View the bytes of each weight as what it is."""
+        """Return views of a copy's weights, with their dtypes and shapes."""
         return {
             name: torch.from_numpy(self._array(f"{place}/weights/{name}")).view(value.dtype).view(value.shape)
             for name, value in self.policy.state_dict().items()

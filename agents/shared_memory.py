@@ -1,4 +1,4 @@
-"""Numpy arrays in memory that processes share. It has no name, so nothing is left behind however they end."""
+"""Numpy arrays in shared memory. The memory has no name, so nothing is left behind however the processes end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Layout = dict[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each array, by name."""
 
 ALIGNMENT = 64
-"""Bytes; what a processor moves at once."""
+"""Alignment of arrays in bytes: a processor's cache line."""
 
 
 def layout_of(arrays: Mapping[str, np.ndarray]) -> Layout:
@@ -23,7 +23,7 @@ def layout_of(arrays: Mapping[str, np.ndarray]) -> Layout:
 
 
 def anonymous_file(content: bytes = b"") -> int:
-    """Return the descriptor of a file without a name, which is gone as soon as nobody has it open."""
+    """Return the descriptor of a file without a name, which disappears as soon as no process has it open."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("ctrl")
     else:
@@ -37,8 +37,8 @@ def anonymous_file(content: bytes = b"") -> int:
 class SharedArrays:
     """Arrays by name, in one piece of memory. Another process maps it by the descriptor `fd` and the same layout.
 
-    :param layout: the same wherever it is mapped
-    :param fd: of what another process made; None to make it, filled with zeros
+    :param layout: shapes and dtypes, the same in all processes
+    :param fd: descriptor of the memory that another process made; None to make it, filled with zeros
     """
 
     def __init__(self, layout: Layout, fd: int | None = None) -> None:
@@ -61,7 +61,7 @@ class SharedArrays:
         os.close(self.fd)
 
     def forget(self) -> None:
-        """Let go of the arrays; a traceback that is kept may still hold this object."""
+        """Drop the arrays, so that a stored traceback that holds this object does not keep the memory."""
         self.arrays.clear()
 
 

@@ -1,4 +1,4 @@
-"""Which spaces the agents take, and how an action looks as an input of the next step."""
+"""Checks of observation and action spaces, and the encoding of actions as inputs of the next step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
 
 
 def _check_indices(name: str, space: gym.Space[Any]) -> None:
-    """Refuse what stable-baselines3 reads as an index and would read wrongly."""
+    """Refuse discrete spaces that stable-baselines3 would index wrongly: several axes, or a start other than 0."""
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, flatten it; got {space}")
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
@@ -45,7 +45,7 @@ def _check_indices(name: str, space: gym.Space[Any]) -> None:
 
 
 def action_features(action_space: gym.Space[Any]) -> int:
-    """Return A, how many features `encode_action` gives."""
+    """Return A, the number of features that `encode_action` gives."""
     if isinstance(action_space, spaces.Discrete):
         return int(action_space.n)
     if isinstance(action_space, spaces.MultiDiscrete):
@@ -56,7 +56,8 @@ def action_features(action_space: gym.Space[Any]) -> int:
 def encode_action(action_space: gym.Space[Any], action: Tensor) -> Tensor:
     """Turn actions into features in [-1, 1].
 
-    One-hot for (Multi)Discrete, as they are for MultiBinary, clipped to the bounds and rescaled for Box.
+    Discrete and MultiDiscrete actions become one-hot, MultiBinary actions stay as they are, and Box actions are clipped
+    to their bounds and rescaled.
 
     :param action: [N, ...] as the policy sampled it
     :return: [N, A] float32

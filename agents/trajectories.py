@@ -1,4 +1,7 @@
-"""Windows for V-trace: what happened, what followed each window, and nothing that only the policy of now can say."""
+"""Rollout storage for V-trace: behaviour log-probs, rewards and the observation after each window.
+
+Targets and advantages are not stored. They depend on the current policy, so the learner computes them.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,27 @@ Arrays = dict[str, np.ndarray]
 
 
 class TrajectoryBatch(NamedTuple):
-    """N windows of T steps, and what followed them."""
+    """N windows of T steps, each with the observation that followed it."""
 
     windows: Windows
     old_values: Tensor
-    """[N, T] when acting"""
+    """[N, T] values from acting."""
     old_log_prob: Tensor
-    """[N, T] when acting: log mu(a_t | x_t)"""
+    """[N, T] log mu(a_t | x_t), log-probabilities of the behaviour policy."""
     rewards: Tensor
     """[N, T]"""
     bootstraps: Tensor
-    """[N, T] what the rest of an episode that a limit cut at this step is worth, discounted; 0 elsewhere."""
+    """[N, T] discounted bootstrap value where the episode was truncated at this step; 0 elsewhere."""
     over: Tensor
-    """[N, T] bool, true where the episode was over before the step: what is seen there is worth 0."""
+    """[N, T] bool, true where the episode was terminated before the step: the value of its observation is 0."""
     loss_mask: Tensor
-    """[N, T] bool, false where a step counts for no loss because the env ignored its action."""
+    """[N, T] bool, false where a step is left out of all losses because the env ignored its action."""
     following: Any
     """[N, ...] the observation after the window."""
     following_starts: Tensor
-    """[N] bool, true where that is the first of an episode."""
+    """[N] bool, true where `following` is the first observation of an episode."""
     following_over: Tensor
-    """[N] bool, as `over`"""
+    """[N] bool, true where the episode was terminated before `following`, as `over`."""
 
     @property
     def ends(self) -> Tensor:
@@ -44,10 +47,10 @@ class TrajectoryBatch(NamedTuple):
 
 
 class TrajectoryBuffer(WindowBuffer):
-    """A rollout of windows, each of which also has the observation that followed it.
+    """Rollout of windows, each with the observation that followed it.
 
-    As `arrays` it is plain numpy arrays by name, in which a process can hand windows to another: `load` reads them.
-    Arguments are those of `WindowBuffer`, without a burn-in.
+    `arrays` returns the content as numpy arrays by name, in which one process hands windows to another, and `load`
+    reads them. Arguments are those of `WindowBuffer`, without a burn-in.
     """
 
     def _empty(self) -> None:
@@ -60,19 +63,20 @@ class TrajectoryBuffer(WindowBuffer):
         self.following_starts, self.following_over = (np.zeros(count, dtype=bool) for _ in range(2))
 
     def bootstrap(self, steps: np.ndarray, envs: np.ndarray, values: np.ndarray) -> None:
-        """Let returns go on with `values` [K] behind `steps` [K] of `envs` [K], in which a limit cut the episodes."""
+        """Store discounted bootstrap values [K] of truncated episodes, at `steps` [K] of `envs` [K]."""
         self.bootstraps[steps, envs] = values
 
     def ignore_step(self, env: int, *, terminated: bool) -> None:
         """Leave the last step of one env out of every loss.
 
-        Its observation was the last of an episode. The step before bootstraps from its value, 0 if `terminated`.
+        Its observation was the last of an episode. The previous step bootstraps from the value of that observation, or
+        from 0 if `terminated`.
         """
         self.loss_mask[self.pos - 1, env] = False
         self.over[self.pos - 1, env] = terminated
 
     def add_following(self, obs: Observation, episode_starts: np.ndarray, over: np.ndarray) -> None:
-        """Store what follows the window that the last step has filled.
+        """Store the observation after the window that the last step has filled.
 
         :param obs: [B, ...]
         :param episode_starts: [B] true where `obs` is the first of an episode
@@ -85,7 +89,7 @@ class TrajectoryBuffer(WindowBuffer):
         self.following_over[number] = over
 
     def arrays(self) -> Arrays:
-        """Return all that is stored, by name: of each step [steps, B, ...], and of each window [windows, B, ...]."""
+        """Return all stored arrays by name: per step [steps, B, ...], and per window [windows, B, ...]."""
         stored = {name: getattr(self, name) for name in (*_OF_STEPS, *_OF_WINDOWS)}
         return {**stored, **_named("observations", self.observations), **_named("following", self.following)}
 
@@ -95,7 +99,7 @@ class TrajectoryBuffer(WindowBuffer):
         return np.concatenate([starts[1:].astype(bool), self.following_starts[number : number + 1]])
 
     def load(self, arrays: Arrays, state: PolicyState, number: int) -> None:
-        """Copy the only window of another buffer to the place of window `number`, with the state before it."""
+        """Copy `arrays`, the only window of another buffer, to window `number`, with the `state` before it."""
         steps = slice(number * self.window, (number + 1) * self.window)
         for name, whole in self.arrays().items():
             whole[slice(number, number + 1) if name.startswith("following") else steps] = arrays[name]
@@ -104,9 +108,9 @@ class TrajectoryBuffer(WindowBuffer):
         self.full = self.pos == self.buffer_size
 
     def all_windows(self, policy: MemoryPolicy) -> TrajectoryBatch:  # type: ignore[override]
-        """Return the whole rollout as one batch, window by window, env by env.
+        """Return the whole rollout as one batch, ordered by window, then by env.
 
-        :param policy: encodes the previous actions and rewards, and plans what its core can know beforehand
+        :param policy: encodes the previous actions and rewards; its core makes the plan of the unroll
         """
         windows = self._windows(policy, self._steps(), self.window, [self.snapshots[start] for start in self._starts])
         steps = (self.values, self.log_probs, self.rewards, self.bootstraps, self.over, self.loss_mask)
@@ -119,7 +123,7 @@ class TrajectoryBuffer(WindowBuffer):
         )
 
     def _flat(self, array: np.ndarray) -> Tensor:
-        """[windows, B, ...] -> [windows * B, ...]"""
+        """Flatten [windows, B, ...] to [windows * B, ...]."""
         return torch.as_tensor(array.reshape(-1, *array.shape[2:]).copy(), device=self.device)
 
 

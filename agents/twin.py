@@ -1,4 +1,4 @@
-"""A twin of a model, to try things on: same classes and weights, but its own policy, buffer, env and counters."""
+"""Copy of a model for checks, its twin: same classes and weights, but its own policy, buffer, env and counters."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from ctrl.agents.value_normalisation import ValueNormalisation
 from ctrl.laws.trial import shake
 
 MOST_ROLLOUTS = 8
-"""So many rollouts are collected at most until an episode has ended, and no more begun after `PATIENCE` seconds."""
+"""Largest number of rollouts collected until an episode has ended; none is begun after `PATIENCE` seconds."""
 PATIENCE = 5.0
 
 
 class Onlooker(VecEnvWrapper):
-    """Passes everything on and remembers it: entry t of each list is of the agent's step t."""
+    """Env wrapper that records everything between agent and env: entry t of each list is of the agent's step t."""
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
         self.observations: list[Any] = []
-        """What the agent sees."""
+        """[B, ...] observations."""
         self.starts: list[np.ndarray] = []
-        """[B] whether that is the first of an episode."""
+        """[B] bool, true where the observation is the first of an episode."""
         self.actions: list[np.ndarray] = []
-        """What it then does."""
+        """[B, ...] actions chosen from the observations."""
         self.rewards: list[np.ndarray] = []
-        """[B] what that brings."""
+        """[B] rewards of the actions."""
 
     def reset(self) -> Any:
-        """Reset all envs, each of which starts an episode."""
+        """Reset all envs; each of them starts an episode."""
         return self._seen(self.venv.reset(), np.ones(self.num_envs, dtype=bool))
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Pass the actions on."""
+        """Record the actions and pass them on."""
         self.actions.append(np.array(actions))
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Return what the env does; where it says done, it has gone on to the next episode."""
+        """Record and return the env's step; where `dones` is true, the observation is the first of the next episode."""
         observations, rewards, dones, infos = self.venv.step_wait()
         self.rewards.append(np.array(rewards))
         return self._seen(observations, np.array(dones, dtype=bool)), rewards, dones, infos
@@ -63,10 +63,10 @@ class Onlooker(VecEnvWrapper):
 
 
 class Rollout(NamedTuple):
-    """What learning makes of a rollout of T steps of B envs, beside what acting made of it."""
+    """Log-probabilities and values of a rollout of T steps of B envs, from learning and from acting."""
 
     evaluated: dict[str, tuple[Tensor, Tensor]]
-    """By name, from learning and from acting, each [T, B]."""
+    """Results by name, from learning and from acting, each [T, B]."""
     counts: Tensor
     """[T, B] bool, steps that count for the losses."""
     starts: Tensor
@@ -74,12 +74,12 @@ class Rollout(NamedTuple):
 
 
 class Twin:
-    """A twin of a model, which is left alone.
+    """Copy of a model that checks can run and train, while the model itself stays unchanged.
 
-    :param model: whose policy is a `MemoryPolicy` and whose buffer has windows, such as `MemoryPPO`
-    :param env: for the twin; None for a copy of the model's own
+    :param model: algorithm with a `MemoryPolicy` and a buffer of windows, such as `MemoryPPO`
+    :param env: env for the twin; None for a copy of the model's own
     :param noise: how far the twin's parameters are moved, see `ctrl.laws.trial.shake`
-    :param seed: of that
+    :param seed: seed of the noise
     :raises ValueError: where the model is of another kind or the env does not fit it
     """
 
@@ -111,48 +111,48 @@ class Twin:
         self.model.set_logger(Logger(None, []))
         self._callback = self.model._setup_learn(total_timesteps=1, reset_num_timesteps=True)[1]
         self.first = 0
-        """The step with which the last rollout began."""
+        """First step of the last rollout."""
 
     def _see_previous(self, generator: torch.Generator) -> None:
-        """Let previous actions and rewards count: a policy may ignore them still, which hides mistakes."""
+        """Add noise to the weights of previous actions and rewards: they may still be 0, which hides mistakes."""
         with torch.no_grad():
             weights = self.policy.previous_weights()
             weights.add_(torch.randn(weights.shape, generator=generator).to(weights) / max(1, weights.shape[1]) ** 0.5)
 
     def _unnormalise(self) -> None:
-        """Let values be what the head says: at first they would all be 0, and later move without being trained."""
+        """Turn value normalisation off: it makes all values 0 at first, and changes them later without training."""
         self.policy.value_normalisation = ValueNormalisation(scale=1.0).to(self.policy.device)
         self.model.normalize_values = False  # type: ignore[attr-defined]
 
     @property
     def policy(self) -> MemoryPolicy:
-        """The twin's own."""
+        """Policy of the twin."""
         return cast(MemoryPolicy, self.model.policy)
 
     @property
     def buffer(self) -> Any:
-        """The twin's own."""
+        """Buffer of the twin."""
         return self.model.rollout_buffer
 
     def ended(self) -> bool:
-        """Whether an episode has ended in some env before the last step."""
+        """Return True if an episode has ended in some env before the last step."""
         return any(bool(starts.any()) for starts in self.env.starts[1 : len(self.env.actions)])
 
     def collect(self) -> Rollout:
-        """Collect a rollout as the model does."""
+        """Collect a rollout as the model does, and evaluate it."""
         self.first = len(self.env.actions)
         self.model.collect_rollouts(self.env, self._callback, self.buffer, self.buffer.buffer_size)
         return self.evaluate()
 
     def collect_until_an_end(self) -> list[Rollout]:
-        """Collect at least two rollouts, and more as long as no episode has ended, within limits."""
+        """Collect at least two rollouts, and more until an episode has ended, within `MOST_ROLLOUTS` and `PATIENCE`."""
         begun, rollouts = time.monotonic(), [self.collect(), self.collect()]
         while not self.ended() and len(rollouts) < MOST_ROLLOUTS and time.monotonic() < begun + PATIENCE:
             rollouts.append(self.collect())
         return rollouts
 
     def evaluate(self) -> Rollout:
-        """Let learning look at the rollout in the buffer, without learning."""
+        """Evaluate the rollout in the buffer as training does, without changing weights."""
         batch = self.buffer.all_windows(self.policy)
         self.policy.set_training_mode(True)
         with torch.no_grad():
@@ -168,13 +168,13 @@ class Twin:
         )
 
     def _by_step(self, windows: Tensor) -> Tensor:
-        """[windows * B, T] -> [steps, B]."""
+        """Rearrange [windows * B, T] to [steps, B]."""
         length = windows.shape[1]
         return windows.reshape(-1, self.env.num_envs, length).transpose(1, 2).reshape(-1, self.env.num_envs)
 
 
 def _env_for(model: OnPolicyAlgorithm, env: Any) -> VecEnv:
-    """Return an env for the twin, which takes as many copies as the model's."""
+    """Return an env for the twin, with as many copies as the model's."""
     if env is None:
         return _copied_env(model)
     if isinstance(env, str):
@@ -199,7 +199,7 @@ def _copied_env(model: OnPolicyAlgorithm) -> VecEnv:
 
 
 def _deep_copy(env: VecEnv) -> VecEnv:
-    """Copy an env, wrapper by wrapper: `VecNormalize` leaves out what it wraps."""
+    """Copy an env, wrapper by wrapper, since copies of `VecNormalize` leave out the env that it wraps."""
     if not isinstance(env, VecEnvWrapper):
         return copy.deepcopy(env)
     inner = _deep_copy(env.venv)

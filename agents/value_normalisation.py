@@ -1,4 +1,4 @@
-"""Values in the rewards' units from a head that learns in units of its own: the scale of rewards then matters nowhere.
+"""Value normalisation: the value head learns in units of its own, so the scale of rewards does not matter.
 
 PopArt: van Hasselt et al. 2016, *Learning values across many orders of magnitude*, https://arxiv.org/abs/1602.07714.
 """
@@ -11,30 +11,31 @@ import torch
 from torch import Tensor, nn
 
 DECAY = 0.9
-"""What the statistics of earlier updates keep of their weight with each update."""
+"""Factor by which each update reduces the weight of the earlier ones in the statistics."""
 SMALLEST_SCALE = 1e-4
-"""Of the returns' root mean square. A spread below it is float32's rounding as much as anything else."""
+"""Lower limit of the scale, relative to the returns' root mean square. A smaller spread may be float32 rounding."""
 
 
 class ValueNormalisation(nn.Module):
-    """Running mean and scale of returns: a value is mean + scale * what the value head says.
+    """Running mean and scale of returns: a value is mean + scale * output of the value head.
 
     Mean and standard deviation come from the first and second moments of returns, exponentially weighted by update and
-    debiased as in Adam, so the first update counts fully. As they change, `update` changes the head's weights so that
-    its values stay what they were ("preserving outputs precisely").
+    debiased as in Adam, so the first update counts fully. When they change, `update` rescales the head's weights so
+    that its values stay the same ("preserving outputs precisely").
 
-    At first the scale is 0, so every value is exactly 0 and nothing depends on the rewards' scale. It stays 0 as long
-    as all returns are 0. The head has no say until then, and the first other returns leave it as it is.
+    The initial scale is 0, so every value is exactly 0 and nothing depends on the rewards' scale. The scale stays 0 as
+    long as all returns are 0. Until then the head has no effect on values, and the first other returns leave its
+    weights unchanged.
 
-    :param scale: at first; a head that is to say values as they are has 1 and no updates
+    :param scale: initial scale; 1, without any updates, for a head whose outputs are the values
     """
 
     mean: Tensor
-    """Scalar, of the returns."""
+    """Scalar, mean of the returns."""
     scale: Tensor
-    """Scalar, their standard deviation, or 1e-4 of their root mean square where that is more."""
+    """Scalar, standard deviation of the returns, or 1e-4 of their root mean square where that is more."""
     updates: Tensor
-    """Scalar, how many have been counted."""
+    """Scalar, number of updates so far."""
 
     def __init__(self, scale: float = 0.0) -> None:
         super().__init__()
@@ -47,18 +48,18 @@ class ValueNormalisation(nn.Module):
         return torch.addcmul(self.mean, self.scale, outputs)
 
     def normalised(self, values: Tensor) -> Tensor:
-        """Return the outputs that stand for `values`; 0 as long as all returns have been 0."""
+        """Return the outputs that stand for `values`; while the scale is 0, `values` as they are."""
         return self.rescaled(values - self.mean)
 
     def rescaled(self, differences: Tensor) -> Tensor:
-        """Return differences of values, such as advantages, as differences of outputs."""
+        """Return differences of values, such as advantages, in units of the head's outputs."""
         return differences / torch.where(self.scale > 0, self.scale, 1.0)
 
     @torch.no_grad()
     def update(self, returns: Tensor, head: nn.Linear) -> None:
-        """Count the returns [K] of an update, K at least 1, and keep what `head` says of any observation.
+        """Update mean and scale from returns [K], K at least 1, and rescale `head` so that its values stay the same.
 
-        :raises ValueError: where there are none
+        :raises ValueError: where `returns` is empty
         """
         if not len(returns):
             raise ValueError("returns must not be empty")
@@ -70,7 +71,10 @@ class ValueNormalisation(nn.Module):
             head.bias.mul_(scale / new_scale).add_((mean - new_mean) / new_scale)
 
     def _count(self, returns: Tensor) -> None:
-        """Move mean and variance towards those of `returns`; as E[x^2] - E[x]^2 the variance would be rounding."""
+        """Move mean and variance towards those of `returns`.
+
+        E[x^2] - E[x]^2 would lose the variance to rounding, so it is not used.
+        """
         self.updates.add_(1)
         share = (1 - DECAY) / (1 - DECAY ** self.updates.item())
         old_mean, old_variance = self.mean.item(), self.scale.item() ** 2

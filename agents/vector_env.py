@@ -1,20 +1,20 @@
-"""Lets stable-baselines3 train on any gymnasium `VectorEnv` without a Python loop over envs in the usual step.
+"""Adapter of gymnasium's `VectorEnv` to stable-baselines3, without a Python loop over envs in the usual step.
 
     envs = gym.make_vec("ctrl.envs:ctrl/Recall-v0", num_envs=256)
     model = PPO("MlpPolicy", GymnasiumVecEnv(envs))
 
-SB3 wants the first observation of the next episode in the step that ends the last one, and the last observation in
-`info["terminal_observation"]`. How that is had depends on the env's `metadata["autoreset_mode"]`:
+SB3 expects the first observation of the next episode in the step that ends an episode, and the last observation in
+`info["terminal_observation"]`. The way to get them depends on the env's `metadata["autoreset_mode"]`:
 
-- SAME_STEP: the env does it so; the last observation comes from `infos["final_obs"]`.
+- SAME_STEP: the env itself does this; the last observation comes from `infos["final_obs"]`.
 - DISABLED: the adapter resets the ended envs with `options={"reset_mask": done}` in the same step.
-- NEXT_STEP: the env spends a whole step on the reset, in which the action is ignored and the reward is 0. The others
-  must not wait, so *the end is reported one step late*: at the end `done` is False and the observation is the last
-  one; in the step after it `done` is True, the reward is 0, the observation is the new episode's first, and info has
-  `"reset_step": True`. A learner may mask such steps out of its loss: the action had no effect. At the end itself,
-  info has `"NextStep.terminated": True` if the episode was terminated: the observation's value must not count.
+- NEXT_STEP: the env spends a whole step on the reset, in which the action is ignored and the reward is 0. The other
+  envs must not wait, so *the end is reported one step late*. At the end `done` is False and the observation is the last
+  one. In the next step `done` is True, the reward is 0, the observation is the new episode's first, and info has
+  `"reset_step": True`. A learner may mask such steps out of its loss, since the action had no effect. At the end
+  itself, info has `"NextStep.terminated": True` if the episode was terminated: the observation's value must not count.
 
-Episode returns and lengths are recorded here as SB3's `Monitor` does, `info["episode"]`, reset steps not counted.
+Episode returns and lengths are recorded in `info["episode"]`, as by SB3's `Monitor`; reset steps are not counted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Info = dict[str, Any]
 
 
 class _Step(NamedTuple):
-    """What a gymnasium vector env returned for one step, in arrays of our own."""
+    """Result of one step of a gymnasium vector env, in arrays that the env does not reuse."""
 
     observations: Any
     """[B, …], or a dict of such."""
@@ -71,10 +71,10 @@ class GymnasiumVecEnv(VecEnv):
         self._monitor = _EpisodeMonitor(env.num_envs)
         self._actions: npt.NDArray[Any] | None = None
         self._late = np.zeros(env.num_envs, dtype=np.bool_)  # NEXT_STEP: ended in the last step, not yet reported
-        self._late_infos: dict[int, Info] = {}  # and what is to be reported of them
+        self._late_infos: dict[int, Info] = {}  # the infos to report for them
 
     def reset(self) -> VecEnvObs:
-        """Reset all envs with the seed of `seed()` and the options of `set_options()`, which both serve once."""
+        """Reset all envs with the seed of `seed()` and the options of `set_options()`; both are used only once."""
         observations, infos = self.env.reset(seed=self._seeds[0], options=self._common_options())
         self._reset_seeds()
         self._reset_options()
@@ -93,7 +93,7 @@ class GymnasiumVecEnv(VecEnv):
         self._actions = array
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step all envs; see the module's text for what `dones` means with a NEXT_STEP env."""
+        """Step all envs; the module's docstring explains the `dones` of a NEXT_STEP env."""
         if self._actions is None:
             raise RuntimeError("step_wait() needs actions: call step_async() first.")
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
@@ -115,7 +115,10 @@ class GymnasiumVecEnv(VecEnv):
         return self._after_disabled(step)
 
     def _after_same_step(self, step: _Step) -> VecEnvStepReturn:
-        """The last observation and info are in `final_obs` and `final_info`; the rest is of the new episode."""
+        """Convert a step of a SAME_STEP env.
+
+        The last observation and info are in `final_obs` and `final_info`; the rest belongs to the new episode.
+        """
         infos = self._new_infos()
         running = {
             key: value for key, value in step.infos.items() if key.lstrip("_") not in ("final_obs", "final_info")
@@ -131,7 +134,7 @@ class GymnasiumVecEnv(VecEnv):
         return step.observations, step.rewards, step.ended, infos
 
     def _after_disabled(self, step: _Step) -> VecEnvStepReturn:
-        """The last observation is what the step returned; the ended envs are reset here."""
+        """Convert a step of a DISABLED env: its observation is the last one, and the ended envs are reset here."""
         infos = self._new_infos()
         _spread(step.infos, infos, ~np.zeros_like(step.ended))
         if step.ended.any():
@@ -143,7 +146,7 @@ class GymnasiumVecEnv(VecEnv):
         return step.observations, step.rewards, step.ended, infos
 
     def _after_next_step(self, step: _Step) -> VecEnvStepReturn:
-        """Report the ends of the last step, and keep those of this one for the next."""
+        """Convert a step of a NEXT_STEP env: report the ends of the last step, keep those of this one for the next."""
         late, ended = self._late, step.ended
         infos = self._new_infos()
         _spread(step.infos, infos, ~late)
@@ -155,14 +158,14 @@ class GymnasiumVecEnv(VecEnv):
         for i in _where(ended):
             self._late_infos[i] = {**infos[i], "reset_step": True}
             self._finish(self._late_infos[i], i, self._copied(_row(step.observations, i)), step.cut)
-            infos[i].pop("episode", None)  # SB3 counts each of these, done or not
+            infos[i].pop("episode", None)  # SB3 would count it now, although `done` is False
             if not step.cut[i]:
                 infos[i]["NextStep.terminated"] = True
         self._late = ended
         return step.observations, step.rewards, late, infos
 
     def _finish(self, info: Info, index: int, terminal_observation: Any, cut: Bools) -> None:
-        """Add what SB3 wants in the info of an episode's end. An "episode" by a Monitor inside the env has priority."""
+        """Add SB3's entries to the info of an episode's end. An "episode" by a Monitor inside the env has priority."""
         info["terminal_observation"] = terminal_observation
         info["TimeLimit.truncated"] = bool(cut[index])
         episode = self._monitor.take(index)
@@ -183,7 +186,7 @@ class GymnasiumVecEnv(VecEnv):
         return dict(self._options[0]) or None
 
     def _copied(self, observation: Any) -> Any:
-        """Return a copy in the space's dtype of a batch or of a row; envs may reuse what they returned."""
+        """Return a copy of a batch or row of observations, in the space's dtype; envs may reuse their arrays."""
         if isinstance(self.observation_space, spaces.Dict):
             parts = self.observation_space.spaces.items()
             return {key: np.array(observation[key], dtype=space.dtype) for key, space in parts}
@@ -231,7 +234,7 @@ class GymnasiumVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> Any:
-        """Return for each of these envs if it is wrapped so; always True for `Monitor`, whose work is done here."""
+        """Return for each of these envs if it has this wrapper; always True for `Monitor`, whose work is done here."""
         chosen = list(self._get_indices(indices))
         return [wrapper_class is Monitor or self._access.is_wrapped(wrapper_class, i) for i in chosen]
 
@@ -245,12 +248,12 @@ class _EpisodeMonitor:
         self._lengths = np.zeros(num_envs, dtype=np.int64)
 
     def restart(self) -> None:
-        """Begin all episodes anew."""
+        """Set the returns and lengths of all episodes to 0."""
         self._returns[:] = 0.0
         self._lengths[:] = 0
 
     def count(self, rewards: Any, *, counted: Bools) -> None:
-        """Add one step of the counted envs."""
+        """Add one step to the episodes of the counted envs."""
         self._returns += np.where(counted, rewards, 0.0)
         self._lengths += counted
 
@@ -263,7 +266,7 @@ class _EpisodeMonitor:
 
 
 class _Access(ABC):
-    """How attributes and methods of single envs are reached."""
+    """Access to attributes and methods of single envs."""
 
     @abstractmethod
     def get(self, name: str, indices: list[int]) -> list[Any]: ...
@@ -279,7 +282,7 @@ class _Access(ABC):
 
 
 class _SubEnvAccess(_Access):
-    """`SyncVectorEnv`: the envs are at hand."""
+    """Access for `SyncVectorEnv`, which holds the envs in this process."""
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
         self._envs = envs
@@ -299,14 +302,17 @@ class _SubEnvAccess(_Access):
 
 
 class _WorkerAccess(_Access):
-    """`AsyncVectorEnv`: all workers are asked at once. An error in a worker would end it, so we ask before."""
+    """Access for `AsyncVectorEnv`, which asks all workers at once.
+
+    An error would end a worker, so the existence of an attribute is checked first.
+    """
 
     def __init__(self, env: AsyncVectorEnv[Any, Any]) -> None:
         self._env = env
 
     def get(self, name: str, indices: list[int]) -> list[Any]:
         self._require(name)
-        values = self._env.call("get_wrapper_attr", name)  # unlike `get_attr`, does not call what it finds
+        values = self._env.call("get_wrapper_attr", name)  # unlike `get_attr`, does not call methods
         return [values[i] for i in indices]
 
     def set(self, name: str, value: Any, indices: list[int]) -> None:
@@ -325,7 +331,7 @@ class _WorkerAccess(_Access):
 
 
 class _NativeAccess(_Access):
-    """A native vector env has no single envs: its own attributes, or its wrappers', stand for all of them."""
+    """Access for native vector envs without single envs: their attributes, or their wrappers', stand for all envs."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         self._env = env
@@ -385,8 +391,8 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 def _spread(infos: Mapping[str, Any], rows: Sequence[Info], where: Bools) -> None:
     """Write gymnasium's dict of arrays into SB3's list of dicts, for the envs in `where` [B].
 
-    `infos["_key"]` [B] tells which envs have `key`; without it all have. A value has an entry for each env, or is one
-    for all.
+    `infos["_key"]` [B] tells which envs have `key`; without it, all envs have it. A value has one entry per env, or is
+    shared by all.
     """
     for key, value in infos.items():
         if key.startswith("_") and key[1:] in infos:

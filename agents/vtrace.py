@@ -1,8 +1,7 @@
-"""V-trace: value targets and advantages from what an older policy did.
+"""V-trace: value targets and policy-gradient advantages from the steps of an older policy.
 
 Espeholt et al. 2018, *IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures*,
-https://arxiv.org/abs/1802.01561, section 4. Names are the paper's. A window has T steps x_0 … x_{T-1}, and x_T is what
-follows it.
+https://arxiv.org/abs/1802.01561, section 4. Names are the paper's. A window has T steps x_0 … x_{T-1}, followed by x_T.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from torch import Tensor
 
 
 class VTrace(NamedTuple):
-    """What `vtrace` returns, without a graph."""
+    """Result of `vtrace`, without a graph."""
 
     vs: Tensor
-    """[N, T] the targets v_s of the values."""
+    """[N, T] value targets v_s."""
     pg_advantages: Tensor
-    """[N, T] min(pg_rho_bar, rho_s) (r_s + discount_s v_{s+1} - V(x_s)), the weights of the policy's gradient."""
+    """[N, T] min(pg_rho_bar, rho_s) (r_s + discount_s v_{s+1} - V(x_s)), the weights of the policy gradient."""
     rhos: Tensor
-    """[N, T] pi(a_s | x_s) / mu(a_s | x_s), not clipped."""
+    """[N, T] importance weights pi(a_s | x_s) / mu(a_s | x_s), not clipped."""
 
 
 @torch.no_grad()
@@ -45,19 +44,19 @@ def vtrace(
         delta_t = rho_t (r_t + discount_t V(x_{t+1}) - V(x_t))
         v_s     = V(x_s) + delta_s + discount_s c_s (v_{s+1} - V(x_{s+1}))
 
-    Where policies agree and all bars are at least 1, `lambda_` = 1 gives n-step returns, and any other the
-    lambda-returns of GAE.
+    If both policies are equal and all bars are at least 1, the targets are n-step returns for `lambda_` = 1, and the
+    lambda-returns of GAE for any other `lambda_`.
 
     :param behaviour_log_prob: [N, T] log mu(a_t | x_t), of the policy that acted
     :param target_log_prob: [N, T] log pi(a_t | x_t), of the policy that learns
     :param rewards: [N, T] r_t
-    :param discounts: [N, T] gamma, and 0 where step t ended its episode: x_{t+1} is then of another one. Where a limit
-        cut the episode, its reward has to hold what its last observation is worth
+    :param discounts: [N, T] gamma, and 0 where step t ended its episode, since x_{t+1} then belongs to another one.
+        Where the episode was truncated, r_t must include the discounted value of its terminal observation
     :param values: [N, T] V(x_t)
     :param bootstrap_value: [N] V(x_T)
-    :param rho_bar: decides which policy's value the targets aim at; `inf` for the target policy's own
-    :param c_bar: decides how far what later steps bring reaches back
-    :param pg_rho_bar: clips the weights of the policy's gradient
+    :param rho_bar: clip of rho_t; decides which policy's value the targets estimate, with `inf` the target policy's own
+    :param c_bar: clip of c_t; decides how far the temporal differences of later steps reach back
+    :param pg_rho_bar: clip of the importance weights in the policy gradient
     :param lambda_: trade-off between bias and variance, from 0 to 1
     """
     rhos = (target_log_prob - behaviour_log_prob).exp()
