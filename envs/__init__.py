@@ -1,11 +1,11 @@
-"""Memory tasks for gymnasium. Importing this registers their ids.
+"""Memory tasks for gymnasium. Importing this package registers their ids.
 
     import gymnasium as gym
 
     env = gym.make("ctrl.envs:ctrl/Recall-v0", length=64)
     envs = gym.make_vec("ctrl.envs:ctrl/Recall-v0", num_envs=256, length=64)  # native: one numpy step for all copies
 
-`TASKS` holds what is known of each task: its scores to measure against, and the memory that it asks for.
+`TASKS` describes each task: its arguments, its reference scores, and the number of steps to remember.
 """
 
 from ctrl.envs import copy_sequence, endless_copy, endless_recall, rare_cue, recall, rewrite, select_nonmatching, t_maze

@@ -1,10 +1,10 @@
-"""The two forms of a memory task, a single env and a native vector env, from one set of rules.
+"""Single env and native vector env of a memory task, both made from one set of rules.
 
-A task states its dynamics once, for a batch of copies, in a `Rules` dataclass: its fields are the task's arguments, its
-methods are pure. `TaskEnv` runs a batch of one, `TaskVectorEnv` runs all copies in one numpy step; so env i of
-`vector.reset(seed=s)` plays exactly the episodes of `single.reset(seed=s + i)`.
+A task states its dynamics once, for a batch of copies, in a `Rules` dataclass. The fields of the dataclass are the
+task's arguments; its methods are pure. `TaskEnv` runs a batch of one. `TaskVectorEnv` runs all copies in one numpy
+step. So env i of `vector.reset(seed=s)` plays exactly the episodes of `single.reset(seed=s + i)`.
 
-Shapes: B is the number of copies; each leaf of a task's state has it first.
+Shapes: B is the number of copies, the first axis of each array in a task's state.
 """
 
 from __future__ import annotations
@@ -35,32 +35,33 @@ RENDER_MODES = ["ansi", "rgb_array"]
 
 
 class Outcome(NamedTuple):
-    """What one step of all copies leads to. An episode ends in one way only: never terminated and truncated."""
+    """Result of one step of all copies. An episode is never both terminated and truncated."""
 
     state: Any
     """The task's state after the step, before any reset."""
     rewards: npt.NDArray[np.float64]
-    """[B]"""
+    """[B] reward of the step."""
     terminated: Bools
-    """[B] the task itself ended the episode with this step."""
+    """[B] True where the task itself ended the episode with this step."""
     truncated: Bools
-    """[B] the time limit, which is not seen, cut the episode off after this step."""
+    """[B] True where a limit, which observations don't show, cut the episode off after this step."""
     success: Bools
-    """[B] the episode was a success; read where it ended."""
+    """[B] True where the episode was a success; only read where it ended."""
 
 
 class Rules(ABC, Generic[StateT]):
-    """A task's dynamics for a batch of copies. Its state is a NamedTuple of arrays; nothing is kept in `self`."""
+    """Dynamics of a task for a batch of copies. The state is a NamedTuple of arrays; `self` stores nothing."""
 
     return_is_success: bool = False
-    """Whether an episode's return is 1 for a success and 0 for a failure, so that the scores are success rates."""
+    """True if an episode's return is 1 for a success and 0 for a failure, so that the scores are success rates."""
     group_names: tuple[str, ...] = ()
-    """Kinds of episodes whose success is worth telling apart; `group` says which one an episode was."""
+    """Names of the kinds of episodes whose success is reported separately; `group` returns an episode's kind."""
 
     def __post_init__(self) -> None:
-        """Make numpy's numbers Python's: a uint8 would stay one, and overflow, in all that is derived from it.
+        """Convert the arguments that are numpy scalars to Python numbers.
 
-        A task's own goes on with the checks.
+        Otherwise a uint8 argument would make all numbers derived from it uint8, and these could overflow. A task that
+        overrides this method calls it first and then checks its arguments.
         """
         for name, value in vars(self).items():
             if isinstance(value, np.generic):
@@ -69,69 +70,70 @@ class Rules(ABC, Generic[StateT]):
     @property
     @abstractmethod
     def observation_space(self) -> spaces.Box[Any]:
-        """The space of one copy's observations."""
+        """Observation space of one copy."""
 
     @property
     @abstractmethod
     def action_space(self) -> spaces.Discrete:
-        """The space of one copy's actions."""
+        """Action space of one copy."""
 
     @property
     @abstractmethod
     def scores(self) -> Scores:
-        """The expected returns of an episode that a score is measured against."""
+        """Expected returns of the random, the memoryless and the perfect agent in one episode."""
 
     @property
     @abstractmethod
     def memory_steps(self) -> int:
-        """How many steps back the oldest observation lies that a decision depends on.
+        """Largest number of steps between a decision and an observation that it depends on.
 
-        Where the distance is random, it covers 99 of 100 decisions.
+        If the distance is random, the number covers 99 of 100 decisions.
         """
 
     @property
     @abstractmethod
     def max_episode_steps(self) -> int:
-        """Decisions in the longest episode."""
+        """Number of decisions in the longest episode."""
 
     @abstractmethod
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> StateT:
-        """Return new arrays with the state at step 0 of the episodes that `keys` [B] name.
+        """Return the state at step 0 of new episodes, in new arrays.
 
+        :param keys: [B] the key of each episode, from which all its random numbers are derived.
         :param phase: [B] in [0, 1), the fraction of the episode's idle part to leave out; 0 except to stagger.
         """
 
     @abstractmethod
     def observe(self, state: StateT) -> Observations:
-        """Return new arrays [B, …]: what is seen in `state`, also in a state after the end."""
+        """Return the observations [B, …] of `state`, in new arrays; a state after the episode's end has one too."""
 
     @abstractmethod
     def advance(self, state: StateT, actions: Actions) -> Outcome:
-        """Take one step; `state` is left as it is. After the end any outcome will do."""
+        """Return the outcome of one step; `state` is not changed. After an episode's end any outcome will do."""
 
     @abstractmethod
     def text(self, state: StateT, row: int) -> str:
-        """Return one line that shows copy `row` to a human."""
+        """Return one line of text that describes copy `row` to a human."""
 
     @abstractmethod
     def picture(self, state: StateT, row: int) -> Picture:
         """Return a small picture [height, width, 3] that shows copy `row` to a human."""
 
     def group(self, state: StateT) -> npt.NDArray[np.int64]:
-        """Return [B] indices into `group_names`; only called where there are groups."""
+        """Return the kind of each episode as an index into `group_names`, [B]; only called if there are any."""
         raise NotImplementedError
 
     def facts(self, state: StateT, success: Bools) -> dict[str, npt.NDArray[Any]]:
-        """Return what an ended episode's info holds, each an array [B]."""
+        """Return the entries of an ended episode's info, each an array [B]."""
         return {"is_success": success, **({"group": self.group(state)} if self.group_names else {})}
 
     def show(self, state: StateT, row: int, render_mode: str) -> str | Picture:
-        """Return the text or the picture of copy `row`."""
+        """Return the text ("ansi") or the picture ("rgb_array") of copy `row`."""
         return self.text(state, row) if render_mode == "ansi" else self.picture(state, row)
 
 
 class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
-    """One copy of a task. After `reset(seed=s)`, `reset()` moves on to the next episode of seed s.
+    """Single env: one copy of a task. After `reset(seed=s)`, each `reset()` starts the next episode of seed s.
 
     :param render_mode: "ansi", "rgb_array" or None.
     :param arguments: the fields of the task's `Rules`, by name.
@@ -139,7 +141,7 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
     """
 
     rules_class: ClassVar[Callable[..., Rules[Any]]]
-    """Set by each task: its `Rules` dataclass, whose fields are the env's arguments."""
+    """The task's `Rules` dataclass, set by each subclass. Its fields are the env's arguments."""
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 8}
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
@@ -155,7 +157,7 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
-        """Start the first episode of `seed`, or without a seed the next episode. `options` are not used."""
+        """Start the first episode of `seed`; without a seed, the next episode. `options` are not used."""
         super().reset(seed=seed)
         if seed is not None:
             self._key, self._episode = seed_keys(seed, 1), 0
@@ -168,7 +170,7 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
         return self._observe(), {}
 
     def step(self, action: np.int64) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
-        """Take one step; on an episode's last step `info` says whether it was a success ("is_success")."""
+        """Take one step. On an episode's last step, `info["is_success"]` says whether it was a success."""
         if self._state is None or self._ended:
             raise gym.error.ResetNeeded("step() needs a running episode: call reset() first.")
         if not self.action_space.contains(action):
@@ -198,16 +200,18 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
 
 
 class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[StateT]):
-    """`num_envs` copies of a task in one numpy step, with the returns and infos of gymnasium's own vector envs.
+    """Native vector env: `num_envs` copies of a task in one numpy step.
 
-    With `SAME_STEP` a copy restarts in the step that ends its episode: `infos["final_obs"]` (an object array) holds the
-    last observation and `infos["final_info"]` what the single env's info would, each with its mask `_…`. With
-    `NEXT_STEP` the last observation is returned as any other, and the next step restarts the copy, whatever its action.
+    Its methods return the same values and infos as gymnasium's own vector envs. With `SAME_STEP`, a copy restarts in
+    the step that ends its episode. Then `infos["final_obs"]` (an object array) holds the last observation, and
+    `infos["final_info"]` the entries of the single env's info; each has its mask, named with a leading `_`. With
+    `NEXT_STEP`, the last observation is returned like any other. The next step restarts the copy and ignores its
+    action.
 
     :param num_envs: number of copies.
-    :param stagger: copies that begin together may end together for good. With `stagger`, the first episode of copy i
-        after `reset` lacks the first `i / num_envs` of its idle part, so that the ends spread over time. Later episodes
-        are complete.
+    :param stagger: spread the ends of episodes over time. Without it, copies that begin together may end together in
+        every episode. With it, the first episode of copy i after `reset` leaves out the first `i / num_envs` of its
+        idle part. Later episodes are complete.
     :param autoreset_mode: `SAME_STEP` or `NEXT_STEP`.
     :param render_mode: "ansi", "rgb_array" or None.
     :param arguments: the fields of the task's `Rules`, by name.
@@ -215,7 +219,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
     """
 
     rules_class: ClassVar[Callable[..., Rules[Any]]]
-    """Set by each task: its `Rules` dataclass, whose fields are the env's arguments."""
+    """The task's `Rules` dataclass, set by each subclass. Its fields are the env's arguments."""
     metadata: dict[str, Any] = {
         "render_modes": RENDER_MODES,
         "render_fps": 8,
@@ -243,15 +247,15 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         self._keys: Bits | None = None
         self._episodes = np.zeros(self.num_envs, dtype=np.int64)
         self._state: StateT | None = None
-        self._waiting = np.zeros(self.num_envs, dtype=np.bool_)  # NEXT_STEP: ended, to restart with the next step
+        self._waiting = np.zeros(self.num_envs, dtype=np.bool_)  # NEXT_STEP: ended, restarts next step
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
-        """Start the first episodes of the seeds `seed`, `seed + 1`, …, or without a seed each copy's next episode.
+        """Start the first episodes of the seeds `seed`, `seed + 1`, …; without a seed, each copy's next episode.
 
-        :param options: `{"reset_mask": mask}` with a [B] bool array restarts only these copies; the first reset starts
-            all.
+        :param options: `{"reset_mask": mask}` with a [B] bool array restarts only these copies. The first reset always
+            starts all copies.
         """
         super().reset(seed=seed)
         mask = self._checked_mask((options or {}).get("reset_mask"))
@@ -280,7 +284,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         return self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
 
     def _same_step(self, outcome: Outcome) -> dict[str, Any]:
-        """Restart the copies whose episode ended; return their final infos."""
+        """Restart the copies whose episode ended, and return their final infos."""
         ended = outcome.terminated | outcome.truncated
         if not ended.any():
             return {}
@@ -289,7 +293,10 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         return infos
 
     def _next_step(self, outcome: Outcome) -> dict[str, Any]:
-        """Restart the copies whose episode ended a step ago: for them this step was none. Return the others' infos."""
+        """Restart the copies whose episode ended one step ago, and return the infos of episodes that end now.
+
+        In a restarted copy the step is only a reset: the reward is 0 and the flags are False.
+        """
         waiting = self._waiting
         if waiting.any():
             self._restart(waiting)
@@ -313,7 +320,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         return tuple(self.rules.show(self._state, row, self.render_mode) for row in range(self.num_envs))
 
     def _begin(self, mask: Bools, phase: npt.NDArray[np.float64]) -> None:
-        """Start the episodes `self._episodes` of the copies in `mask`."""
+        """Start the episodes with the numbers `self._episodes` in the copies of `mask`."""
         assert self._keys is not None
         fresh = self.rules.begin(derive(self._keys[mask], self._episodes[mask]), phase[mask])
         if self._state is None or mask.all():
@@ -335,7 +342,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         }
 
     def _facts(self, outcome: Outcome, ended: Bools) -> dict[str, Any]:
-        """Return what the single env's infos hold at the end; zero in the copies that go on."""
+        """Return the infos of the copies whose episode ended, with 0 and a False mask in the others."""
         infos: dict[str, Any] = {}
         for name, values in self.rules.facts(outcome.state, outcome.success).items():
             infos |= {name: np.where(ended, values, values.dtype.type(0)), f"_{name}": ended.copy()}
@@ -369,7 +376,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
 
 
 def take(state: StateT, rows: Any) -> StateT:
-    """Return the state of some copies: `rows` is a slice, a mask or indices."""
+    """Return the state of some copies; `rows` is a slice, a mask or an array of indices."""
     return type(state)(*(leaf[rows] for leaf in state))
 
 

@@ -1,11 +1,11 @@
-"""The contract of a task, checked for any gymnasium id.
+"""Check of a task's contract, for any gymnasium id.
 
     from ctrl.envs.contract import check_task
 
     for finding in check_task("my_package:My-v0"):
         print(finding.status, finding.law, finding.detail)
 
-`ctrl.envs.laws` has the laws. A test keeps all tasks of ours to them.
+The contract is the list of laws in `ctrl.envs.laws`. A test checks that all tasks of this package keep them.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ Status = Literal["kept", "broken", "not applicable"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one law."""
+    """Result of checking one law."""
 
     law: str
     status: Status
     detail: str
-    """Where and how it is broken, why it does not apply, or a remark; may be empty."""
+    """Description of the breach, reason why the law does not apply, or a remark; may be empty."""
 
 
 def subject_of(
     env_id: str, arguments: Mapping[str, Any] | None = None, *, steps: int = 100_000, seed: int = 0
 ) -> Subject:
-    """Return what is checked for an id of ours, of `ctrl.envs.field` or of gymnasium's registry.
+    """Return the env to check for an id of this package, of `ctrl.envs.field` or of gymnasium's registry.
 
     :param env_id: as for `gymnasium.make`, so `my_package:My-v0` imports my_package first
-    :param arguments: those of the env
-    :param steps: how many must leave no memory behind
-    :param seed: of all play
-    :raises gymnasium.error.Error: where the id is not known
+    :param arguments: the env's arguments
+    :param steps: number of steps in the check for memory leaks
+    :param seed: seed of all random play
+    :raises gymnasium.error.Error: if the id is not known
     """
     given = dict(arguments or {})
     if env_id in FIELD_TASKS:
@@ -68,7 +68,7 @@ def subject_of(
 
 
 def _native(env_id: str, given: dict[str, Any]) -> tuple[Mapping[AutoresetMode, Callable[[int], Vector]], str | None]:
-    """Find out which vector envs of its own an id has; the second is what is wrong with them."""
+    """Return functions that build the id's own vector envs, by autoreset mode, and an error text or None."""
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
@@ -90,7 +90,7 @@ def _native(env_id: str, given: dict[str, Any]) -> tuple[Mapping[AutoresetMode, 
 
 
 def judge(law: Law, subject: Subject) -> Finding:
-    """Say what comes of one law. Whatever an env raises breaks the law; warnings are not shown."""
+    """Check one law and return the finding. Any exception that the env raises breaks the law; warnings are hidden."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -106,7 +106,7 @@ def judge(law: Law, subject: Subject) -> Finding:
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Yield what comes of each law; of the first alone where the env cannot even be built."""
+    """Yield the finding for each law. If the env cannot be built, yield only that finding."""
     for law in LAWS:
         finding = judge(law, subject)
         yield finding
@@ -117,5 +117,9 @@ def check(subject: Subject) -> Iterator[Finding]:
 def check_task(
     env_id: str, arguments: Mapping[str, Any] | None = None, *, steps: int = 100_000, seed: int = 0
 ) -> list[Finding]:
-    """Check all laws for any id; a broken one does not keep the others from being checked. See `subject_of`."""
+    """Check all laws for any id and return the findings. A broken law does not stop the check of the others.
+
+    An env that cannot be built is the exception: then only the first law is checked. For the parameters see
+    `subject_of`.
+    """
     return list(check(subject_of(env_id, arguments, steps=steps, seed=seed)))

@@ -1,12 +1,12 @@
-"""`ctrl/CopySequence-v0`: several symbols in a row, a gap, and all of them asked for in their order.
+"""`ctrl/CopySequence-v0`: several symbols in a row, a delay, and queries for all of them in order.
 
-The question is how much a memory holds: `length` symbols, each to be named `length + delay` steps after it was seen. It
+The task tests how much a memory holds: `length` symbols, each to be named `length + delay` steps after it was seen. It
 is the copy task of Hochreiter & Schmidhuber 1997 and of Graves, Wayne and Danihelka 2014 (https://arxiv.org/abs/1410.5401),
-section 4.1, with one symbol a step. Each right answer brings 1 / length, so the return is the share that was right.
+section 4.1, with one symbol a step. Each right answer brings 1 / length, so the return is the share of right answers.
 
 Step                                 one-hot symbol                                      "cue" flag   "answer" flag
 0 … length - 1                       the next symbol                                     1            0
-`delay` steps                        with probability `noise` one that means nothing     0            0
+`delay` steps                        a noise symbol with probability `noise`, else 0     0            0
 the last `length` steps              0                                                   0            1
 after the last action                0                                                   0            0
 """
@@ -37,16 +37,16 @@ from ctrl.envs.task import Task
 
 
 class CopyState(NamedTuple):
-    """Where each of B copies is in its episode."""
+    """State of B copies, each at its own step of its own episode."""
 
     keys: Bits
     """[B] the episode's key: symbols and noise are functions of it."""
     step: npt.NDArray[np.int64]
-    """[B] from 0; `2 * length + delay` after the end."""
+    """[B] step of the episode, from 0; `2 * length + delay` after the end."""
     mistakes: npt.NDArray[np.int64]
-    """[B] wrong answers so far."""
+    """[B] number of wrong answers so far."""
     skip: npt.NDArray[np.int64]
-    """[B] steps of the gap to leave out; 0 except in the first episodes of a staggered vector env."""
+    """[B] steps of the delay to leave out; 0 except in the first episodes of a staggered vector env."""
     answer: Symbols
     right: Bools
 
@@ -56,13 +56,13 @@ class CopyRules(SymbolRules[CopyState]):
     """The dynamics of `ctrl/CopySequence-v0` for a batch of copies."""
 
     length: int = 8
-    """Symbols to copy, at least 1."""
+    """Number of symbols to copy, at least 1."""
     delay: int = 16
     """Steps between the last symbol and the first query, at least 0."""
     num_symbols: int = 4
-    """How many symbols there are, at least 2; also the number of actions."""
+    """Number of different symbols, at least 2; also the number of actions."""
     noise: float = 0.0
-    """Probability of a meaningless symbol at each step of the gap."""
+    """Probability of a noise symbol at each step of the delay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,21 +73,21 @@ class CopyRules(SymbolRules[CopyState]):
 
     @property
     def scores(self) -> Scores:
-        """The share of right answers, of which each is as likely to be right without memory."""
+        """Expected share of right answers. Without memory every answer is a guess among `num_symbols`."""
         return Scores(random=1 / self.num_symbols, memoryless=1 / self.num_symbols, perfect=1.0)
 
     @property
     def memory_steps(self) -> int:
-        """From each answer to its symbol."""
+        """Number of steps from a symbol to its query."""
         return self.length + self.delay
 
     @property
     def max_episode_steps(self) -> int:
-        """Every episode has as many."""
+        """Number of steps in every episode."""
         return 2 * self.length + self.delay
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> CopyState:
-        """Start episodes; a phase p leaves out p · delay steps of the gap."""
+        """Start episodes; a phase p shortens the delay by p · delay steps."""
         zero = np.zeros(len(keys), dtype=np.int64)
         skip = (phase * self.delay).astype(np.int64)
         return CopyState(keys.copy(), zero, zero.copy(), skip, np.full_like(zero, NO_ANSWER), zero > 0)
@@ -103,7 +103,7 @@ class CopyRules(SymbolRules[CopyState]):
         )
 
     def advance(self, state: CopyState, actions: Actions) -> Outcome:
-        """Count one step; at the last `length` steps the action must name a symbol."""
+        """Take one step; at the last `length` steps the action must name a symbol."""
         is_query = self._is_query(state.step)
         right = is_query & (actions == self.wanted(state))
         after = state._replace(
@@ -117,12 +117,12 @@ class CopyRules(SymbolRules[CopyState]):
         return Outcome(after, right / self.length, terminated, never, terminated & (after.mistakes == 0))
 
     def wanted(self, state: CopyState) -> Symbols:
-        """Return the symbol that is asked for, or will be first, or was last."""
+        """Return the symbol of the current query; before the queries the first symbol, after them the last."""
         asked = np.clip(state.step - self.length - self.delay, 0, self.length - 1)
         return integers_below(derive(state.keys, asked), self.num_symbols)
 
     def progress(self, state: CopyState) -> tuple[Symbols, int]:
-        """Return the step of the episode."""
+        """Return the step of the episode, and the episode's length."""
         return np.minimum(state.step, self.max_episode_steps), self.max_episode_steps
 
     def _is_query(self, step: npt.NDArray[np.int64]) -> Bools:

@@ -1,9 +1,10 @@
-"""`ctrl/EndlessCopy-v0`: a sequence that grows by one symbol a round and is asked for whole, until the first mistake.
+"""`ctrl/EndlessCopy-v0`: a sequence that grows by one symbol a round and must be repeated, until the first mistake.
 
-Round r (from 1) shows one new symbol, then `delay` blank steps, then asks for all r symbols in their order. Each right
-answer brings 1; a wrong one ends the episode, the last answer of round `max_length` cuts it off. So the first symbol
-must be kept for the whole episode while the load grows: the game "Simon", and the form of the endless tasks of Pleines
-et al. 2023 (https://arxiv.org/abs/2309.17207). What is seen is as in `ctrl/CopySequence-v0`.
+Round r (from 1) shows one new symbol, then `delay` blank steps, then asks for all r symbols in order. Each right answer
+brings 1. A wrong answer ends the episode; the last answer of round `max_length` cuts it off (truncated). So the first
+symbol must be remembered for the whole episode, while the number of symbols grows. This is the game "Simon", in the
+form of the endless tasks of Pleines et al. 2023 (https://arxiv.org/abs/2309.17207). Observations are as in
+`ctrl/CopySequence-v0`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from ctrl.envs.task import Task
 
 
 class EndlessCopyState(NamedTuple):
-    """Where each of B copies is in its episode."""
+    """State of B copies, each at its own step of its own episode."""
 
     keys: Bits
     """[B] the episode's key: the symbols are functions of it."""
     round: npt.NDArray[np.int64]
-    """[B] from 1: how many symbols there are; `max_length + 1` after the last."""
+    """[B] index of the round, from 1; also its number of symbols. `max_length + 1` after the last round."""
     step: npt.NDArray[np.int64]
-    """[B] in the round, from 0; the first query is at `1 + delay`."""
+    """[B] step of the round, from 0; the first query is at `1 + delay`."""
     skip: npt.NDArray[np.int64]
-    """[B] steps of the first gap to leave out; 0 except in the first episodes of a staggered vector env."""
+    """[B] steps of the first delay to leave out; 0 except in the first episodes of a staggered vector env."""
     answer: Symbols
     right: Bools
 
@@ -44,9 +45,9 @@ class EndlessCopyRules(SymbolRules[EndlessCopyState]):
     delay: int = 4
     """Blank steps between a new symbol and the first query, at least 0."""
     num_symbols: int = 4
-    """How many symbols there are, at least 2; also the number of actions."""
+    """Number of different symbols, at least 2; also the number of actions."""
     max_length: int = 16
-    """Symbols after which an episode is cut off, at least 1."""
+    """Number of symbols, and of rounds, after which an episode is cut off, at least 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,9 +57,11 @@ class EndlessCopyRules(SymbolRules[EndlessCopyState]):
 
     @property
     def scores(self) -> Scores:
-        """Right answers in a row. Naming always the same symbol is better than drawing: what was right stays right.
+        """Expected number of right answers before the first mistake.
 
-        So in round r the r - 1 old symbols are right again if they all were that symbol, and then the new one may be.
+        The memoryless agent always names the same symbol. This is better than drawing a symbol at random, because an
+        answer that was right in one round is right again in the next. In round r the agent gets the r - 1 old symbols
+        right if all of them are its symbol, and then the new one with probability 1 / num_symbols.
         """
         answers = self.max_length * (self.max_length + 1) // 2
         chance = 1 / self.num_symbols
@@ -67,16 +70,16 @@ class EndlessCopyRules(SymbolRules[EndlessCopyState]):
 
     @property
     def memory_steps(self) -> int:
-        """From the first query of the last round to the first symbol."""
+        """Number of steps from the first symbol to the first query of the last round."""
         return self._rounds_end(self.max_length - 1) + 1 + self.delay
 
     @property
     def max_episode_steps(self) -> int:
-        """All rounds."""
+        """Number of steps in all rounds."""
         return self._rounds_end(self.max_length)
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> EndlessCopyState:
-        """Start episodes; a phase p leaves out p · delay steps of the first gap."""
+        """Start episodes; a phase p shortens the first delay by p · delay steps."""
         zero = np.zeros(len(keys), dtype=np.int64)
         skip = (phase * self.delay).astype(np.int64)
         return EndlessCopyState(keys.copy(), zero + 1, zero, skip, np.full_like(zero, NO_ANSWER), zero > 0)
@@ -89,7 +92,7 @@ class EndlessCopyRules(SymbolRules[EndlessCopyState]):
         return self.show_symbols(symbols, is_cue, cue=is_cue, answer=running & (state.step > self.delay))
 
     def advance(self, state: EndlessCopyState, actions: Actions) -> Outcome:
-        """Count one step; after the gap each action must name a symbol."""
+        """Take one step; after the delay each action must name a symbol."""
         is_query = state.step > self.delay
         right = is_query & (actions == self.wanted(state))
         complete = right & (state.step == self.delay + state.round)
@@ -104,17 +107,20 @@ class EndlessCopyRules(SymbolRules[EndlessCopyState]):
         return Outcome(after, right.astype(np.float64), is_query & ~right, truncated, truncated.copy())
 
     def wanted(self, state: EndlessCopyState) -> Symbols:
-        """Return the symbol that is asked for, or will be first; after a mistake the one that was asked for."""
+        """Return the symbol of the current query.
+
+        Before the queries of a round it is the first symbol, after a mistake the symbol that was asked for.
+        """
         asked = state.step - 1 - self.delay - self._mistaken(state)
         return self._symbol(state.keys, np.maximum(asked, 0))
 
     def progress(self, state: EndlessCopyState) -> tuple[Symbols, int]:
-        """Return the step of the episode."""
+        """Return the step of the episode, and the length of the longest episode."""
         complete = state.round - 1
         return complete * (1 + self.delay) + complete * state.round // 2 + state.step, self.max_episode_steps
 
     def _rounds_end(self, rounds: int) -> int:
-        """Return the steps that the first `rounds` rounds take."""
+        """Return the number of steps in the first `rounds` rounds."""
         return rounds * (1 + self.delay) + rounds * (rounds + 1) // 2
 
     def _symbol(self, keys: Bits, index: npt.NDArray[np.int64]) -> Symbols:

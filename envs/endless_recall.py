@@ -1,9 +1,9 @@
 """`ctrl/EndlessRecall-v0`: `ctrl/Recall-v0` round after round, until the first mistake.
 
-A round has `length + 1` decisions: a cue at its first step, noise, and the query at its last. A right answer brings 1
-and the next round with a new cue; a wrong one ends the episode, `max_rounds` right ones cut it off. So each cue must
-replace the one before, and the return counts how often in a row that went well. What is seen is as in `ctrl/Recall-v0`;
-nothing tells one round from another.
+A round has `length + 1` decisions: a cue at its first step, noise, and a query at its last step. A right answer brings
+1 and starts the next round with a new cue. A wrong answer ends the episode; `max_rounds` right ones cut it off
+(truncated). So each cue must replace the previous one in memory. The return is the number of right answers in a row.
+Observations are as in `ctrl/Recall-v0`; they don't show the number of the round.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ctrl.envs.task import Task
 
 
 class EndlessRecallState(NamedTuple):
-    """Where each of B copies is in its episode."""
+    """State of B copies, each at its own step of its own episode."""
 
     keys: Bits
     """[B] the episode's key: cues and noise are functions of it."""
     round: npt.NDArray[np.int64]
-    """[B] right answers so far."""
+    """[B] number of right answers so far."""
     step: npt.NDArray[np.int64]
-    """[B] in the round; `length` at the query, `length + 1` after a mistake."""
+    """[B] step of the round, from 0; `length` at the query, `length + 1` after a mistake."""
     skip: npt.NDArray[np.int64]
     """[B] steps to leave out after the first cue; 0 except in the first episodes of a staggered vector env."""
     answer: Symbols
@@ -53,11 +53,11 @@ class EndlessRecallRules(SymbolRules[EndlessRecallState]):
     length: int = 32
     """Steps from a cue to its query, at least 1."""
     num_cues: int = 4
-    """How many cues there are, at least 2; also the number of actions."""
+    """Number of different cues, at least 2; also the number of actions."""
     noise: float = 0.5
-    """Probability of a meaningless symbol at each step between cue and query."""
+    """Probability of a noise symbol at each step between cue and query."""
     max_rounds: int = 20
-    """Right answers that cut an episode off, at least 1."""
+    """Number of right answers after which an episode is cut off, at least 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,23 +68,23 @@ class EndlessRecallRules(SymbolRules[EndlessRecallState]):
 
     @property
     def num_symbols(self) -> int:  # type: ignore[override]
-        """One for each cue."""
+        """Number of symbols, one for each cue."""
         return self.num_cues
 
     @property
     def scores(self) -> Scores:
-        """Right answers in a row, of which each is as likely to be right without memory."""
+        """Expected number of right answers in a row. Without memory each is a guess among `num_cues`."""
         chance = until_first_mistake(1 / self.num_cues, self.max_rounds)
         return Scores(random=chance, memoryless=chance, perfect=self.max_rounds)
 
     @property
     def memory_steps(self) -> int:
-        """From a query to its cue."""
+        """Number of steps from a cue to its query."""
         return self.length
 
     @property
     def max_episode_steps(self) -> int:
-        """All rounds."""
+        """Number of steps in all rounds."""
         return self.max_rounds * (self.length + 1)
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> EndlessRecallState:
@@ -102,7 +102,7 @@ class EndlessRecallRules(SymbolRules[EndlessRecallState]):
         return self.show_symbols(integers_below(bits, self.num_cues), shown, cue=is_cue, answer=is_query)
 
     def advance(self, state: EndlessRecallState, actions: Actions) -> Outcome:
-        """Count one step; the action at a query ends the round or the episode."""
+        """Take one step; the action at a query ends the round or the episode."""
         is_query = state.step == self.length
         right = is_query & (actions == self.wanted(state))
         first = (state.step == 0) & (state.round == 0)
@@ -116,19 +116,19 @@ class EndlessRecallRules(SymbolRules[EndlessRecallState]):
         return Outcome(after, right.astype(np.float64), is_query & ~right, truncated, truncated.copy())
 
     def wanted(self, state: EndlessRecallState) -> Symbols:
-        """Return the round's cue; after the last round its cue."""
+        """Return the cue of the current round; after the last round, the last cue."""
         cue_step = np.minimum(state.round, self.max_rounds - 1) * (self.length + 1)
         return integers_below(derive(state.keys, cue_step), self.num_cues)
 
     def progress(self, state: EndlessRecallState) -> tuple[Symbols, int]:
-        """Return the step of the episode."""
+        """Return the step of the episode, and the length of the longest episode."""
         return self._total_step(state), self.max_episode_steps
 
     def _total_step(self, state: EndlessRecallState) -> npt.NDArray[np.int64]:
         return state.round * (self.length + 1) + state.step
 
     def _ended(self, state: EndlessRecallState) -> Bools:
-        """Return where the last answer was a mistake or the last one possible."""
+        """Return True where the last answer was a mistake or the last one of the last round, [B]."""
         answered = state.answer != NO_ANSWER
         ended: Bools = (answered & ~state.right) | (state.round == self.max_rounds)
         return ended

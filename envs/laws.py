@@ -1,8 +1,8 @@
-"""The laws that a memory agent relies on, each a function of one env.
+"""Laws of an env that a memory agent relies on, each a function that checks one env.
 
-A law gets a `Subject`, which knows how to build the env that is checked. It returns a remark, or "". It raises `Breach`
-where it is broken and `NotApplicable` where it says nothing about this env. Our own tasks keep all laws without a
-remark; an env of others may do a few things that ours may not. `ctrl.envs.contract` checks any id.
+A law takes a `Subject`, which builds the env to check. It returns a remark, or "". It raises `Breach` if the env breaks
+it, and `NotApplicable` if it says nothing about this env. The tasks of this package keep all laws without a remark.
+Some laws are milder with other envs and only return a remark. `ctrl.envs.contract` checks any id.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from gymnasium.vector.utils import iterate
 from ctrl.envs.transcript import Event, Playable, Restarting, actions, begin, copy_of, difference, keep, play
 
 COPIES = 5
-"""Copies in a vector env."""
+"""Number of copies in a vector env."""
 EPISODES = 3
-"""Episodes of each copy that the laws look at, all but the one on memory."""
+"""Number of episodes of each copy in the play that a law checks, except in the check for memory leaks."""
 CALLS = 2_000
-"""Steps after which they stop where episodes are long."""
+"""Maximum number of steps in this play, for envs with long episodes."""
 ALLOWANCE = 64 * 1024
-"""Bytes by which memory may grow: what Python and its libraries keep for reuse."""
+"""Number of bytes by which allocated memory may grow, since Python and its libraries keep some for reuse."""
 MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
 
 Single = gym.Env[Any, Any]
@@ -43,7 +43,7 @@ Vector = VectorEnv[Any, Any, Any]
 
 
 class Breach(AssertionError):
-    """A law is broken."""
+    """Raised if an env breaks a law."""
 
     law = ""
 
@@ -56,28 +56,28 @@ class Breach(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A law says nothing about this env, and why."""
+    """Raised if a law says nothing about this env; the message is the reason."""
 
 
 @dataclass
 class Subject:
-    """An env that is checked: how to build it, and what is known of it."""
+    """Env to check: functions that build it, and facts about it."""
 
     make: Callable[..., Single]
-    """Builds one copy; takes `render_mode`."""
+    """Function that builds one copy; takes `render_mode`."""
     native: Mapping[AutoresetMode, Callable[[int], Vector]] = field(default_factory=dict)
-    """Builds the given number of copies in the env's own vector env, for each mode that it has."""
+    """Functions that build the env's own vector env with a number of copies, one for each mode that it has."""
     native_problem: str | None = None
-    """Why the own vector env that the env should have cannot be built."""
+    """Error text if the env has a vector env of its own that cannot be built."""
     strict: bool = False
-    """Whether it must keep what we ask of our own tasks only."""
+    """True if remarks count as breaches, as for the tasks of this package."""
     longest: int | None = None
-    """Steps of the longest episode, where that is stated."""
+    """Number of steps in the longest episode, if it is stated."""
     seed: int = 0
     steps: int = 100_000
-    """Steps that must leave no memory behind."""
+    """Number of steps in the check for memory leaks."""
     tick: Callable[[], None] | None = None
-    """Called after each step, to show that something happens."""
+    """Function called after each step, to show progress."""
     _opened: list[Any] = field(default_factory=list)
 
     def single(self, **options: Any) -> Single:
@@ -87,7 +87,7 @@ class Subject:
         return env
 
     def forms(self) -> Iterator[tuple[str, Callable[[], Playable]]]:
-        """Yield the name of each form that the env has, and what builds it."""
+        """Yield the name of each form of the env, single or native vector env, and a function that builds it."""
         yield "single env", lambda: Restarting(self.single())
         for mode in list(self.native)[:1]:
             yield "native vector env", partial(self.vector, mode)
@@ -99,17 +99,17 @@ class Subject:
         return envs
 
     def sync(self, mode: AutoresetMode) -> Vector:
-        """Build gymnasium's vector env of single ones."""
+        """Build gymnasium's vector env of single envs."""
         envs = SyncVectorEnv([self.make] * COPIES, autoreset_mode=mode)
         self._opened.append(envs)
         return envs
 
     def play(self, envs: Playable, *, calls: int = CALLS) -> Iterator[Event]:
-        """Play at random, from the subject's seed."""
+        """Yield the events of random play from the subject's seed."""
         return play(envs, seed=self.seed, calls=calls, episodes=EPISODES, tick=self.tick)
 
     def close(self) -> None:
-        """Close all that was built; that an env fails to close is told by gymnasium's checker."""
+        """Close all envs that were built. Errors are ignored: the law `gymnasium_accepts_it` reports them."""
         while self._opened:
             try:
                 self._opened.pop().close()
@@ -117,7 +117,7 @@ class Subject:
                 continue
 
     def insist(self, detail: str) -> str:
-        """Raise a breach for an env of ours; return a remark for others."""
+        """Raise `Breach` if the subject is strict, else return `detail` as a remark."""
         if self.strict:
             raise Breach(detail)
         return detail
@@ -125,13 +125,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Law:
-    """One law, by the name that is shown."""
+    """One law, with the name under which it is reported."""
 
     name: str
     holds: Callable[[Subject], str]
 
     def __call__(self, subject: Subject) -> str:
-        """Return a remark; raise `Breach` or `NotApplicable`."""
+        """Check the law; return a remark, or raise `Breach` or `NotApplicable`."""
         try:
             return self.holds(subject)
         except Breach as breach:
@@ -140,20 +140,20 @@ class Law:
 
 
 def it_can_be_built(subject: Subject) -> str:
-    """Build and reset."""
+    """Build and reset the env."""
     begin(Restarting(subject.single()), subject.seed)
     return ""
 
 
 def gymnasium_accepts_it(subject: Subject) -> str:
-    """Run gymnasium's checker and its checks of pictures; its warnings are the remark."""
+    """Run gymnasium's env checker and its render checks; their warnings are the remark."""
     env = subject.single()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # Its checks of pictures and of closing build the env anew from its spec, which adapted envs do not have.
+        # gymnasium's render and close checks build the env anew from its spec, which adapted envs do not have.
         check_env(env, skip_render_check=True, skip_close_check=True)
         for mode in env.metadata.get("render_modes", []):
-            if mode != "human":  # which would open a window
+            if mode != "human":  # "human" would open a window
                 _check_pictures(subject, mode)
         env.close()
         env.close()
@@ -177,7 +177,7 @@ def _plain(message: str) -> str:
 
 
 def a_seed_gives_the_same_again(subject: Subject) -> str:
-    """Replay in the same instance and in a fresh one."""
+    """Check that a seed gives the same episodes again, in the same instance and in a fresh one."""
     ended = False
     for form, make in subject.forms():
         envs = make()
@@ -196,7 +196,7 @@ def _compare(first: list[Event], again: Iterator[Event], form: str) -> None:
 
 
 def another_seed_gives_another(subject: Subject) -> str:
-    """Tell if it does not: that is only a remark, because a task may have nothing to draw."""
+    """Check that another seed gives other episodes; else it is a remark, since a task may have nothing random."""
     other = subject.seed + 1_000
     for form, make in subject.forms():
         streams = (play(make(), seed=seed, calls=CALLS, episodes=EPISODES) for seed in (subject.seed, other))
@@ -206,7 +206,7 @@ def another_seed_gives_another(subject: Subject) -> str:
 
 
 def spaces_hold_what_is_seen(subject: Subject) -> str:
-    """Also at the end of an episode."""
+    """Check that the spaces contain every observation, also the last one of an episode."""
     for form, make in subject.forms():
         envs = make()
         for step, event in enumerate(subject.play(envs)):
@@ -225,7 +225,7 @@ def _require_inside(space: spaces.Space[Any], observation: Any, where: str) -> N
 
 
 def _outside(space: spaces.Space[Any], value: Any, name: str) -> str:
-    """Say why `space` does not hold `value`."""
+    """Return the reason why `space` does not contain `value`."""
     if isinstance(space, spaces.Dict) and isinstance(value, dict) and value.keys() == space.spaces.keys():
         key = next(key for key, part in space.spaces.items() if not part.contains(value[key]))
         return _outside(space[key], value[key], f"{name}[{key!r}]")
@@ -237,7 +237,7 @@ def _outside(space: spaces.Space[Any], value: Any, name: str) -> str:
 
 
 def rewards_are_finite_numbers(subject: Subject) -> str:
-    """A number of Python or numpy, or from a vector env an array of numbers."""
+    """Check that rewards are finite: Python or numpy numbers, and arrays of numbers from a vector env."""
     for form, make in subject.forms():
         envs = make()
         for step, event in enumerate(subject.play(envs)):
@@ -253,7 +253,7 @@ def _is_reward(reward: Any, batched: bool) -> bool:
 
 
 def an_end_is_terminated_or_truncated(subject: Subject) -> str:
-    """Flags are bools, and never both: agents treat the two kinds of ends differently."""
+    """Check that both flags are bools and never both True: agents treat the two kinds of ends differently."""
     both = 0
     for step, event in enumerate(subject.play(Restarting(subject.single()))):
         for name, flag in (("terminated", event.terminated), ("truncated", event.truncated)):
@@ -264,7 +264,7 @@ def an_end_is_terminated_or_truncated(subject: Subject) -> str:
 
 
 def a_time_limit_truncates(subject: Subject) -> str:
-    """No episode is longer than stated, and one that gymnasium's `max_episode_steps` cuts is reported as truncated."""
+    """Check that no episode is longer than stated, and that gymnasium's `max_episode_steps` truncates."""
     env = subject.single()
     cut = None if env.spec is None else env.spec.max_episode_steps
     longest = subject.longest if cut is None else cut
@@ -282,9 +282,9 @@ def a_time_limit_truncates(subject: Subject) -> str:
 
 
 def sync_vector_env_equals_singles(mode: AutoresetMode, subject: Subject) -> str:
-    """Compare gymnasium's own vector env with single envs that restart: copies must not reach each other."""
+    """Compare gymnasium's own vector env with single envs that restart: copies must not influence each other."""
     envs, singles = subject.sync(mode), [Restarting(subject.single(), mode) for _ in range(COPIES)]
-    drawn = actions(envs, 0)  # the same that `play` draws
+    drawn = actions(envs, 0)  # the same actions that `play` draws
     for step, event in enumerate(subject.play(envs)):
         if step == 0:
             expected = [begin(single, subject.seed + copy) for copy, single in enumerate(singles)]
@@ -299,7 +299,7 @@ def sync_vector_env_equals_singles(mode: AutoresetMode, subject: Subject) -> str
 
 
 def native_vector_env_equals_singles(mode: AutoresetMode, subject: Subject) -> str:
-    """Compare the env's own vector env with gymnasium's, in all that is returned."""
+    """Compare all returned values of the env's own vector env with those of gymnasium's."""
     if subject.native_problem is not None:
         raise Breach(subject.native_problem)
     if mode not in subject.native:
@@ -317,7 +317,10 @@ def native_vector_env_equals_singles(mode: AutoresetMode, subject: Subject) -> s
 
 
 def _tell_apart(subject: Subject, step: int, native: tuple[Event, Vector], sync: tuple[Event, Vector]) -> str:
-    """Say where the native and gymnasium's vector env first differ."""
+    """Raise `Breach` with the first difference between the native and gymnasium's vector env.
+
+    An env that is not strict may start other episodes than the single envs do. That raises `NotApplicable`.
+    """
     if step == 0 and not subject.strict:
         raise NotApplicable("its copies start other episodes than single envs with the seeds s, s + 1, …")
     for copy in range(COPIES):
@@ -328,7 +331,7 @@ def _tell_apart(subject: Subject, step: int, native: tuple[Event, Vector], sync:
 
 
 def later_steps_change_nothing_returned(subject: Subject) -> str:
-    """An agent's buffer may keep what it was given without a copy."""
+    """Check that later steps don't change returned arrays, so that a buffer may keep them without a copy."""
     for form, make in subject.forms():
         returned = [(event, keep(event)) for event in subject.play(make(), calls=CALLS // 10)]
         for step, (event, kept) in enumerate(returned):
@@ -339,7 +342,7 @@ def later_steps_change_nothing_returned(subject: Subject) -> str:
 
 
 def a_pickled_env_goes_on(subject: Subject) -> str:
-    """Pickle some times on the way and go on with both for a while."""
+    """Pickle the env at several points of play, and check that the unpickled one goes on like the original."""
     for form, make in subject.forms():
         envs = make()
         drawn = actions(envs, 0)
@@ -363,7 +366,7 @@ def _pickled(subject: Subject, envs: Playable, form: str) -> Playable:
 
 
 def steps_leave_no_memory_behind(subject: Subject) -> str:
-    """Compare what is allocated after a tenth of the steps and after all."""
+    """Check for memory leaks: compare allocated memory after a tenth of the steps and after all steps."""
     for form, make in subject.forms():
         envs = make()
         calls = subject.steps // (COPIES if isinstance(envs, VectorEnv) else 1)
@@ -374,7 +377,7 @@ def steps_leave_no_memory_behind(subject: Subject) -> str:
 
 
 def _growth(subject: Subject, envs: Playable, calls: int) -> int:
-    some = list(itertools.islice(actions(envs, 0), 500))  # to draw all would take longer than the steps
+    some = list(itertools.islice(actions(envs, 0), 500))  # drawing all actions would take longer than the steps
     traced = tracemalloc.is_tracing()
     tracemalloc.start()
     try:
@@ -386,7 +389,7 @@ def _growth(subject: Subject, envs: Playable, calls: int) -> int:
 
 
 def _allocated(subject: Subject, envs: Playable, drawn: Iterator[Any]) -> int:
-    """Return the bytes in use after all actions, and a reset so that each time the same episode is held."""
+    """Return the bytes in use after all actions and a reset, so that the env always holds the same episode."""
     begin(envs, subject.seed)
     for action in drawn:
         envs.step(action)

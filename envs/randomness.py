@@ -1,7 +1,7 @@
 """Counter-based random numbers: each number is a pure function of a key and a counter.
 
 A task draws from (env key, episode number, step) instead of a generator's hidden state. So a single env and a native
-vector env compute the same episodes, all copies are drawn by one numpy expression, and pickling needs no care.
+vector env compute the same episodes. One numpy expression draws for all copies, and pickling needs no special code.
 
 `derive(key, n)` is output number n of SplitMix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2660193.2660195)
 seeded with `key`. Keys are derived from keys: seed -> env -> episode -> step.
@@ -45,7 +45,7 @@ def integers_below(bits: Bits, bound: int) -> npt.NDArray[np.int64]:
 
 
 def happens(bits: Bits, probability: float) -> npt.NDArray[np.bool_]:
-    """Return True with this probability, from the high half of the bits: independent of `integers_below`."""
+    """Return True with this probability, from the high half of the bits, so independent of `integers_below`."""
     return (bits >> _WORD) < np.uint64(round(probability * 2**32))
 
 

@@ -1,10 +1,10 @@
 """`ctrl/RareCue-v0`: `ctrl/Recall-v0` with many cues, most of which are rare.
 
-Cue k (from 0) has a probability in proportion to 1 / (k + 1)^exponent, Zipf's law of words; noise symbols are drawn
-alike, so that a rare one is seen rarely at all. The Compressive Transformer improves rare words most, nobody knows why
-(https://arxiv.org/abs/1911.05507, section 5.4); here the same question is asked of an agent. So the success is
-told apart by the cue's frequency: an episode's last info has "group", an index into `RareCueRules.group_names`. Each
-group is an octave of ranks, of about equal probability in all when the exponent is 1.
+Cue k (from 0) has a probability in proportion to 1 / (k + 1)^exponent, as words have by Zipf's law. Noise symbols have
+the same probabilities, so a rare symbol is also rare as noise. The Compressive Transformer improves rare words most,
+and nobody knows why (https://arxiv.org/abs/1911.05507, section 5.4). This task tests if the same holds for an agent.
+Success is therefore reported by the cue's frequency: an episode's last info has "group", an index into
+`RareCueRules.group_names`. Each group is an octave of ranks. With exponent 1, all groups are about equally likely.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ctrl.envs.task import Task
 
 @dataclass(frozen=True)
 class RareCueRules(RecallRules):
-    """The dynamics of `ctrl/RareCue-v0` for a batch of copies: those of Recall with another draw."""
+    """The dynamics of `ctrl/RareCue-v0` for a batch of copies: those of Recall with other symbol probabilities."""
 
     length: int = 32
     """Steps from the cue to the query, at least 1."""
     num_cues: int = 32
-    """How many cues there are, at least 2; also the number of actions."""
+    """Number of different cues, at least 2; also the number of actions."""
     exponent: float = 1.0
-    """How steeply the probability falls with the rank, at least 0 (all alike)."""
+    """Exponent by which the probability falls with the rank, at least 0; with 0 all cues are equally likely."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,13 +41,13 @@ class RareCueRules(RecallRules):
 
     @cached_property
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """[num_cues] the probability of each cue, largest first."""
+        """Probability of each cue, largest first, [num_cues]."""
         weights = (1.0 + np.arange(self.num_cues)) ** -self.exponent
         return np.asarray(weights / weights.sum())
 
     @cached_property
     def group_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Octaves of ranks, counted from 1 as it is done for words."""
+        """Names of the groups, each an octave of ranks. Ranks count from 1, as is usual for words."""
         firsts = [1 << octave for octave in range(self.num_cues.bit_length())]
         lasts = [min(2 * first - 1, self.num_cues) for first in firsts]
         return tuple(
@@ -57,22 +57,22 @@ class RareCueRules(RecallRules):
 
     @property
     def scores(self) -> Scores:
-        """One answer; without memory the most frequent cue is the best guess."""
+        """Probability of a right answer. Without memory the most frequent cue is the best guess."""
         return Scores(random=1 / self.num_cues, memoryless=float(self.probabilities[0]), perfect=1.0)
 
     def draw(self, bits: Bits) -> Symbols:
         """Draw a cue or a noise symbol, each with its probability."""
-        fresh = derive(bits, np.zeros(1, dtype=np.int64))  # the bits themselves say whether there is noise
+        fresh = derive(bits, np.zeros(1, dtype=np.int64))  # `bits` itself decides about noise
         return np.searchsorted(self._upper_bounds, uniform(fresh), side="right")
 
     def group(self, state: RecallState) -> npt.NDArray[np.int64]:
-        """Return [B] the octave of the cue's rank."""
+        """Return the octave of each cue's rank, [B]."""
         _, exponents = np.frexp(state.cue + 1)  # cue + 1 is in [2^(exponent - 1), 2^exponent)
         return exponents.astype(np.int64) - 1
 
     @cached_property
     def _upper_bounds(self) -> npt.NDArray[np.float64]:
-        """[num_cues - 1] cumulative probabilities; the last cue takes what is above."""
+        """Cumulative probabilities [num_cues - 1]; the last cue takes all numbers above them."""
         return np.cumsum(self.probabilities)[:-1]
 
 

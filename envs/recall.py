@@ -1,13 +1,13 @@
 """`ctrl/Recall-v0`: a cue at step 0, distracting noise, and a query at the end.
 
-An episode has `length + 1` decisions. The cue is seen at step 0, the query `length` steps later, and the action at the
-query is the only one that counts: 1 if it names the cue, else 0. So one decision depends on exactly one observation,
-`length` steps back; nothing else in the episode helps. It is the copy-one-symbol case of the tasks in Hochreiter &
-Schmidhuber 1997, and the question that a memory must answer before any other.
+An episode has `length + 1` decisions. The cue is seen at step 0, the query `length` steps later. Only the action at the
+query counts: the reward is 1 if it names the cue, else 0. So one decision depends on exactly one observation, `length`
+steps back; nothing else in the episode helps. The task is the copy-one-symbol case of the tasks in Hochreiter &
+Schmidhuber 1997, and the first test that a memory must pass.
 
 Step                   one-hot symbol                                         "cue" flag   "answer" flag
 0                      the cue                                                1            0
-1 … length - 1         with probability `noise` one that means nothing, else 0  0            0
+1 … length - 1         a noise symbol with probability `noise`, else 0        0            0
 length                 0                                                      0            1
 after the last action  0                                                      0            0
 """
@@ -38,14 +38,14 @@ from ctrl.envs.task import Task
 
 
 class RecallState(NamedTuple):
-    """Where each of B copies is in its episode."""
+    """State of B copies, each at its own step of its own episode."""
 
     keys: Bits
     """[B] the episode's key: cue and noise are functions of it."""
     step: npt.NDArray[np.int64]
-    """[B] from 0; `length` at the query, `length + 1` after the end."""
+    """[B] step of the episode, from 0; `length` at the query, `length + 1` after the end."""
     cue: Symbols
-    """[B]"""
+    """[B] the episode's cue."""
     skip: npt.NDArray[np.int64]
     """[B] steps to leave out after the cue; 0 except in the first episodes of a staggered vector env."""
     answer: Symbols
@@ -59,9 +59,9 @@ class RecallRules(SymbolRules[RecallState]):
     length: int = 64
     """Steps from the cue to the query, at least 1."""
     num_cues: int = 4
-    """How many cues there are, at least 2; also the number of actions."""
+    """Number of different cues, at least 2; also the number of actions."""
     noise: float = 0.5
-    """Probability of a meaningless symbol at each step between cue and query."""
+    """Probability of a noise symbol at each step between cue and query."""
 
     return_is_success: ClassVar[bool] = True  # type: ignore[misc]
 
@@ -73,22 +73,22 @@ class RecallRules(SymbolRules[RecallState]):
 
     @property
     def num_symbols(self) -> int:  # type: ignore[override]
-        """One for each cue."""
+        """Number of symbols, one for each cue."""
         return self.num_cues
 
     @property
     def scores(self) -> Scores:
-        """One answer, of which each is as likely to be right without memory."""
+        """Probability of a right answer. Without memory the answer is a guess among `num_cues`."""
         return Scores(random=1 / self.num_cues, memoryless=1 / self.num_cues, perfect=1.0)
 
     @property
     def memory_steps(self) -> int:
-        """From the query to the cue."""
+        """Number of steps from the cue to the query."""
         return self.length
 
     @property
     def max_episode_steps(self) -> int:
-        """Every episode has as many."""
+        """Number of steps in every episode."""
         return self.length + 1
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> RecallState:
@@ -106,7 +106,7 @@ class RecallRules(SymbolRules[RecallState]):
         return self.show_symbols(self.draw(bits), shown, cue=is_cue, answer=is_query)
 
     def advance(self, state: RecallState, actions: Actions) -> Outcome:
-        """Count one step; the action at the query ends the episode."""
+        """Take one step; the action at the query ends the episode."""
         terminated = state.step == self.length
         success = terminated & (actions == state.cue)
         step = state.step + 1 + state.skip * (state.step == 0)
@@ -124,7 +124,7 @@ class RecallRules(SymbolRules[RecallState]):
         return state.cue
 
     def progress(self, state: RecallState) -> tuple[Symbols, int]:
-        """Return the step and that of the query."""
+        """Return the step of the episode, and the step of the query."""
         return np.minimum(state.step, self.length), self.length
 
 

@@ -1,14 +1,15 @@
 """`ctrl/Rewrite-v0`: an endless stream in which the cue changes at random times and the latest one counts.
 
-At each step a new cue comes with probability `change`, else a query with probability `query`, else noise; the first
-step shows a cue. A right answer at a query brings 1, and the episode goes on whatever the answer, until the time limit
-cuts it off. Old cues look like the valid one: a memory must tell the newest, or forget. LSTMs do so by their gates;
-plain attention has been found to fail (Shchendrigin et al. 2026, https://arxiv.org/abs/2601.15086).
+The first step shows a cue. Each later step shows a new cue with probability `change`, a query with probability `query`,
+and otherwise noise or nothing. A right answer at a query brings 1. The episode goes on after any answer, until the time
+limit cuts it off. Old cues look like the valid one, so a memory must know which cue is the newest, or forget the
+others. LSTMs forget by their gates; plain attention has been found to fail (Shchendrigin et al. 2026,
+https://arxiv.org/abs/2601.15086).
 
 Event      one-hot symbol                                      "cue" flag   "answer" flag
 cue        the new cue                                         1            0
 query      0                                                   0            1
-otherwise  with probability `noise` one that means nothing     0            0
+otherwise  a noise symbol with probability `noise`, else 0     0            0
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ from ctrl.envs.task import Task
 
 
 class RewriteState(NamedTuple):
-    """Where each of B copies is in its episode."""
+    """State of B copies, each at its own step of its own episode."""
 
     keys: Bits
     """[B] the episode's key: events and symbols are functions of it."""
     step: npt.NDArray[np.int64]
-    """[B] from 0; `limit` after the end."""
+    """[B] step of the episode, from 0; `limit` after the end."""
     limit: npt.NDArray[np.int64]
     """[B] the time limit: `steps` except in the first episodes of a staggered vector env."""
     cue: Symbols
-    """[B] the latest."""
+    """[B] the latest cue."""
     mistakes: npt.NDArray[np.int64]
-    """[B] wrong answers so far."""
+    """[B] number of wrong answers so far."""
     answer: Symbols
     right: Bools
 
 
 class _Events(NamedTuple):
-    """What a step shows, each [B]."""
+    """Content of a step, each field [B]."""
 
     symbol: Symbols
     is_cue: Bools
@@ -68,15 +69,15 @@ class RewriteRules(SymbolRules[RewriteState]):
     """The dynamics of `ctrl/Rewrite-v0` for a batch of copies."""
 
     steps: int = 512
-    """The time limit, at least 2."""
+    """Time limit in steps, at least 2."""
     num_cues: int = 4
-    """How many cues there are, at least 2; also the number of actions."""
+    """Number of different cues, at least 2; also the number of actions."""
     change: float = 0.05
     """Probability of a new cue at each step, above 0."""
     query: float = 0.1
     """Probability of a query at each step, above 0; `change + query` is at most 1."""
     noise: float = 0.5
-    """Probability of a meaningless symbol at each other step."""
+    """Probability of a noise symbol at each step without a cue or a query."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,25 +92,25 @@ class RewriteRules(SymbolRules[RewriteState]):
 
     @property
     def num_symbols(self) -> int:  # type: ignore[override]
-        """One for each cue."""
+        """Number of symbols, one for each cue."""
         return self.num_cues
 
     @property
     def scores(self) -> Scores:
-        """The expected number of queries, all of which a memory can answer."""
+        """Expected number of right answers. A memory can answer every query; without it each answer is a guess."""
         queries = self.query * (self.steps - 1)
         return Scores(random=queries / self.num_cues, memoryless=queries / self.num_cues, perfect=queries)
 
     @property
     def memory_steps(self) -> int:
-        """From a query to the latest cue in 99 of 100 cases; at most from the last step to the first."""
+        """Number of steps from the latest cue to a query, at least in 99 of 100 cases; below the time limit."""
         if self.change == 1:
             return 1
         return math.ceil(min(math.log(0.01) / math.log1p(-self.change), self.steps - 1))
 
     @property
     def max_episode_steps(self) -> int:
-        """The time limit."""
+        """Time limit in steps."""
         return self.steps
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> RewriteState:
@@ -126,7 +127,7 @@ class RewriteRules(SymbolRules[RewriteState]):
         return self.show_symbols(events.symbol, shown, cue=events.is_cue, answer=events.is_query)
 
     def advance(self, state: RewriteState, actions: Actions) -> Outcome:
-        """Judge the action at a query, count one step, and take the new cue over if one comes."""
+        """Judge the action at a query, take one step, and store the new cue if there is one."""
         is_query = self._events(state.keys, state.step).is_query
         right = is_query & (actions == state.cue)
         step = state.step + 1
@@ -147,11 +148,11 @@ class RewriteRules(SymbolRules[RewriteState]):
         return state.cue
 
     def progress(self, state: RewriteState) -> tuple[Symbols, int]:
-        """Return the step of the episode."""
+        """Return the step of the episode, and the time limit."""
         return state.step, self.steps
 
     def _events(self, keys: Bits, step: npt.NDArray[np.int64]) -> _Events:
-        """Draw what comes at `step` [B]."""
+        """Draw the content of `step` [B]."""
         bits = derive(keys, step)
         kind = uniform(derive(bits, np.zeros_like(step)))
         is_cue = (kind < self.change) | (step == 0)

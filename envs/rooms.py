@@ -1,7 +1,8 @@
-"""The two rooms of `ctrl/SelectNonmatchingObject-v0` as tables: where each action leads, and what is seen from where.
+"""The two rooms of `ctrl/SelectNonmatchingObject-v0` as tables: the effect of each action, and the view from each pose.
 
-A *pose* is the index of (room, y, x, heading): room A is 0, y counts from the back of a room, x from the left, headings
-in the order of `HEADINGS`. A *slot* is what a cell is before a trial says what it holds, such as the left glass case.
+A *pose* is the index of (room, y, x, heading). Room A is 0, y counts from the back of a room, x from the left, and
+headings have the order of `HEADINGS`. A *slot* is the role of a cell, such as "left glass case". A trial decides what
+each slot holds.
 
 P is the number of poses, 2 · depth · 7 · 4.
 """
@@ -22,7 +23,7 @@ HEADINGS = ("north", "east", "south", "west")
 _AHEAD = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])  # (y, x) of one step in each heading
 WIDTH, VIEW = 7, 7
 
-# CASES + 1, PADS + 1 and PEDESTALS + 1 are the right ones of the two.
+# CASES, PADS and PEDESTALS are the left slots of their pairs; add 1 for the right slot.
 FREE, SOLID, CASES, PADS, PEDESTALS, NUM_SLOTS = 0, 1, 2, 4, 6, 8
 
 
@@ -34,23 +35,23 @@ class Rooms(NamedTuple):
     moves: Integers
     """[P, 3] the pose after each action, if it does not lead into another room."""
     meets: Slots
-    """[P, 3] what "forward" steps on or bumps into; FREE for the turns."""
+    """[P, 3] the slot that "forward" steps on or bumps into; FREE for the turns."""
     views: Slots
-    """[P, 49] what is in the 7 × 7 cells around the agent, row by row: it is in the middle of the last, looking up."""
+    """[P, 49] the slots in the view of 7 × 7 cells, row by row; the agent is in the middle of the last, looking up."""
     starts: tuple[int, int]
-    """The poses in which the rooms are entered."""
+    """Poses in which room A and room B are entered."""
 
 
 @lru_cache
 def rooms(depth: int) -> Rooms:
-    """Return the tables for rooms with so many cells from front to back."""
+    """Return the tables for rooms with `depth` cells from front to back."""
     plan = _plan(depth)
     shape = (*plan.shape, len(HEADINGS))
     room, y, x, heading = np.unravel_index(np.arange(np.prod(shape)), shape)
     walled = np.pad(plan, ((0, 0), (VIEW, VIEW), (VIEW, VIEW)), constant_values=SOLID)
 
     def slots(ahead: int, aside: int) -> Slots:
-        """Return [P] what is so many cells ahead of each pose, and so many to the right of that."""
+        """Return the slot of the cell `ahead` cells in front of each pose and `aside` cells to its right, [P]."""
         dy, dx = (ahead * _AHEAD[heading] + aside * _AHEAD[(heading + 1) % 4]).T
         return np.asarray(walled[room, y + dy + VIEW, x + dx + VIEW])
 
@@ -68,7 +69,7 @@ def rooms(depth: int) -> Rooms:
 
 
 def _plan(depth: int) -> Slots:
-    """Return [2, depth, 7] the slots of both rooms."""
+    """Return the slot of each cell in both rooms, [2, depth, 7]."""
     plan = np.full((2, depth, WIDTH), FREE, dtype=np.uint8)
     plan[0, 0, [2, 4]] = CASES, CASES + 1
     plan[0, -1, [1, 5]] = PADS, PADS + 1
@@ -84,9 +85,10 @@ def place_of(pose: int, depth: int) -> tuple[int, int, int, int]:
 
 @lru_cache
 def pads_at_random(depth: int, steps: int) -> float:
-    """Return how many pads are expected in so many steps if each action is drawn uniformly.
+    """Return the expected number of visits to the pad in `steps` steps if each action is drawn uniformly.
 
-    It follows the probability of each pose. The pad is taken to be always the left one: the rooms are symmetric.
+    The function computes the probability of each pose, step by step. It always takes the left pad, because the rooms
+    are symmetric.
     """
     tables = rooms(depth)
     on_pad, touched = tables.meets == PADS, tables.meets >= PEDESTALS

@@ -1,4 +1,4 @@
-"""The scores that a task is measured against."""
+"""Reference scores of a task."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scores:
-    """Expected returns of an episode. No agent passes `perfect`.
+    """Expected returns of an episode. No agent's expected return is above `perfect`.
 
-    `memoryless` is that of the best known agent without memory; where a better one may exist, the scripted agent
-    that reaches it says so.
+    `memoryless` is the return of the best known memoryless agent. If a better one may exist, the docstring of the
+    scripted agent says so.
 
-    Memoryless means that an action depends on the current observation alone. An agent that is shown its previous action
-    has a memory: it can write there what it saw.
+    Memoryless means that an action depends on the current observation alone. An agent that sees its previous action has
+    a memory: it can store an observation in that action.
     """
 
     random: float
-    """Of an agent that draws each action uniformly."""
+    """Return of an agent that draws each action uniformly."""
     memoryless: float
     perfect: float
 
     def normalised(self, score: float) -> float:
-        """Return `score` on the scale where the random agent has 0 and the perfect one 1."""
+        """Return `score` on the scale where the random agent has 0 and the perfect agent 1."""
         return (score - self.random) / (self.perfect - self.random)
 
 
 def until_first_mistake(chance: float, answers: int) -> float:
-    """Return how many answers are expected before the first wrong one, or all `answers`, with this chance of each.
+    """Return the expected number of right answers before the first wrong one.
 
-    It is the sum over j of the probability that the first j are right.
+    It is the sum over j of the probability that the first j answers are right.
+
+    :param chance: probability that an answer is right, below 1
+    :param answers: number of answers after which the episode is cut off
     """
     return chance * (1 - chance**answers) / (1 - chance)

@@ -1,4 +1,4 @@
-"""Scripted agents, to measure what a task's stated scores claim."""
+"""Scripted agents, to verify a task's stated scores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 
 class Agent(Protocol):
-    """Acts for all copies of one vector env; what it remembers, it keeps by itself, one row a copy."""
+    """Agent that acts for all copies of one vector env. It keeps its own memory, with one row for each copy."""
 
     def __call__(self, observations: npt.NDArray[Any], reset: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
         """Return the actions [B, …] for the observations [B, …]; `reset` [B] is True on an episode's first step."""
 
 
 class RandomAgent:
-    """Draws each action uniformly from the action space."""
+    """Agent that draws each action uniformly from the action space."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int = 0) -> None:
         self._space = envs.action_space
@@ -31,11 +31,12 @@ class RandomAgent:
 def play(
     agent: Agent, envs: VectorEnv[Any, Any, Any], *, episodes: int, seed: int | None = None
 ) -> npt.NDArray[np.float64]:
-    """Play and return the returns [episodes, B] of each copy's first episodes.
+    """Play `episodes` episodes in each copy, and return their returns [episodes, B].
 
-    The number of episodes is fixed for each copy, because the first ones to finish would favour short episodes.
+    Each copy plays the same number of episodes, because the first episodes to finish would mostly be short ones.
 
     :param envs: a vector env with SAME_STEP autoreset, such as the native vector envs of this package.
+    :raises ValueError: if the vector env has another autoreset mode.
     """
     if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         raise ValueError(f"envs must have SAME_STEP autoreset, got {envs.metadata.get('autoreset_mode')}.")

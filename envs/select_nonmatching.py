@@ -1,31 +1,32 @@
 """`ctrl/SelectNonmatchingObject-v0`: take the object that was not shown in the room before.
 
-The task of the Compressive Transformer paper (Rae et al. 2019, https://arxiv.org/abs/1911.05507, section 5.6), DeepMind
-Lab's `rooms_select_nonmatching_object`, as two rooms of 7 × `depth` cells that are seen from within. A trial, with
-`depth=5`:
+This is DeepMind Lab's `rooms_select_nonmatching_object`, a task of the Compressive Transformer paper (Rae et al. 2019,
+https://arxiv.org/abs/1911.05507, section 5.6), as a grid world. It has two rooms of 7 × `depth` cells, seen by the
+agent from within. A trial, with `depth=5`:
 
-    room A      . . C ^ C . .       C      two glass cases; one of them, by chance, shows the match object
-                . . . . . . .       ^      where the agent starts
-                . . . . . . .       o o    the pad is on one of these cells, by chance; stepping on it brings +1, leads
-                . . . . . . .              through a corridor of `delay` steps and into room B
+    room A      . . C ^ C . .       C      two glass cases; one of them, drawn at random, shows the match object
+                . . . . . . .       ^      the agent's start
+                . . . . . . .       o o    the pad is on one of these cells, drawn at random; stepping on it brings +1
+                . . . . . . .              and leads through a corridor of `delay` steps into room B
                 . o . . . o .
 
-    room B      P . . . . . P       P      two pedestals with the match and another object, left and right by chance;
-                . . . . . . .              to touch the other one (go forward, into it) brings +10, to touch the match
+    room B      P . . . . . P       P      two pedestals with the match and another object, on random sides; touching
+                . . . . . . .              the other object (by going forward into it) brings +10, touching the match
                 . . . . . . .              −10; either begins the next trial, in room A
                 . . . . . . .
                 . . . ^ . . .
 
-The match object is drawn once per episode, or with `resample_each_trial` for each trial: then the memory must also be
-overwritten. The other object is a new one in each trial. Only what was seen in room A tells match and other apart.
+The match object is drawn once per episode. With `resample_each_trial` it is drawn for each trial, so the memory must
+also be overwritten. The other object is drawn anew for each trial. Only the view in room A tells match and other apart.
 
-The cases stand beside the start so that the shortest way doesn't depend on where the pad is: depth + 4 steps in room A,
-depth + 3 in room B. With the default depth a trial takes 27 steps, as in the original. An episode is cut off
-(truncated) after `steps` steps in the rooms; those in the corridor don't count, so scores don't depend on `delay`.
+The cases stand beside the start, so the shortest path does not depend on the side of the pad. It takes depth + 4 steps
+in room A and depth + 3 in room B. With the default depth a trial takes 27 steps, as in the original. An episode is cut
+off (truncated) after `steps` steps in the rooms. Steps in the corridor don't count, so scores don't depend on `delay`.
 
-Actions: 0 turn left, 1 turn right, 2 forward; in the corridor they do nothing. The agent sees 7 × 7 cells: it stands in
-the middle of the last row and looks up, through everything; outside of the room is wall. `ctrl.envs.sprites` lists the
-channels of a cell ("symbolic") and draws it as 8 × 8 pixels ("pixels"). In the corridor all is 0.
+Actions: 0 turn left, 1 turn right, 2 forward; in the corridor they do nothing. The agent sees 7 × 7 cells. It stands in
+the middle of the last row and looks up. Nothing blocks its view; cells outside of the room are wall.
+`ctrl.envs.sprites` lists the channels of a cell ("symbolic") and draws it as 8 × 8 pixels ("pixels"). In the corridor
+all values are 0.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ Form = Literal["symbolic", "pixels"]
 def objects_of(split: Split) -> Integers:
     """Return the objects of a split.
 
-    "held_out" has 9 of the 36, such that "train" still shows each shape and each colour: of each of the first 9 shapes
-    one colour, each colour 3 times.
+    "held_out" has 9 of the 36 objects: one of each of the first 9 shapes, 3 of each colour. So "train" still has each
+    shape and each colour.
     """
     shapes, colours = len(sprites.SHAPES), len(sprites.COLOURS)
     shape, colour = np.divmod(np.arange(shapes * colours), colours)
@@ -92,31 +93,31 @@ def objects_of(split: Split) -> Integers:
 
 @lru_cache
 def _looks(form: Form) -> npt.NDArray[Any]:
-    """Return what each kind of cell looks like, [NUM_KINDS, height, width, depth]; a symbolic cell is 1 × 1."""
+    """Return the appearance of each kind of cell, [NUM_KINDS, height, width, channels]; a symbolic cell is 1 × 1."""
     return sprites.tiles() if form == "pixels" else sprites.channels()[:, None, None]
 
 
 class SelectState(NamedTuple):
-    """Where each of B copies is in its episode."""
+    """State of B copies, each at its own step of its own episode."""
 
     keys: Bits
     """[B] the episode's key: all objects and sides are functions of it."""
     trial: Integers
-    """[B] from 0; so many objects have been touched."""
+    """[B] index of the trial, from 0, which is the number of objects touched so far."""
     clock: Integers
-    """[B] steps in the rooms."""
+    """[B] number of steps in the rooms so far."""
     wait: Integers
-    """[B] steps in the corridor that are still to come, 0 in a room."""
+    """[B] number of steps left in the corridor, 0 in a room."""
     pose: Integers
-    """[B] the index of (room, y, x, heading); in the corridor that in which room B will be entered."""
+    """[B] the index of (room, y, x, heading); in the corridor, the pose at the entrance of room B."""
     mistakes: Integers
-    """[B] how often the match object was touched."""
+    """[B] number of times that the match object was touched."""
     reward: Integers
-    """[B] of the last step; only shown."""
+    """[B] reward of the last step, only for display."""
 
 
 class Trial(NamedTuple):
-    """What chance decided for the trial of each of B copies. Sides are 0 for left and 1 for right on the plan."""
+    """Random choices of the current trial in each of B copies. Sides are 0 for left and 1 for right on the plan."""
 
     match: Integers
     """[B] the object in the glass case."""
@@ -135,17 +136,17 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
     """The dynamics of `ctrl/SelectNonmatchingObject-v0` for a batch of copies."""
 
     steps: int = 180
-    """Steps in the rooms, enough for one trial: at least 2 · depth + 7."""
+    """Number of steps in the rooms, enough for one trial: at least 2 · depth + 7."""
     depth: int = 10
-    """Cells from the front to the back of a room, at least 2."""
+    """Number of cells from the front to the back of a room, at least 2."""
     delay: int = 0
-    """Steps in the corridor between the rooms; with 32, 128 or 512 this becomes a test of long memory."""
+    """Number of steps in the corridor between the rooms; 32, 128 or 512 make this a test of long memory."""
     resample_each_trial: bool = False
-    """Whether each trial has a new match object."""
+    """True to draw a new match object for each trial."""
     split: Split = "train"
-    """Which objects there are: 27 of 36 ("train"), the others ("held_out"), or "all"."""
+    """Set of objects: 27 of 36 ("train"), the others ("held_out"), or "all"."""
     observation: Form = "symbolic"
-    """What is seen: 7 × 7 cells of 20 channels ("symbolic"), or 56 × 56 × 3 bytes ("pixels")."""
+    """Form of observations: 7 × 7 cells of 20 channels ("symbolic"), or 56 × 56 × 3 bytes ("pixels")."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,22 +175,25 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
 
     @property
     def trial_steps(self) -> int:
-        """Steps in the rooms on the shortest way through one trial."""
+        """Number of steps in the rooms on the shortest path through one trial."""
         return 2 * self.depth + 7
 
     @property
     def most_pads(self) -> int:
-        """How often an episode can lead to the pad."""
+        """Largest number of visits to the pad in an episode."""
         return self._times_at_pad(self.steps)
 
     @property
     def most_touched(self) -> int:
-        """How many objects can be touched in an episode."""
+        """Largest number of objects that can be touched in an episode."""
         return self.steps // self.trial_steps
 
     @property
     def scores(self) -> Scores:
-        """At random, touching an object is worth 0 on average, so only pads count. For the others see the agents."""
+        """Expected returns. The random agent gains 0 on average by touching objects, so only its pads count.
+
+        For the other two scores see `MemorylessSelect` and `PerfectSelect`.
+        """
         return Scores(
             random=pads_at_random(self.depth, self.steps),
             memoryless=float(self.selective_scores.max()),
@@ -198,44 +202,45 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
 
     @cached_property
     def selective_scores(self) -> npt.NDArray[np.float64]:
-        """The scores [n] of n agents without memory; number k − 1 goes to the pad only if k of n objects are the match.
+        """Expected returns [n] of n memoryless agents, where n is the number of objects; see `MemorylessSelect`.
 
-        See `MemorylessSelect`. What it touches is right if only one object on the pedestals is one of the k, and else
-        right half of the time, which is worth nothing.
+        The agent at index k − 1 goes to the pad only if the match is one of its k objects. It surely touches the right
+        object if the other object is none of the k. Else it is right half of the time, which is worth 0 on average.
         """
         count = len(objects_of(self.split))
         kept = np.arange(1, count + 1)
         trials = np.arange(self.most_pads) if self.resample_each_trial else np.zeros(self.most_pads)
-        goes = (kept / count)[:, None] ** (1 + trials)  # [n, pads]: that it gets to the pad in each trial
+        goes = (kept / count)[:, None] ** (1 + trials)  # [n, pads] probability of each visit to the pad
         surely_right = (count - kept) / (count - 1)
         return np.asarray(goes.sum(1) + 10 * surely_right * goes[:, : self.most_touched].sum(1))
 
     @property
     def memory_steps(self) -> int:
-        """On the shortest way, from the turn to an object back to the last view before the steps away from the cases.
+        """Number of steps on the shortest path from the last view of the cases to the turn towards an object.
 
-        These are depth - 1 steps in room B, the corridor, and depth + 2 in room A. In a room of up to 4 rows the match
-        may come into sight once more.
+        The last view is the one before the agent walks away from the cases. From there the path takes depth + 2 steps
+        in room A, the corridor, and depth - 1 steps in room B. In a room of up to 4 rows the match may come into view
+        once more.
         """
         return 2 * self.depth + 1 + self.delay
 
     @property
     def max_episode_steps(self) -> int:
-        """Those in the rooms, and all corridors; the pad leads into none after the last step."""
+        """Number of steps in the rooms and in all corridors. A pad at the last step leads into no corridor."""
         return self.steps + self.delay * self._times_at_pad(self.steps - 1)
 
     def _times_at_pad(self, steps: int) -> int:
         return (steps - (self.depth + 4)) // self.trial_steps + 1
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> SelectState:
-        """Start episodes; a phase p leaves out the first p · steps steps of the time."""
+        """Start episodes; a phase p starts the clock at p · steps."""
         zero = np.zeros(len(keys), dtype=np.int64)
         pose = np.full_like(zero, rooms(self.depth).starts[0])
         clock = (phase * self.steps).astype(np.int64)
         return SelectState(keys.copy(), zero, clock, zero.copy(), pose, zero.copy(), zero.copy())
 
     def trial(self, state: SelectState) -> Trial:
-        """Draw what chance decides for the current trials."""
+        """Draw the random choices of the current trials."""
         objects = objects_of(self.split)
         bits = derive(state.keys, state.trial + 1)
         once = np.zeros(1, dtype=np.int64)
@@ -254,7 +259,7 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         return seen.reshape(len(kinds), VIEW * height, VIEW * width, layers)
 
     def cells(self, state: SelectState) -> Integers:
-        """Return [B, 7, 7] the kinds of the cells in view."""
+        """Return the kinds of the cells in view, [B, 7, 7]."""
         content = self.content(state)
         content[state.wait > 0] = sprites.BLANK
         count = len(content)
@@ -263,7 +268,7 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         return kinds.reshape(count, VIEW, VIEW)
 
     def content(self, state: SelectState) -> Integers:
-        """Return [B, slots] the kind of cell that is in each slot."""
+        """Return the kind of cell in each slot, [B, slots]."""
         trial, rows = self.trial(state), np.arange(len(state.pose))
         content = np.empty((len(rows), NUM_SLOTS), dtype=np.int64)
         content[:, :PEDESTALS] = sprites.FLOOR, sprites.WALL, *[sprites.EMPTY_CASE] * 2, *[sprites.FLOOR] * 2
@@ -274,11 +279,11 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         return content
 
     def recognise(self, observations: Observations) -> Integers:
-        """Return [B, 7, 7] the kinds of the cells in observations, of either form."""
+        """Return the kinds of the cells in observations of either form, [B, 7, 7]."""
         looks = _looks(self.observation)
         count, height, width, layers = looks.shape
         weights = np.random.default_rng(0).integers(1, 2**20, height * width * layers).astype(np.float64)
-        sums = looks.reshape(count, -1) @ weights  # exact, and another one for each kind
+        sums = looks.reshape(count, -1) @ weights  # exact, and different for each kind
         cells = observations.reshape(-1, VIEW, height, VIEW, width, layers).swapaxes(2, 3)
         order = np.argsort(sums)
         kinds = order[np.searchsorted(sums[order], cells.reshape(-1, VIEW, VIEW, len(weights)) @ weights)]
@@ -307,7 +312,7 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         return Outcome(after, reward.astype(np.float64), np.zeros_like(truncated), truncated, success)
 
     def text(self, state: SelectState, row: int) -> str:
-        """Return such as `step 12/180  room A, at (3, 8) facing south  (match red ring, score 12)`."""
+        """Return a line such as `step 12/180  room A, at (3, 8) facing south  (match red ring, score 12)`."""
         one = take(state, slice(row, row + 1))
         room, y, x, heading = place_of(int(one.pose[0]), self.depth)
         where = f"room {'AB'[room]}, at ({x}, {y}) facing {HEADINGS[heading]}"
@@ -322,14 +327,15 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         return f"step {one.clock[0]}/{self.steps}  {event}{where}  (match {match}, score {self._score(one)})"
 
     def picture(self, state: SelectState, row: int) -> Picture:
-        """Draw the room from above, the view, the match object, which only the viewer knows, and the time as a bar.
+        """Draw the room from above, the agent's view, the match object and a time bar.
 
-        After the pad all has a yellow frame, after an object a green (right) or a red (wrong) one.
+        The match object is shown to the viewer only. The picture's frame is yellow after the pad, green after the right
+        object and red after the wrong one.
         """
         one = take(state, slice(row, row + 1))
         room, y, x, heading = place_of(int(one.pose[0]), self.depth)
         plan = self.content(one)[0][rooms(self.depth).plan[room]]
-        if one.wait[0]:  # the way through the corridor, drawn as long as a room
+        if one.wait[0]:  # the corridor, drawn as long as a room
             plan[:] = sprites.WALL
             plan[:, x] = sprites.FLOOR
             y = round((self.depth - 1) * int(one.wait[0]) / self.delay)
@@ -343,7 +349,10 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         )
 
     def _score(self, one: SelectState) -> int:
-        """Return the rewards so far of the only copy: who is past the pad has one more of it than objects."""
+        """Return the sum of rewards so far in a state of one copy.
+
+        In room B, and on the way there, the copy has reached one more pad than it has touched objects.
+        """
         past_pad = one.pose[0] >= rooms(self.depth).moves.shape[0] // 2
         return int(11 * one.trial[0] - 20 * one.mistakes[0] + past_pad)
 
@@ -361,7 +370,7 @@ class SelectNonmatchingObjectVectorEnv(TaskVectorEnv[SelectState]):
 
 
 class PerfectSelect:
-    """Goes the shortest way and touches the object that was not in the glass case."""
+    """Agent that takes the shortest path and touches the object that was not in the glass case."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self._rules = _rules_of(envs)
@@ -376,14 +385,15 @@ class PerfectSelect:
 
 
 class MemorylessSelect:
-    """The best agent without memory that is known: it goes to the pad only if the match is one of certain objects.
+    """Best known memoryless agent: it goes to the pad only if the match is one of k chosen objects.
 
-    Otherwise it waits at the start for good. So in room B one of these objects is the match. If the other object is
-    none of them, its looks tell that it is the other one. The more objects count as certain, the more often the agent
-    goes, and the less often that helps; `selective_scores` has the best number. Who always goes wins the pads alone.
+    Otherwise it waits at the start until the episode ends. So in room B the match is always one of the k objects. If
+    the other object is not, the agent can tell the two apart. With a larger k the agent goes to the pad more often, but
+    can tell the objects apart less often. It takes the k with the largest of the `selective_scores`. An agent that
+    always goes to the pad gains only the rewards of the pads.
 
-    Of the agents that take the shortest way or none at all, no other is better. Slow ones can win a little more: one
-    more pad, at the end of an episode that this agent waits through.
+    Of the agents that take the shortest path or stay at the start, no other is better. Slower agents can gain a little
+    more: one more pad, at the end of an episode that this agent waits through.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -407,17 +417,17 @@ def _rules_of(envs: VectorEnv[Any, Any, Any]) -> SelectNonmatchingObjectRules:
 
 
 def _shown(seen: Integers) -> Integers:
-    """Return [B] the object in the glass case that is in view, −1 if there is none."""
+    """Return the object in the glass case in view, −1 if there is none, [B]."""
     cells = seen.reshape(len(seen), -1)
     in_case = (cells >= sprites.CASE) & (cells < sprites.PEDESTAL)
     return np.asarray(np.where(in_case, cells - sprites.CASE, -1).max(axis=1))
 
 
 def _walk(seen: Integers, *, left: Bools) -> Actions:
-    """Return the actions on the shortest way.
+    """Return the actions on the shortest path, [B].
 
     :param seen: [B, 7, 7] the kinds of the cells in view
-    :param left: [B] whether to touch the left one of two objects
+    :param left: [B] True to touch the left one of two objects
     """
     beside, ahead = seen[:, -1], seen[:, -2, VIEW // 2]
     chooses = (beside[:, [0, -1]] >= sprites.PEDESTAL).all(axis=1)

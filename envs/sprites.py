@@ -1,9 +1,9 @@
-"""The cells of `ctrl/SelectNonmatchingObject-v0`: what there is, as channels and as tiles of 8 × 8 pixels.
+"""The cells of `ctrl/SelectNonmatchingObject-v0`, as channels and as tiles of 8 × 8 pixels.
 
 A cell is one number, its *kind*. Below, o is an object: shape · 3 + colour.
 
 Kind             Channels that are 1
-BLANK            none: there is nothing to see in the corridor
+BLANK            none; all cells in the corridor
 FLOOR            "floor"
 WALL             "wall"
 PAD              "pad"
@@ -42,19 +42,19 @@ PEDESTAL = CASE + NUM_OBJECTS
 NUM_KINDS = PEDESTAL + NUM_OBJECTS
 
 CHANNELS = ("floor", "wall", "pad", "glass", "pedestal", *SHAPES, *COLOURS)
-"""The names of the channels, in their order."""
+"""Names of the channels, in their order."""
 TILE = 8
-"""Pixels of a tile's side."""
+"""Side of a tile in pixels."""
 
 
 def object_name(index: int) -> str:
-    """Return such as "red ring"."""
+    """Return the name of an object, such as "red ring"."""
     shape, colour = divmod(index, len(COLOURS))
     return f"{list(COLOURS)[colour]} {list(SHAPES)[shape]}"
 
 
 def channels() -> npt.NDArray[np.float32]:
-    """Return what each kind looks like as channels, [NUM_KINDS, len(CHANNELS)]."""
+    """Return the channels of each kind of cell, [NUM_KINDS, len(CHANNELS)]."""
     table = np.zeros((NUM_KINDS, len(CHANNELS)), dtype=np.float32)
     for kind, name in ((FLOOR, "floor"), (WALL, "wall"), (PAD, "pad"), (EMPTY_CASE, "glass")):
         table[kind, CHANNELS.index(name)] = 1
@@ -66,7 +66,7 @@ def channels() -> npt.NDArray[np.float32]:
 
 
 def tiles() -> Picture:
-    """Return what each kind looks like as a tile, [NUM_KINDS, TILE, TILE, 3]."""
+    """Return the tile of each kind of cell, [NUM_KINDS, TILE, TILE, 3]."""
     table: Picture = np.zeros((NUM_KINDS, TILE, TILE, 3), dtype=np.uint8)
     for kind, name in ((FLOOR, "floor"), (WALL, "wall"), (PAD, "pad"), (EMPTY_CASE, "empty case")):
         table[kind] = _painted(name)
@@ -80,12 +80,12 @@ def tiles() -> Picture:
 
 
 def arrow(heading: int) -> npt.NDArray[np.bool_]:
-    """Return the pixels [TILE, TILE] of the agent; headings are north, east, south, west."""
+    """Return a mask [TILE, TILE] of the agent's pixels; headings are north, east, south, west."""
     return np.rot90([[mark == "#" for mark in line] for line in _ARROW], -heading)
 
 
 def _painted(name: str) -> Picture:
-    """Paint a tile that is given in the letters of `_PAINT`."""
+    """Return the tile with this name, with its letters replaced by the colours in `_PAINT`."""
     return np.array([[_PAINT[mark] for mark in line] for line in _TILES[name]], dtype=np.uint8)
 
 
@@ -127,14 +127,14 @@ def scene(
     time: float,
     reward: int,
 ) -> Picture:
-    """Draw a map, beside it the view, below that one cell by itself, and a bar at the bottom; all in one frame.
+    """Draw a map, the view beside it, a single cell below the view, and a time bar at the bottom, in one frame.
 
     :param plan: [height, width] kinds of the cells in the room; a wall is drawn around them
-    :param agent: its row, column and heading on the map
+    :param agent: the agent's row, column and heading on the map
     :param view: [7, 7] kinds of the cells in view
-    :param shown: kind of the cell to show by itself
-    :param time: the part of the bar that is over, from 0 to 1
-    :param reward: +1, +10, −10 or 0; chooses the frame
+    :param shown: kind of the single cell
+    :param time: elapsed part of the bar, from 0 to 1
+    :param reward: +1, +10, −10 or 0; chooses the colour of the frame
     """
     row, column, heading = agent
     left = _zoomed(np.pad(plan, 1, constant_values=WALL))

@@ -1,7 +1,7 @@
-"""What the tasks have in common in which symbols are shown and asked for: what is seen, the board for humans, agents.
+"""Common base of the tasks that show symbols and ask for them: observations, pictures and scripted agents.
 
-An observation is a one-hot symbol, or none, and two flags: "cue" where the symbol must be kept, "answer" where the
-action must name one. Actions name symbols.
+An observation is a one-hot symbol, or none, and two flags. The "cue" flag says that the symbol must be remembered, the
+"answer" flag that the action must name a symbol. Action k names symbol k.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ NO_ANSWER = -1
 
 
 class SymbolState(Protocol):
-    """What the state of every such task has beside its own, for the board."""
+    """Fields that the state of every such task has, for display."""
 
     @property
     def answer(self) -> Symbols:
-        """[B] the symbol that the last step named, NO_ANSWER where it was no answer."""
+        """[B] the symbol that the last step's action named, NO_ANSWER where no answer was asked for."""
 
     @property
     def right(self) -> Bools:
-        """[B] whether that was right."""
+        """[B] True where that answer was right."""
 
 
 class SymbolRules(Rules[StateT]):
-    """Rules with `num_symbols` symbols to see and to name; a state is also a `SymbolState`."""
+    """Rules of a task with `num_symbols` symbols to see and to name. Its state has the fields of `SymbolState`."""
 
     num_symbols: int
 
     @cached_property
     def observation_space(self) -> spaces.Box[Any]:
-        """`num_symbols` one-hot entries, the "cue" flag, the "answer" flag."""
+        """Space of `num_symbols` one-hot entries, the "cue" flag and the "answer" flag."""
         return spaces.Box(0.0, 1.0, (self.num_symbols + 2,), np.float32)
 
     @cached_property
     def action_space(self) -> spaces.Discrete:
-        """The symbol to name."""
+        """Space of the symbols that an action can name."""
         return spaces.Discrete(self.num_symbols)
 
     @abstractmethod
     def wanted(self, state: StateT) -> Symbols:
-        """Return [B] the symbol that an answer must name, or must name next."""
+        """Return the symbol that the current query asks for, or else the next query, [B]."""
 
     @abstractmethod
     def progress(self, state: StateT) -> tuple[Symbols, int]:
-        """Return [B] how far the episode is, and how far it can go."""
+        """Return each copy's step of its episode, [B], and the last step that an episode can have."""
 
     def show_symbols(self, symbols: Symbols, shown: Bools, *, cue: Bools, answer: Bools) -> Observations:
         """Return observations [B, num_symbols + 2].
 
         :param symbols: [B] below `num_symbols`
-        :param shown: [B] whether the symbol is seen
-        :param cue: [B] whether it must be kept
-        :param answer: [B] whether an answer is asked for
+        :param shown: [B] True where the symbol is visible
+        :param cue: [B] True where it must be remembered
+        :param answer: [B] True where an answer is asked for
         """
         observations = np.zeros((len(symbols), self.num_symbols + 2), dtype=np.float32)
         observations[np.arange(len(symbols)), symbols] = shown
@@ -72,7 +72,7 @@ class SymbolRules(Rules[StateT]):
         return observations
 
     def text(self, state: StateT, row: int) -> str:
-        """Return such as `step 12/64  noise 3  (cue 1)`."""
+        """Return a line such as `step 12/64  noise 3  (cue 1)`."""
         one = take(state, slice(row, row + 1))
         (step,), end = self.progress(one)
         seen = _name(self.observe(one)[0])
@@ -83,10 +83,10 @@ class SymbolRules(Rules[StateT]):
         return f"step {step}/{end}  {seen}  (cue {self.wanted(one)[0]})"
 
     def picture(self, state: StateT, row: int) -> Picture:
-        """Draw a sign (`!` cue, `?` answer now), a tile for each symbol, and the time as a bar.
+        """Draw a sign (`!` cue, `?` answer now), a tile for each symbol, and a time bar.
 
-        The symbol seen now is bright with a white frame. A white dot marks the one that an answer must name, which only
-        the viewer knows. After an answer its tile has a green (right) or red (wrong) frame.
+        The visible symbol is bright with a white frame. A white dot, for the viewer only, marks the symbol that an
+        answer must name. After an answer, the tile of the named symbol has a green (right) or red (wrong) frame.
         """
         one = take(state, slice(row, row + 1))
         observation, board = self.observe(one)[0], _Board(self.num_symbols)
@@ -105,12 +105,12 @@ class SymbolRules(Rules[StateT]):
 
 
 def _seen(observation: Observations) -> int | None:
-    """Return the symbol in one observation [num_symbols + 2]."""
+    """Return the symbol in one observation [num_symbols + 2], None if it shows no symbol."""
     return int(observation[:-2].argmax()) if observation[:-2].any() else None
 
 
 def _name(observation: Observations) -> str:
-    """Say what is in one observation."""
+    """Return a short description of one observation."""
     if observation[-1]:
         return "answer now"
     seen = _seen(observation)
@@ -123,7 +123,7 @@ def _last_answer(one: Any) -> tuple[int | None, bool]:
 
 
 class Guess:
-    """The best agent without memory where no observation tells more than another: names always the same symbol."""
+    """Best memoryless agent if all queries look alike and no answer is likelier than symbol 0: names symbol 0."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self._actions = np.zeros(envs.num_envs, dtype=np.int64)
@@ -134,7 +134,7 @@ class Guess:
 
 
 class LatestCue:
-    """Remembers the last symbol that came with the "cue" flag."""
+    """Agent that remembers and names the last symbol with the "cue" flag."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self._cue = np.zeros(envs.num_envs, dtype=np.int64)
@@ -146,14 +146,17 @@ class LatestCue:
 
 
 class AllCues:
-    """Remembers all symbols that came with the "cue" flag and names them in their order, again at each query."""
+    """Agent that remembers all symbols with the "cue" flag and names them in order at the queries.
+
+    After a step without a query it starts again with the first symbol.
+    """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self._cues: list[list[int]] = [[] for _ in range(envs.num_envs)]
         self._next = [0] * envs.num_envs
 
     def __call__(self, observations: Observations, reset: Bools) -> Actions:
-        """Return, where an answer is asked for, the next symbol."""
+        """Return the next symbol where an answer is asked for, else 0."""
         actions = np.zeros(len(observations), dtype=np.int64)
         for row, observation in enumerate(observations):
             if reset[row]:
@@ -178,7 +181,7 @@ _TILE, _GAP, _DOT = 28, 4, 5  # pixels
 
 
 class _Board:
-    """Pixels with one tile for each symbol, at most 8 in a row, below a sign and above a bar."""
+    """Picture with a sign at the top, one tile for each symbol, at most 8 in a row, and a bar at the bottom."""
 
     def __init__(self, count: int) -> None:
         self.columns = min(count, 8)
@@ -212,7 +215,7 @@ class _Board:
         self.pixels[top : top + dots.shape[0], left : left + dots.shape[1]][dots] = _WHITE
 
     def bar(self, fraction: float) -> None:
-        """Draw the part of the episode that is over."""
+        """Draw a bar that shows the elapsed fraction of the episode."""
         strip = self.pixels[-self.pitch // 2 - _DOT : -self.pitch // 2, _GAP:-_GAP]
         strip[:] = _GREY
         strip[:, : round(fraction * strip.shape[1])] = _WHITE

@@ -1,16 +1,18 @@
 """`ctrl/TMaze-v0`: a sign at one end of a corridor says which way to turn at the other end.
 
-The corridor has `length` steps from the start to the junction, and all of its cells look alike. Turning to the side
-that the sign showed brings 1, any other action at the junction 0, and ends the episode. `rules` says who walks:
+The corridor has `length` steps from the start to the junction, and all of its cells look alike. At the junction any
+action ends the episode. A turn to the side that the sign showed brings 1, any other action 0. `rules` selects one of
+three variants:
 
 "passive"   The agent is carried along; the sign is seen at the start. Actions: north, south. Tests memory alone.
-"active"    The agent is carried along, but the sign is seen only by who looks: action "look" at the first step costs
-            one step at the start and shows it. Actions: north, south, look. Tests also whether the agent fetches what
-            it will need; that takes one decision.
+"active"    The agent is carried along, but must look to see the sign. The action "look" at the first step shows it and
+            costs one step at the start. Actions: north, south, look. Also tests if the agent gathers the information
+            that it will need, which takes one decision.
 "original"  The passive T-maze of Ni et al. 2023 (https://arxiv.org/abs/2307.03864, section 4.1), after Bakker 2001. The
-            agent walks: every other action than east loses a step that no later step can make up for, and each step
-            behind costs 1 / length. Actions: east, north, west, south. Tests also exploration: an agent that explores
-            rarely gets to the junction in time, so a bad score says little about its memory.
+            agent walks by itself, and the episode ends after `length + 1` steps. Every action other than east loses a
+            step for good. Each step on which the agent is behind costs 1 / length. Actions: east, north, west, south.
+            Also tests exploration: an agent that explores seldom reaches the junction in time, so a bad score says
+            little about its memory.
 
 An observation is four flags: the sign says north, the sign says south, at the start, at the junction.
 """
@@ -48,24 +50,24 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "active": ("north", "south", "look"),
     "original": ("east", "north", "west", "south"),
 }
-"""The names of the actions, in their order."""
+"""Names of the actions of each variant, in their order."""
 
 
 class TMazeState(NamedTuple):
-    """Where each of B copies is in its episode."""
+    """State of B copies, each at its own step of its own episode."""
 
     north: Bools
-    """[B] the sign says north."""
+    """[B] True where the sign says north."""
     step: npt.NDArray[np.int64]
-    """[B] from 0."""
+    """[B] step of the episode, from 0."""
     place: npt.NDArray[np.int64]
-    """[B] cells from the start; `length` at the junction, `length + 1` after the end."""
+    """[B] number of cells from the start; `length` at the junction, `length + 1` after the end."""
     looking: Bools
-    """[B] the sign is seen at this step."""
+    """[B] True where the sign is seen at this step."""
     skip: npt.NDArray[np.int64]
     """[B] cells to leave out after the start; 0 except in the first episodes of a staggered vector env."""
     turn: npt.NDArray[np.int64]
-    """[B] +1 after a turn to the north, -1 to the south, else 0; only shown."""
+    """[B] +1 after a turn to the north, -1 to the south, else 0; only for display."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class TMazeRules(Rules[TMazeState]):
     length: int = 64
     """Steps from the start to the junction, at least 1."""
     rules: Walk = "passive"
-    """Who walks, and what is tested beside memory: "passive", "active" or "original"."""
+    """Variant of the task: "passive", "active" or "original"; see the module's docstring."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,40 +87,40 @@ class TMazeRules(Rules[TMazeState]):
 
     @cached_property
     def observation_space(self) -> spaces.Box[Any]:
-        """Four flags."""
+        """Space of four flags: sign says north, sign says south, at the start, at the junction."""
         return spaces.Box(0.0, 1.0, (4,), np.float32)
 
     @cached_property
     def action_space(self) -> spaces.Discrete:
-        """See `ACTIONS`."""
+        """Space of the variant's actions, whose names are in `ACTIONS`."""
         return spaces.Discrete(len(ACTIONS[self.rules]))
 
     @property
     def scores(self) -> Scores:
-        """Without memory a turn is a guess; a random agent also takes actions that are no turns."""
+        """Expected returns. Without memory a turn is a guess. The random agent also takes actions that are no turns."""
         count = len(ACTIONS[self.rules])
         if self.rules != "original":
             return Scores(random=1 / count, memoryless=0.5, perfect=1.0)
-        in_time = (1 / count) ** np.arange(1, self.length + 1)  # that the first 1, 2, … steps all go east
+        in_time = (1 / count) ** np.arange(1, self.length + 1)  # probability that the first 1, 2, … steps all go east
         return Scores(random=float(in_time[-1] / count - np.mean(1 - in_time)), memoryless=0.5, perfect=1.0)
 
     @property
     def return_is_success(self) -> bool:  # type: ignore[override]
-        """Where walking costs nothing."""
+        """True in the variants without a cost of walking."""
         return self.rules != "original"
 
     @property
     def memory_steps(self) -> int:
-        """From the junction to the sign."""
+        """Number of steps from the sign to the junction."""
         return self.length
 
     @property
     def max_episode_steps(self) -> int:
-        """The walk and the turn, and the look where there is one."""
+        """Number of steps for the walk, the turn and, in the "active" variant, the look."""
         return self.length + 1 + (self.rules == "active")
 
     def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> TMazeState:
-        """Start episodes; a phase p leaves out p · length cells after the start, unless the agent walks by itself."""
+        """Start episodes; a phase p leaves out p · length cells after the start, except in "original"."""
         zero = np.zeros(len(keys), dtype=np.int64)
         north = integers_below(derive(keys, zero), 2) == 0
         looking = np.full(len(keys), self.rules != "active")
@@ -126,7 +128,7 @@ class TMazeRules(Rules[TMazeState]):
         return TMazeState(north, zero, zero.copy(), looking, skip, zero.copy())
 
     def observe(self, state: TMazeState) -> Observations:
-        """Show the sign where it is seen, the start and the junction."""
+        """Show the sign, if it is seen, and the flags of the start and of the junction."""
         flags = (
             state.looking & state.north,
             state.looking & ~state.north,
@@ -136,7 +138,7 @@ class TMazeRules(Rules[TMazeState]):
         return np.stack(flags, axis=1).astype(np.float32)
 
     def advance(self, state: TMazeState, actions: Actions) -> Outcome:
-        """Carry or walk on, or turn at the junction."""
+        """Carry the agent along or let it walk, or turn at the junction."""
         turn = self._turn(actions) * (state.place == self.length)
         step = state.step + 1
         looks = self._looks(state, actions)
@@ -150,7 +152,7 @@ class TMazeRules(Rules[TMazeState]):
         return Outcome(after, rewards, ended, np.zeros_like(ended), success)
 
     def text(self, state: TMazeState, row: int) -> str:
-        """Return such as `step 12, cell 12/64  corridor  (sign north)`."""
+        """Return a line such as `step 12, cell 12/64  corridor  (sign north)`."""
         place, turn = int(state.place[row]), int(state.turn[row])
         names = {0: "start", self.length: "junction", self.length + 1: "the end"}
         event = names.get(place, "corridor")
@@ -171,7 +173,7 @@ class TMazeRules(Rules[TMazeState]):
         return _draw(self, state, row)
 
     def _turn(self, actions: Actions) -> npt.NDArray[np.int64]:
-        """Return [B] +1 where the action turns to the north, -1 to the south, else 0."""
+        """Return +1 where the action turns to the north, -1 where to the south, else 0, [B]."""
         return np.subtract(self._is(actions, "north"), self._is(actions, "south"), dtype=np.int64)
 
     def _looks(self, state: TMazeState, actions: Actions) -> Bools:
@@ -181,7 +183,7 @@ class TMazeRules(Rules[TMazeState]):
         return looks
 
     def _next_place(self, state: TMazeState, actions: Actions, looks: Bools) -> npt.NDArray[np.int64]:
-        """Return [B] the cell after the step, if it is no turn at the junction."""
+        """Return the cell after a step that is no turn at the junction, [B]."""
         if self.rules != "original":
             leave = (state.place == 0) & ~looks
             return np.asarray(np.minimum(state.place + ~looks + state.skip * leave, self.length))
@@ -206,7 +208,7 @@ class TMazeVectorEnv(TaskVectorEnv[TMazeState]):
 
 
 class PerfectTMaze:
-    """Looks where that is an action, walks east, and turns as the sign said."""
+    """Agent that looks if it can, walks east, and turns as the sign said."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         names = _action_names(envs)
@@ -224,7 +226,7 @@ class PerfectTMaze:
 
 
 class MemorylessTMaze:
-    """The best agent without memory: walks east, and always turns to the north."""
+    """Best memoryless agent: it walks east, and always turns to the north."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         names = _action_names(envs)

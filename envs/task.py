@@ -1,4 +1,4 @@
-"""What is known about a task beside its dynamics: its id, its arguments, and the agents that reach its scores."""
+"""Description of a task beside its dynamics: its id, its arguments, and the agents that reach its scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AgentMaker = Callable[[VectorEnv[Any, Any, Any]], Agent]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """One memory task. Its file defines one of these; `ctrl.envs.TASKS` lists them all."""
+    """One memory task. Each task's module defines one; `ctrl.envs.TASKS` lists them all."""
 
     id: str
     """The gymnasium id, such as "ctrl/Recall-v0"."""
@@ -29,7 +29,7 @@ class Task:
     vector_env: type[TaskVectorEnv[Any]]
     """The native vector env."""
     agents: Mapping[str, AgentMaker]
-    """Scripted agents "random", "memoryless" and "perfect", each made for one vector env; they reach the scores."""
+    """Scripted agents "random", "memoryless" and "perfect", which reach the scores; each is made for one vector env."""
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -37,18 +37,21 @@ class Task:
         return {field.name: field.default for field in dataclasses.fields(self.env.rules_class)}  # type: ignore[arg-type]
 
     def rules(self, **arguments: Any) -> Rules[Any]:
-        """Return the task's rules for these arguments, defaults for the others; ValueError for an unknown name."""
+        """Return the task's rules for these arguments, with defaults for the others.
+
+        :raises ValueError: if the task has no argument of a given name.
+        """
         unknown = sorted(set(arguments) - set(self.defaults))
         if unknown:
             raise ValueError(f"{self.id} has no argument {unknown}; its arguments are {sorted(self.defaults)}.")
         return self.env.rules_class(**arguments)
 
     def scores(self, **arguments: Any) -> Scores:
-        """Return the random, the best memoryless and the perfect expected return, given the env's arguments."""
+        """Return the expected returns of the random, the best memoryless and the perfect agent, for these arguments."""
         return self.rules(**arguments).scores
 
     def memory_steps(self, **arguments: Any) -> int:
-        """Return how many steps back the oldest observation lies that a decision depends on; see `Rules`."""
+        """Return the largest number of steps between a decision and an observation it depends on; see `Rules`."""
         return self.rules(**arguments).memory_steps
 
     def register(self) -> None:

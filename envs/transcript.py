@@ -1,4 +1,4 @@
-"""What envs returned, call by call, and where two records of that differ."""
+"""Records of the values that envs return, call by call, and the comparison of two records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gymnasium.vector.utils import iterate
 
 
 class Event(NamedTuple):
-    """What one call of `reset` or `step` returned, of one env or of a vector env."""
+    """Values returned by one call of `reset` or `step`, of a single env or a vector env."""
 
     observation: Any
     reward: Any
@@ -22,18 +22,18 @@ class Event(NamedTuple):
     truncated: Any
     info: dict[str, Any]
     final: Any = None
-    """The last observation of an episode that ended, where `observation` is the next one's first already."""
+    """Last observation of an episode that ended, if `observation` is already the first one of the next episode."""
 
     @property
     def ended(self) -> Any:
-        """Whether an episode ended with this step; [B] for a vector env."""
+        """True if an episode ended with this step; [B] for a vector env."""
         return np.logical_or(self.terminated, self.truncated)
 
 
 class Restarting:
-    """A single env that restarts by itself, as a copy in gymnasium's vector envs does.
+    """Single env that restarts by itself, as a copy in gymnasium's vector envs does.
 
-    :param mode: `NEXT_STEP`: the step after an end is a reset. `SAME_STEP`: the end's own step is one.
+    :param mode: `NEXT_STEP` resets in the step after an episode's last step, `SAME_STEP` in the last step itself.
     """
 
     def __init__(self, env: gym.Env[Any, Any], mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> None:
@@ -49,7 +49,7 @@ class Restarting:
         return self.env.reset(seed=seed)
 
     def step(self, action: Any) -> Event:
-        """Take one step, or restart."""
+        """Take one step, or restart if the episode has ended."""
         if self._waiting:
             observation, info = self.reset()
             return Event(observation, 0.0, False, False, info)
@@ -70,7 +70,7 @@ Playable = Restarting | VectorEnv[Any, Any, Any]
 
 
 def begin(envs: Playable, seed: int) -> Event:
-    """Reset with a seed; what a reset has no word for is 0 and False."""
+    """Reset with a seed, and return the event; its reward is 0 and its flags are False."""
     observation, info = envs.reset(seed=seed)
     count = envs.num_envs if isinstance(envs, VectorEnv) else None
     never = False if count is None else np.zeros(count, dtype=np.bool_)
@@ -78,7 +78,7 @@ def begin(envs: Playable, seed: int) -> Event:
 
 
 def actions(envs: Playable, seed: int) -> Iterator[Any]:
-    """Draw the same actions for the same seed, without end; the env's own space is left as it is."""
+    """Yield random actions without end, the same for the same seed. The env's own action space is not changed."""
     space = copy.deepcopy(envs.action_space)
     space.seed(seed)
     while True:
@@ -94,13 +94,13 @@ def play(
     action_seed: int = 0,
     tick: Callable[[], None] | None = None,
 ) -> Iterator[Event]:
-    """Yield the reset and all steps of random play.
+    """Yield the events of random play: the reset and all steps.
 
-    :param seed: the env's
-    :param calls: how many steps at most
-    :param episodes: stop one step after each copy has ended that many, so that play stops within an episode
-    :param action_seed: which random actions
-    :param tick: called after each step
+    :param seed: seed of the env
+    :param calls: largest number of steps
+    :param episodes: stop one step after each copy has ended so many episodes, so that play stops within an episode
+    :param action_seed: seed of the random actions
+    :param tick: function called after each step
     """
     event = begin(envs, seed)
     yield event
@@ -116,7 +116,7 @@ def play(
 
 
 def copy_of(event: Event, envs: VectorEnv[Any, Any, Any], index: int) -> Event:
-    """Return what a vector env's event says of one copy, without its infos."""
+    """Return one copy's part of a vector env's event, without infos."""
     observation = list(iterate(envs.observation_space, event.observation))[index]
     final = event.info["final_obs"][index] if "final_obs" in event.info else None
     return Event(observation, event.reward[index], event.terminated[index], event.truncated[index], {}, final)
@@ -128,9 +128,11 @@ def keep(event: Event) -> Event:
 
 
 def difference(one: Any, other: Any, name: str = "") -> str | None:
-    """Say where two values differ first; None where they are equal. NaN equals NaN, and a number its numpy scalar.
+    """Return a text that says where two values first differ, None if they are equal.
 
-    :param name: what the value is called, for the text
+    NaN equals NaN, and a number equals a numpy scalar of the same value.
+
+    :param name: name of the value in the text
     """
     if isinstance(one, dict) and isinstance(other, dict):
         return _of_dicts(one, other, name)
@@ -171,7 +173,7 @@ def _of_arrays(one: npt.NDArray[Any], other: npt.NDArray[Any], name: str) -> str
 
 
 def _is_array(value: Any) -> bool:
-    """Return whether it is an array of numpy's or of others, such as a tensor; numpy's scalars are numbers."""
+    """Return True for arrays of numpy and of other packages, such as a tensor. Numpy scalars count as numbers."""
     return hasattr(value, "__array__") and not isinstance(value, np.generic | type)
 
 
@@ -181,7 +183,7 @@ def _has_items(value: Any) -> bool:
 
 def _equal(one: Any, other: Any) -> bool:
     if type(one) is type(other) and type(one).__eq__ is _BY_IDENTITY:
-        return True  # it compares by identity, which says nothing
+        return True  # a comparison by identity says nothing about values
     if type(one) is not type(other) and (_has_items(one) or _has_items(other)):
         return False
     return bool(one == other) or bool(one != one and other != other)

@@ -1,4 +1,4 @@
-"""The examples in the README run as they stand, one after the other, and its commands exist."""
+"""Examples and numbers of the README and the docs: examples run as written, commands exist, tables match results."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def commands_of(page: str) -> list[str]:
 
 
 def parse_command(command: str) -> None:
-    """Let the command line parse a command; one that only names a subcommand must have a `--help`."""
+    """Check that the command line parses a command; one that only names a subcommand must have a `--help`."""
     from ctrl.experiments.cli import parse
 
     arguments = shlex.split(command.replace("PYTHON", sys.executable))[1:]
@@ -234,7 +234,7 @@ def reached(run: dict[str, Any]) -> int | None:
 
 
 def lowest_since(run: dict[str, Any], at: int) -> float:
-    """Return the least success from a checkpoint on, the last model's too."""
+    """Return the lowest success from a checkpoint on, including that of the last model."""
     found: float = min([*(success for _, success in run["checkpoints"][at:]), run["success"]])
     return found
 
@@ -320,12 +320,12 @@ def test_table_of_budgets_is_what_the_file_says() -> None:
 
 
 def budget(agent: dict[str, Any], times: int, reference: dict[str, Any]) -> list[str]:
-    """Write the ms that an update may take to be `times` as fast as a reference, and what they are spent on."""
+    """Return the ms of an update at `times` the speed of a reference, those of acting, the rest, and of learning."""
     allowed = 1e3 * 128 * agent["num_envs"] / (times * reference["steps_per_second"]["median"])
     acting, learning = (
         1e3 * fmean(turn[name] for turn in agent["turns"]) for name in ("acting_seconds", "learning_seconds")
     )
-    left = round(allowed) - round(acting)  # so that the row adds up as it stands
+    left = round(allowed) - round(acting)  # so that the printed numbers of the row add up
     return [f"{ms:,.0f}" for ms in (allowed, acting, left, learning)]
 
 
@@ -449,7 +449,7 @@ TABLES = {
     "unroll": unroll_tables,
     "scale": scale_tables,
 }
-"""What rebuilds the tables of a report, by the benchmark's name."""
+"""Functions that rebuild the tables of a report, by the benchmark's name."""
 
 
 def values(each: dict[str, Any], names: str) -> list[Any]:

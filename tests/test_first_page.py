@@ -1,4 +1,4 @@
-"""The numbers on the README's first page, and the page of the suite, are those of the committed results."""
+"""Numbers on the README's first page and on the page of the suite: they are those of the committed results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TASKS = {
     "cues that replace old ones": "rewrite",
     "copying 4 symbols in order": "copy-4-8",
 }
-"""The lines of the README's first table, and their tasks in the suite."""
+"""Lines of the README's first table, and their tasks in the suite."""
 
 
 def test_scores_are_the_suites() -> None:

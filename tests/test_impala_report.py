@@ -1,4 +1,4 @@
-"""What `tools/impala_report.py` works out by itself."""
+"""Numbers that `tools/impala_report.py` computes by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of DESIGN section 1: which folder may import what, and how folders map to import names."""
+"""Layout of DESIGN section 1: permitted imports of each folder, and the import name of each folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def imports(tree: ast.AST, executed: bool = True) -> Iterator[tuple[str, bool]]:
-    """Yield each imported dotted name, and whether importing the module itself executes that import."""
+    """Yield each imported dotted name, and True if importing the module itself executes that import."""
     for node in ast.iter_child_nodes(tree):
         inner = executed and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         if isinstance(node, ast.Import):
@@ -62,13 +62,13 @@ def imports(tree: ast.AST, executed: bool = True) -> Iterator[tuple[str, bool]]:
 
 
 def our_package(name: str) -> str:
-    """Return which of our four packages a dotted name such as `ctrl.envs.recall.Recall` belongs to."""
+    """Return the one of our four packages that a dotted name such as `ctrl.envs.recall.Recall` belongs to."""
     first_two = ".".join(name.split(".")[:2])
     return first_two if first_two in FOLDERS.values() else "ctrl"
 
 
 def violation(folder: str, name: str, executed: bool) -> str | None:
-    """Say why code in `folder` may not import `name`; None if it may."""
+    """Return the reason why code in `folder` may not import `name`; None if it may."""
     top = name.split(".")[0]
     if not top:
         return f"{name} is relative"
@@ -92,7 +92,7 @@ def sources(folder: str) -> list[Path]:
 
 
 def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Return what `setup.py` tells setuptools."""
+    """Return the arguments that `setup.py` passes to setuptools."""
     arguments: dict[str, Any] = {}
     monkeypatch.setattr(setuptools, "setup", arguments.update)
     monkeypatch.chdir(ROOT)
@@ -170,7 +170,7 @@ def test_import_loads_nothing_above(module: str, absent: set[str]) -> None:
 
 
 def test_permitted_distributions_are_declared() -> None:
-    """What the code may import at its top level is what an install brings along, and the other way round."""
+    """The packages that code may import at its top level are exactly the dependencies of an install."""
     declared = {
         requirement.name.replace("-", "_")
         for requirement in map(Requirement, importlib.metadata.requires("ctrl-memory") or [])

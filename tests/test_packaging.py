@@ -1,4 +1,4 @@
-"""What is installed: the wheel in an environment of its own, the declared dependencies, and their pins."""
+"""Installation: the wheel in an environment of its own, the declared dependencies, and their pins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXTRAS = ("", "test", "bench", "popgym", "minigrid", "bsuite", "tasks", "dev")
 
 
 def pins() -> dict[str, str]:
-    """Return the pinned version by name, for the Python that runs."""
+    """Return the pinned versions by name, for the running Python."""
     lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
     requirements = [Requirement(line) for line in lines if line]
     applicable = [r for r in requirements if r.marker is None or r.marker.evaluate()]
@@ -27,7 +27,7 @@ def pins() -> dict[str, str]:
 
 
 def requirements(name: str, extras: tuple[str, ...] = ("",)) -> list[Requirement]:
-    """Return what the installed distribution `name` requires here, with `extras`."""
+    """Return the requirements of the installed distribution `name` on this machine, with `extras`."""
     found = map(Requirement, importlib.metadata.requires(name) or [])
     return [r for r in found if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
 
@@ -41,7 +41,7 @@ def is_installed(name: str) -> bool:
 
 
 def all_requirements() -> set[str]:
-    """Return the names of all distributions that we need here, direct and transitive, and that are installed."""
+    """Return the names of all installed distributions that we require here, directly or through others."""
     pending = requirements("ctrl-memory", EXTRAS)
     names: set[str] = set()
     while pending:
@@ -54,7 +54,7 @@ def all_requirements() -> set[str]:
 
 
 def test_wheel_works_elsewhere(tmp_path: Path) -> None:
-    """`tools/check_wheel.py` says in its own words what is wrong."""
+    """If something is wrong, `tools/check_wheel.py` prints a description."""
     result = subprocess.run(
         [sys.executable, str(ROOT / "tools/check_wheel.py")], cwd=tmp_path, capture_output=True, text=True
     )
@@ -81,7 +81,7 @@ def test_one_version() -> None:
 
 
 def test_no_machine_of_ours_is_named() -> None:
-    """Where pip finds packages is the user's business."""
+    """Package indexes of pip are left to the user, so no file names one."""
     texts = {
         path.name: path.read_text() for path in map(ROOT.joinpath, ("constraints.txt", "pyproject.toml", "Makefile"))
     }

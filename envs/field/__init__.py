@@ -1,12 +1,12 @@
-"""The field's own memory tasks: POPGym, MiniGrid Memory, Memory Gym and bsuite's memory tasks, ready to train on.
+"""Memory tasks of other packages, ready to train on: POPGym, MiniGrid Memory, Memory Gym and bsuite's memory tasks.
 
     from ctrl.envs import field
 
-    env = field.make("MiniGrid-MemoryS7-v0")  # imports minigrid; gives what an agent of ctrl.agents takes
-    field.FIELD_TASKS["MiniGrid-MemoryS7-v0"].random  # what is known of a task needs no package at all
+    env = field.make("MiniGrid-MemoryS7-v0")  # imports minigrid; the agents of ctrl.agents accept this env
+    field.FIELD_TASKS["MiniGrid-MemoryS7-v0"].random  # the facts about a task don't need its package
 
-Nobody has to have these packages: they are imported when a task is built. Where one is missing, the error holds the
-exact command that installs it.
+These packages are optional: each is imported when one of its tasks is built. If it is missing, the error states the
+exact commands that install it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ctrl.envs.field.task import Family, FieldTask
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (popgym.FAMILY, minigrid.FAMILY, memory_gym.FAMILY, bsuite.FAMILY)
 }
-"""The packages that the tasks come from, by name."""
+"""Packages of the tasks, by name."""
 
 FIELD_TASKS: dict[str, FieldTask] = {
     task.id: task for task in (*popgym.TASKS, *minigrid.TASKS, *memory_gym.TASKS, *bsuite.TASKS)
 }
-"""All tasks by gymnasium id, whether their package is installed or not."""
+"""All tasks by gymnasium id, including those whose package is not installed."""
 
 
 def installed_tasks() -> dict[str, FieldTask]:
@@ -36,12 +36,12 @@ def installed_tasks() -> dict[str, FieldTask]:
 
 
 def make(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
-    """Build a task, with the adaptations that the file of its family describes.
+    """Build a task, with the adaptations that the module of its package describes.
 
     :param env_id: one of `FIELD_TASKS`
-    :param arguments: the task's own arguments, in place of those in `FieldTask.arguments`
-    :raises ValueError: where the id is not one of these tasks
-    :raises gymnasium.error.DependencyNotInstalled: where the package is missing or has a version that does not work
+    :param arguments: the task's own arguments; they override those in `FieldTask.arguments`
+    :raises ValueError: if the id is not one of these tasks
+    :raises gymnasium.error.DependencyNotInstalled: if the package is missing or has a version that does not work
     """
     if env_id not in FIELD_TASKS:
         raise ValueError(f"env_id must be one of ctrl.envs.field.FIELD_TASKS, got {env_id!r}.")

@@ -1,13 +1,13 @@
 """bsuite's memory tasks: `memory_len` shows one bit and asks for it later, `memory_size` shows many and asks for one.
 
-bsuite's environments have the interface of dm_env; shimmy wraps and registers them. The arguments here are the hardest
-settings of bsuite's own sweeps (`memory_length` 1 to 100, `num_bits` 1 to 40). Any others can be given.
+bsuite's environments have the interface of dm_env; shimmy wraps and registers them. The default arguments are the
+hardest settings of bsuite's own sweeps (`memory_length` 1 to 100, `num_bits` 1 to 40). Other values can be given.
 
-What is seen: the time that is left, which bit is asked for, and the bits, flattened from [1, n] to [n].
+Observation: the time left, the index of the bit that is asked for, and the bits, flattened from [1, n] to [n].
 
-Memory: an episode of memory_len has `memory_length + 1` steps, and shows the bits in its first two observations (also
-after the first step), so the last decision needs what was seen `memory_length - 1` steps before. In memory_size that is
-1 step: it asks how much fits into a memory, not how long it lasts.
+Memory: an episode of memory_len has `memory_length + 1` steps. Its first two observations show the bits, one at the
+reset and one after the first step. So the last decision depends on an observation `memory_length - 1` steps before it.
+In memory_size this distance is 1 step: the task tests how much a memory holds, not for how long.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
-"""Memory Gym: Mortar Mayhem, Mystery Path and Searing Spotlights, as episodes that end and as endless ones.
+"""Memory Gym: Mortar Mayhem, Mystery Path and Searing Spotlights, each in a finite and an endless form.
 
-The metadata of memory-gym 1.0.2 asks for gymnasium 0.29.0 and pygame 2.4.0; it works with current ones. pip, asked for
-memory-gym beside a current gymnasium, silently takes 0.3.0, which registers no ids. Hence two commands, one of them
-without dependencies. pygame-ce takes the place of pygame: the two own the same import folder, and minigrid needs it.
+The metadata of memory-gym 1.0.2 requires gymnasium 0.29.0 and pygame 2.4.0, but the package works with current
+versions. If a current gymnasium is installed, pip silently picks memory-gym 0.3.0, which registers no ids. So the
+package is installed by two commands, the second without dependencies. pygame-ce replaces pygame: both install the same
+import package, and minigrid needs pygame-ce.
 
-What is seen: an image of 84 × 84 pixels (uint8, 0 to 255, channels last). MortarMayhemB shows all commands all the time
-in a vector beside it. A task's arguments are the package's reset parameters, for example `command_count=[5]`.
+Observation: an image of 84 × 84 pixels (uint8, 0 to 255, channels last). MortarMayhemB adds a vector that shows all
+commands at every step. A task's arguments are the package's reset parameters, for example `command_count=[5]`.
 
-All copies in a process draw on one window of pygame, and closing one of them would take it from the others. It stays
-until the process ends.
+All copies in a process share one window of pygame. Closing a copy would close the window for the others, so the window
+stays open until the process ends.
 
-Memory: the tenth and last command of Mortar Mayhem is last seen at step 38. Its turn comes at step 256, on the grid at
-step 112. In all other tasks the number depends on the play.
+Memory: the tenth and last command of Mortar Mayhem is last seen at step 38. It must be executed at step 256, or at step
+112 in the grid variant. In all other tasks the number of steps depends on the play.
 
-Best scores of the endless tasks are GRU's in the Memory Gym paper; a command of Mortar Mayhem brings 0.1. For Endless
-Searing Spotlights the paper states 23.9, but whether coins or returns we could not make out, so none is stated here.
+Best scores of the endless tasks are those of the GRU in the Memory Gym paper; a command of Mortar Mayhem brings 0.1.
+For Endless Searing Spotlights the paper states 23.9. It is unclear if this number counts coins or is a return, so no
+best score is stated here.
 """
 
 from __future__ import annotations
@@ -31,18 +33,18 @@ PAPER = "Memory Gym paper, arXiv 2309.17207"
 
 
 class ResetParameters(gym.Wrapper[Any, Any, Any, Any]):
-    """Resets the env with the same parameters each time, and leaves pygame's window open when it is closed."""
+    """Wrapper that resets the env with the same parameters each time, and leaves pygame's window open on `close`."""
 
     def __init__(self, env: gym.Env[Any, Any], parameters: Mapping[str, Any]) -> None:
         super().__init__(env)
         self.parameters = dict(parameters)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; `options` come before the wrapper's own parameters."""
+        """Start an episode; `options` override the wrapper's own parameters."""
         return self.env.reset(seed=seed, options={**self.parameters, **(options or {})})
 
     def close(self) -> None:
-        """Do nothing: the env would end pygame for all others in this process."""
+        """Do nothing: closing the env would end pygame for all other envs in this process."""
 
 
 def _build(env_id: str, arguments: dict[str, Any]) -> gym.Env[Any, Any]:

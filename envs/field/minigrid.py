@@ -1,17 +1,18 @@
 """MiniGrid's Memory tasks: see an object, walk down a hallway, turn to the same object at its end.
 
-With the package's own view of 7 × 7 cells the first object and those at the end can be seen together, so no memory is
-needed. Here the view is 3 × 3 (`agent_view_size=3`).
+With the package's default view of 7 × 7 cells, the first object and those at the end can be seen together, so no memory
+is needed. Here the view is 3 × 3 (`agent_view_size=3`).
 
-What is seen: the cells of the view, one-hot and flattened (180 numbers): small integers that mean an object, a colour
-and a state are no image. The mission is the same text in each episode, and a view turns with the agent; both the text
-and the direction are left out.
+Observation: the cells of the view, one-hot and flattened (180 numbers). The package codes object, colour and state as
+small integers, which an agent must not read as the pixels of an image. The mission and the direction are left out: the
+mission is the same text in each episode, and the view turns with the agent.
 
-Memory: the shortest walk from the last place where the first object can be seen to the sight of an object at the end
-takes `size - 2` steps. In the tasks named Random the hallway's length is drawn for each episode.
+Memory: `size - 2` steps, the shortest walk from the last cell in which the first object is visible to the first view of
+an object at the end. In the tasks named Random the hallway's length is drawn for each episode, so there is no fixed
+number.
 
-Best score: the shortest way past the first object and to the matching one, over all starts. Half of the time the object
-that is looked at first is the wrong one, which costs two turns.
+Best score: the mean return over all starts, on the shortest path past the first object to the matching one. In half of
+the episodes the agent looks at the wrong object first, which costs two turns.
 """
 
 from __future__ import annotations

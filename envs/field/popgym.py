@@ -1,20 +1,20 @@
-"""POPGym: 16 small tasks, each Easy, Medium and Hard.
+"""POPGym: 16 small tasks, each in the levels Easy, Medium and Hard.
 
-What is seen: the package's observation as one vector of float32, with each number of a discrete part one-hot. Where the
-package says that a task needs it (`obs_requires_prev_action`), its own wrappers add the previous action and a flag for
-the first step. The package's experiments add them to all tasks; here they don't, because an agent that sees its last
-action can write into it what it saw, and so solves RepeatFirst without a memory.
+Observation: the package's observation as one float32 vector; each number of a discrete part is one-hot. If the package
+says that a task needs it (`obs_requires_prev_action`), its own wrappers add the previous action and a flag for the
+first step. The package's experiments add both to all tasks. This module does not: an agent that sees its previous
+action can store an observation in it, and so solves RepeatFirst without a memory.
 
 The labyrinths draw their mazes from the global generators of Python and numpy. Here each copy has a generator of its
-own, and leaves the global ones as they were.
+own, and the global ones keep their states.
 
-Memory is no fixed number where it depends on the play how long an episode lasts or what is worth knowing (Battleship,
-Concentration, MineSweeper, labyrinths), where each older observation makes an estimate a little better (the noisy
-tasks), and where a position is the sum of all speeds since the start (VelocityOnlyCartpole; its first observation holds
-the positions to start from). In HigherLower and MultiarmedBandit each observation of the episode counts.
+Memory has no fixed number of steps in three cases. The play decides how long an episode lasts or which facts are useful
+(Battleship, Concentration, MineSweeper, labyrinths). Each older observation makes an estimate a little better (the
+noisy tasks). A position is the sum of all speeds since the start (VelocityOnlyCartpole; its first observation holds the
+positions at the start). In HigherLower and MultiarmedBandit each observation of the episode counts.
 
-Best scores are those of perfect play, where that is known. The POPGym paper (arXiv 2303.01859) states another number,
-the maximum of a training curve (MMER), for agents that see their previous action.
+Best scores are those of perfect play, if that is known. The POPGym paper (arXiv 2303.01859) states another number, the
+maximum of a training curve (MMER), for agents that see their previous action.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LEVELS = ("Easy", "Medium", "Hard")
 
 
 class OwnRandomness(gym.Wrapper[Any, Any, Any, Any]):
-    """Seeds each episode from a generator of its own, for an env that draws from global ones when it is reset."""
+    """Wrapper that seeds each episode from its own generator, for an env whose reset draws from global ones."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self._seeds = np.random.default_rng()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode: the first of `seed`, or the next."""
+        """Start the first episode of `seed`; without a seed, the next episode."""
         if seed is not None:
             self._seeds = np.random.default_rng(seed)
         states = random.getstate(), np.random.get_state()  # noqa: NPY002 - these are what mazelib uses
@@ -74,7 +74,7 @@ Steps = tuple[int, int, int]
 
 
 def _tasks(name: str, length: Steps, memory: Steps | None, random: Numbers, best: float | None) -> list[FieldTask]:
-    """Return a task's three levels; `length`, `memory` and `random` have an entry for each of `LEVELS`."""
+    """Return the three levels of a task; `length`, `memory` and `random` have an entry for each of `LEVELS`."""
     return [
         FieldTask(
             id=f"popgym-{name}{level}-v0",
@@ -89,7 +89,8 @@ def _tasks(name: str, length: Steps, memory: Steps | None, random: Numbers, best
     ]
 
 
-# Random scores: 200 to 10,000 episodes each, with a standard error below 0.01; 0.03 in LabyrinthEscape.
+# Scores of the random agent are means of 200 to 10,000 episodes. Their standard error is below 0.01; 0.03 in
+# LabyrinthEscape.
 TASKS = (
     *_tasks("Autoencode", (103, 207, 311), (102, 206, 310), (-0.5, -0.5, -0.5), 1.0),
     *_tasks("Battleship", (64, 100, 144), None, (-0.445, -0.406, -0.393), None),

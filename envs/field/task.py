@@ -1,4 +1,4 @@
-"""What is known of a task of another package, and of the package."""
+"""Descriptions of the tasks of other packages, and of these packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 PERFECT_PLAY = "perfect play by the task's rules"
-"""The `source` of a best score that follows from the rules."""
+"""The `FieldTask.source` of a best score that follows from the rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +22,16 @@ class Family:
     name: str
     """The package's name, such as "memory-gym"."""
     distributions: Mapping[str, str | None]
-    """What must be installed, each with its only version that works; None where any will do."""
+    """Required distributions, each with the only version that works; None if any version works."""
     modules: tuple[str, ...]
-    """The modules whose import registers the ids."""
+    """Modules whose import registers the ids."""
     install: tuple[str, ...]
-    """The commands that install it, in this order."""
+    """Commands that install the package, in this order."""
     build: Callable[[str, dict[str, Any]], gym.Env[Any, Any]]
-    """Makes the env of an id with arguments, after `load`; call `ctrl.envs.field.make` instead."""
+    """Function that builds an env from its id and arguments, after `load`; call `ctrl.envs.field.make` instead."""
 
     def problem(self) -> str | None:
-        """Say why the tasks cannot be built; None where all that they need is installed. Nothing is imported."""
+        """Return the reason why the tasks cannot be built, None if there is none. Nothing is imported."""
         for name, wanted in self.distributions.items():
             found = _installed_version(name)
             if found is None:
@@ -43,16 +43,16 @@ class Family:
     def load(self) -> None:
         """Import the package, so that its ids are registered.
 
-        :raises gymnasium.error.DependencyNotInstalled: with the commands that install it
+        :raises gymnasium.error.DependencyNotInstalled: if that fails; the message has the commands that install it
         """
         problem = self.problem()
         if problem is not None:
             raise self._not_installed(problem)
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it greets on standard output, where data may go
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting would mix with data on stdout
         try:
             for module in self.modules:
                 importlib.import_module(module)
-        except Exception as error:  # a package that doesn't fit another one may raise anything
+        except Exception as error:  # a package that does not fit another one may raise any error
             raise self._not_installed(f"its import fails ({error})") from error
 
     def _not_installed(self, problem: str) -> gym.error.DependencyNotInstalled:
@@ -63,24 +63,24 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class FieldTask:
-    """One task of a family. Its numbers are those of `arguments`."""
+    """One task of a family. Its numbers hold for the arguments in `arguments`."""
 
     id: str
     """The gymnasium id that the package registers."""
     family: Family
-    """Where it comes from."""
+    """The package of the task."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that it is built with, where none are given."""
+    """Default arguments of the task; `ctrl.envs.field.make` can override them."""
     length: int | None
-    """Steps of the longest episode; None where nothing bounds it."""
+    """Number of steps in the longest episode; None if there is no limit."""
     memory_steps: int | None
-    """How many steps back the oldest observation lies that a decision depends on; None where it is no fixed number."""
+    """Largest number of steps between a decision and an observation that it depends on; None if it is not fixed."""
     random: float
     """Mean return of an agent that draws each action uniformly, measured unless it follows from the rules."""
     best: float | None = None
-    """Best known mean return; None where no source states one."""
+    """Best known mean return; None if no source states one."""
     source: str | None = None
-    """Where `best` comes from."""
+    """Source of `best`."""
 
 
 def _installed_version(distribution: str) -> str | None:

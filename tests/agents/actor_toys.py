@@ -1,4 +1,4 @@
-"""What the tests of `MemoryImpala` share: a small agent, envs that say where they are, and what a process leaves."""
+"""Shared tools of the tests of `MemoryImpala`: a small agent, envs that show their position, leftovers of a process."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ctrl.agents.trajectories import TrajectoryBatch
 from ctrl.agents.vtrace import VTrace
 
 WINDOW, WINDOWS = 6, 4
-"""Steps of a window, windows of an update."""
+"""Number of steps in a window, and of windows in an update."""
 UPDATE = WINDOW * WINDOWS * len(STAGGERED)
-"""Steps of an update."""
+"""Number of steps in an update."""
 
 
 def make_impala(
     env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryPolicy", **options: Any
 ) -> MemoryImpala:
-    """Return a small agent, without actors unless told: an update has 4 windows of 6 steps, in 3 envs.
+    """Return a small agent, by default without actors: an update has 4 windows of 6 steps, in 3 envs.
 
-    The learning rate stays as it is.
+    The learning rate is constant.
     """
     small = {"core": core, "core_kwargs": CORES.get(core, {}), "encoder_arch": [8], "net_arch": [8]}
     options["policy_kwargs"] = {**small, **options.get("policy_kwargs", {})}
@@ -43,7 +43,7 @@ def make_impala(
 
 
 class PlacedEpisodes(ToldEpisodes):
-    """`ToldEpisodes` that also sees in which process it is: (copy, episode, step, place)."""
+    """`ToldEpisodes` that also observes the process it runs in: (copy, episode, step, place)."""
 
     observation_space = spaces.Box(-1000.0, 1000.0, (4,), np.float32)
 
@@ -52,13 +52,12 @@ class PlacedEpisodes(ToldEpisodes):
 
 
 class FaultyEpisodes(PlacedEpisodes):
-    """Has a fault in actors, never in the process that made it.
+    """Env with a fault in actors, but not in the process that made it.
 
-    :param fault: what goes wrong, see `go_wrong`
-    :param at: the step in which it does, counted over all episodes; 0 for the first reset
-    :param once: a file that says whether it has happened; None for again and again
-    :param helper: whether it starts a process of its own, which nobody ends and which holds all that was open, as a
-        fork does
+    :param fault: kind of the fault, see `maybe_go_wrong`
+    :param at: step of the fault, counted over all episodes; 0 for the first reset
+    :param once: file that exists after the first fault, so that there is no second one; None to repeat the fault
+    :param helper: True to start a process that nobody ends and that, like a fork, inherits all open files
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class FaultyEpisodes(PlacedEpisodes):
         return observation, reward, *rest  # type: ignore[return-value]
 
     def maybe_go_wrong(self) -> bool:
-        """Return whether the reward is to be NaN."""
+        """Return True if the reward must be NaN."""
         if os.getpid() == self.home or self.steps != self.at or (self.once is not None and self.once.exists()):
             return False
         if self.once is not None:
@@ -105,7 +104,7 @@ class FaultyEpisodes(PlacedEpisodes):
 
 
 class Drawn(ToldEpisodes):
-    """Shows (process, a number of its own generator, one of numpy's global one), drawn at each reset."""
+    """Env that shows (process, a number of its own generator, one of numpy's global generator), drawn at each reset."""
 
     drawn = (0.0, 0.0)
 
@@ -119,7 +118,7 @@ class Drawn(ToldEpisodes):
 
 
 class Everything(gym.Env[Any, Any]):
-    """A dict of an image, a number and a vector; actions are a box."""
+    """Env whose observation is a dict of an image, a number and a vector; actions are a box."""
 
     observation_space = spaces.Dict(
         {
@@ -142,7 +141,7 @@ class Everything(gym.Env[Any, Any]):
 
 
 class Images(ToldEpisodes):
-    """Shows `side` by `side` pixels; no episode ends."""
+    """Env that shows `side` by `side` pixels; no episode ends."""
 
     def __init__(self, side: int) -> None:
         self.observation_space = spaces.Box(0, 255, (side, side), np.uint8)
@@ -153,7 +152,7 @@ class Images(ToldEpisodes):
 
 
 class Locked(ToldEpisodes):
-    """Can't be pickled."""
+    """Env that cannot be pickled."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -168,9 +167,9 @@ def placed_makers(lengths: Sequence[Sequence[int]] = STAGGERED, **options: Any) 
 
 
 class StopOnce(BaseCallback):
-    """Ends learning once a condition holds; it is asked at each step.
+    """Callback that ends learning once a condition holds, which it checks at each step.
 
-    :raises AssertionError: where it does not within some seconds
+    :raises AssertionError: if the condition does not hold within some seconds
     """
 
     def __init__(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -187,7 +186,7 @@ class StopOnce(BaseCallback):
 
 
 def fill_once(model: MemoryImpala) -> TrajectoryBatch:
-    """Let a model without actors fill its buffer, without learning; return what is in it."""
+    """Let a model without actors fill its buffer, without learning; return the buffer's windows."""
     callback = AtRolloutEnd(lambda model: None)
     if model.ep_info_buffer is None:
         model._setup_learn(0)
@@ -197,7 +196,7 @@ def fill_once(model: MemoryImpala) -> TrajectoryBatch:
 
 
 def evaluated(model: MemoryImpala, batch: TrajectoryBatch) -> Evaluated:
-    """Return what learning makes of the windows, with the policy as it is."""
+    """Return the learner's evaluation of the windows, with the current policy."""
     model.policy.set_training_mode(True)
     with torch.no_grad():
         return model.policy.evaluate_windows(batch.windows)
@@ -208,14 +207,14 @@ def targets(model: MemoryImpala, batch: TrajectoryBatch) -> VTrace:
 
 
 def children() -> set[int]:
-    """Return the processes that this one has started, at any remove, and that have not ended."""
+    """Return the running descendants of this process."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             except OSError:
-                continue  # ended meanwhile
+                continue  # the process has ended meanwhile
             if state != "Z":
                 parents[int(entry.name)] = int(parent)
     found, fresh = set(), {os.getpid()}
@@ -226,7 +225,7 @@ def children() -> set[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process, zombies not counted."""
+    """Return True if a process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -234,7 +233,7 @@ def alive(pid: int) -> bool:
 
 
 def named_memory() -> set[str]:
-    """Return the names of the shared memory that outlives those who use it."""
+    """Return the names of shared memory blocks, which can outlive the processes that use them."""
     return set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
 
 
@@ -243,9 +242,9 @@ def descriptors() -> int:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> float:
-    """Return after how many seconds a condition came true.
+    """Return the number of seconds until a condition holds.
 
-    :raises AssertionError: where it did not
+    :raises AssertionError: if it does not hold in time
     """
     begun = time.monotonic()
     while not condition():

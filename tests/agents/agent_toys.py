@@ -1,4 +1,4 @@
-"""What the tests of the agents share: an env whose episodes are told, a core that keeps books, and a small agent."""
+"""Shared tools of the tests of the agents: an env with given episodes, a core that keeps books, and a small agent."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ CORES: dict[str, dict[str, Any]] = {
     "feedforward": {"width": 6},
 }
 STAGGERED = ((5, 3, 11), (7,), (2, 19))
-"""Lengths of episodes, one tuple per copy: no two copies reset together for long."""
+"""Lengths of episodes, one tuple per copy. They differ, so that copies seldom reset in the same step."""
 
 
 class ToldEpisodes(gym.Env[np.ndarray, Any]):
-    """Episodes that are as long and end as they are told; sees (copy, episode, step), and is paid step + 1.
+    """Env with given lengths and ends of episodes. It observes (copy, episode, step); the reward is step + 1.
 
-    :param lengths: of the episodes, again and again
-    :param ends: "terminated" or "truncated" for each of them
-    :param copy: a number to tell copies apart
-    :param action_space: actions make no difference
+    :param lengths: lengths of the episodes, repeated
+    :param ends: ends of the episodes, "terminated" or "truncated", repeated
+    :param copy: number of the copy
+    :param action_space: any space, since actions have no effect
     """
 
     observation_space = spaces.Box(-100.0, 100.0, (3,), np.float32)
@@ -92,7 +92,7 @@ def vectorized(makes: list[Callable[[], Any]], mode: AutoresetMode | None) -> Du
 def make_model(env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryPolicy", **options: Any) -> MemoryPPO:
     """Return a small agent: rollouts of 24 steps in windows of 8, minibatches of 3 windows.
 
-    The learning rate stays as it is, so that an agent of a single update learns something.
+    The learning rate is constant, so that an agent with a single update learns something.
     """
     small = {"core": core, "core_kwargs": CORES.get(core, {}), "encoder_arch": [8], "net_arch": [8]}
     options["policy_kwargs"] = {**small, **options.get("policy_kwargs", {})}
@@ -101,17 +101,17 @@ def make_model(env: Any, core: str = "compressive", *, policy: Any = "MlpMemoryP
 
 
 UNIT = 2.0
-"""The scale of values that `set_units` gives."""
+"""Scale of values that `set_units` sets."""
 
 
 def set_units(policy: MemoryPolicy) -> None:
-    """Let the value head have units that are not the rewards', as if returns of that scale had been counted."""
+    """Set units of the value head that differ from the rewards' units, as if it had counted returns of that scale."""
     policy.value_normalisation.mean.fill_(1.0)
     policy.value_normalisation.scale.fill_(UNIT)
 
 
 def say_values(policy: MemoryPolicy, weight: Sequence[float]) -> None:
-    """Let values be `weight` times what the head reads; exactly, where those are sums of powers of two."""
+    """Set the value head so that values are `weight` times its input, exactly if those are sums of powers of two."""
     set_units(policy)
     with torch.no_grad():
         policy.value_net.weight[:] = torch.tensor(weight) / UNIT
@@ -127,7 +127,7 @@ def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 class AtRolloutEnd(BaseCallback):
-    """Calls a function with the model after each rollout, before the update."""
+    """Callback that calls a function with the model after each rollout, before the update."""
 
     def __init__(self, call: Callable[[Any], None]) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class AtRolloutEnd(BaseCallback):
 
 
 class Scalars(KVWriter):
-    """A writer for SB3's logger that keeps every value."""
+    """Writer for SB3's logger that keeps every value."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Any]] = {}
@@ -168,7 +168,7 @@ class Books(NamedTuple):
 
 
 class BookkeepingCore(MemoryCore[Books]):
-    """Counts steps and sums up inputs; what it says can be checked by hand. Outputs (count, total)."""
+    """Core that counts steps and sums up inputs. Its outputs (count, total) can be checked by hand."""
 
     def __init__(self, input_size: int) -> None:
         super().__init__(input_size, 1 + input_size)
@@ -190,4 +190,4 @@ class BookkeepingCore(MemoryCore[Books]):
 
 
 TRANSPARENT: dict[str, Any] = {"encoder_arch": [], "net_arch": [], "core_kwargs": {}}
-"""Policy options by which the core sees the raw features, and the heads the core's raw output."""
+"""Policy options that give the raw features to the core, and the core's raw output to the heads."""

@@ -1,4 +1,4 @@
-"""What the tests of `check_memory` share: a small agent, and what the check says of a broken one."""
+"""Shared tools of the tests of `check_memory`: a small agent, and the error of the check for a broken one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ctrl.agents import MemoryPPO, check_memory
 def build(
     model_class: type[MemoryPPO] = MemoryPPO, core: str = "gru", policy: Any = "MlpMemoryPolicy", **more: Any
 ) -> MemoryPPO:
-    """Return a small agent of a class of one's own; a recurrent core is checked fastest."""
+    """Return a small agent of the given class, by default with a recurrent core, whose check is fastest."""
     small = {"core": core, "core_kwargs": CORES[core], "encoder_arch": [8], "net_arch": [8]}
     sizes: dict[str, Any] = {"n_steps": 24, "window": 8, "batch_size": 24, "n_epochs": 2}
     options: dict[str, Any] = {"learning_rate": 3e-4, "seed": 0, "device": "cpu"}

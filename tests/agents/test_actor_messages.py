@@ -1,4 +1,4 @@
-"""What goes through the pipe between actors and learner is pickled, so it must be little: windows go another way."""
+"""Messages in the pipe between actors and learner: they are pickled, so they must be small and hold no windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 class Weighed:
-    """A connection that notes how many bytes each message has that it brings."""
+    """Connection that records the size in bytes of each message it receives."""
 
     def __init__(self, connection: Connection, sizes: list[int]) -> None:
         self.connection, self.sizes = connection, sizes
@@ -26,7 +26,7 @@ class Weighed:
 
 
 class Weigh(BaseCallback):
-    """Weighs all that actors tell."""
+    """Callback that records the sizes of all messages from the actors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Weigh(BaseCallback):
 
 
 def bytes_of_windows(n_steps: int, side: int) -> set[int]:
-    """Return how many bytes the pipe brings for a window, where no episode ends in it."""
+    """Return the sizes in bytes of the pipe's messages about windows in which no episode ends."""
     model = make_impala(Images(side), "gru", num_actors=1, n_steps=n_steps)
     weigh = Weigh()
     model.learn(2 * WINDOWS * n_steps, weigh)

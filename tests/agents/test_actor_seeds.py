@@ -1,4 +1,4 @@
-"""Every actor draws random numbers of its own, its replacement others again, and all of them repeat themselves."""
+"""Random numbers of actors: each actor and each replacement draws its own, and a second run repeats all of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gymnasium import spaces
 from ctrl.agents import MemoryImpala
 
 Start = tuple[int, int]
-"""Which actor, and how often it has been restarted."""
+"""Index of an actor, and the number of its restarts."""
 
 
 def first_steps(num_actors: int, *, kill_one: bool) -> dict[Start, np.ndarray]:
-    """Return what each process drew for its first step; nothing is learned.
+    """Return the random numbers that each process drew for its first step; nothing is learned.
 
-    These are the two numbers that it saw, and the log-probability of its action. The action is normal, so that is a
-    function of the noise alone and not of what was seen.
+    These are the two numbers in its observation, and the log-probability of its action. The action is normal, so its
+    log-probability is a function of the noise alone and not of the observation.
     """
     env = Drawn(action_space=spaces.Box(-1.0, 1.0, (1,), np.float32))
     model = make_impala(env, "gru", num_actors=num_actors, learning_rate=1e-30, memory_learning_rate=1e-30)

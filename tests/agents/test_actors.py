@@ -1,6 +1,6 @@
-"""What may go wrong with actors, done to real ones: it is noticed in time, training goes on, and nothing is left.
+"""Faults of real actors: they are noticed in time, training goes on, and no process or memory is left.
 
-Times are those that the docstring of `MemoryImpala` states, plus what an actor takes to start on a busy machine.
+Time limits are those in the docstring of `MemoryImpala`, plus the time that an actor takes to start on a busy machine.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from ctrl.agents.actors import POLL_SECONDS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is left is looked up in /proc")
 START = 20.0
-"""Seconds that an actor may take to start here."""
+"""Number of seconds that an actor may take to start here."""
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """After each of these tests there is no process, no memory and no pipe that was not there before."""
+    """Check that each test leaves no process, no shared memory and no pipe behind."""
     before, names = (children(), descriptors()), named_memory()
     yield
-    wait_until(lambda: children() == before[0], 1.0)  # killed, they take a moment
+    wait_until(lambda: children() == before[0], 1.0)  # killed processes take a moment to end
     assert descriptors() == before[1]
-    wait_until(lambda: named_memory() <= names, 1.0)  # others' semaphores come and go
+    wait_until(lambda: named_memory() <= names, 1.0)  # semaphores of other processes come and go
 
 
 def faulty(fault: str = "none", *, actors: int = 1, **options: Any) -> MemoryImpala:
-    """Return an agent one of whose three envs has a fault."""
+    """Return an agent with a fault in one of its three envs."""
     told = {name: options.pop(name) for name in ("at", "once", "helper") if name in options}
     makes = placed_makers()
     makes[1] = lambda: FaultyEpisodes(fault, lengths=STAGGERED[1], copy=1, **told)
@@ -62,14 +62,14 @@ def faulty(fault: str = "none", *, actors: int = 1, **options: Any) -> MemoryImp
 
 
 def seeds(model: MemoryImpala) -> list[int]:
-    """Return what the actors that are running were told as their seeds."""
+    """Return the seeds on the command lines of the running actors."""
     assert model._actors is not None
     lines = [Path(f"/proc/{actor.process.pid}/cmdline").read_bytes() for actor in model._actors._actors]
-    return [int(line.split(b"\0")[8]) for line in lines if line]  # one that was just killed has none
+    return [int(line.split(b"\0")[8]) for line in lines if line]  # an actor that was just killed has none
 
 
 def assert_contiguous(model: MemoryImpala) -> None:
-    """Each window is of one process, and goes on from step to step."""
+    """Check that each window comes from one process, and that its steps follow each other."""
     windows = model.rollout_buffer.all_windows(model.policy)
     _, episode, step, place = torch.cat([windows.windows.observations, windows.following[:, None]], 1).unbind(2)  # type: ignore[list-item]
     assert torch.equal(place, place[:, :1].expand_as(place))
@@ -79,7 +79,7 @@ def assert_contiguous(model: MemoryImpala) -> None:
 
 
 def test_a_killed_actor_is_replaced() -> None:
-    """Its half window is lost, the other actor's and its own whole ones are not."""
+    """Its unfinished window is lost. Its complete windows and the other actor's windows are not."""
     model = faulty(actors=2)
     killed: list[float] = []
     noticed: list[float] = []
@@ -107,7 +107,7 @@ def test_a_killed_actor_is_replaced() -> None:
 def test_a_death_in_a_window_is_noticed_in_half_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The learner waits: there is no other actor, and the second window is half written.
 
-    A process that the env has started lives on and holds the connection open, so only who looks finds out.
+    A process that the env has started lives on and holds the connection open. So the learner must look for the death.
     """
     died, slack = tmp_path / "died", 1.5
     model = faulty("killed", once=died, at=WINDOW + 3, helper=True)
@@ -131,7 +131,7 @@ def test_a_death_in_a_window_is_noticed_in_half_a_second(tmp_path: Path, monkeyp
 
 
 def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
-    """Meanwhile the learner waits: there is no other actor."""
+    """The learner waits meanwhile, because there is no other actor."""
     model = faulty("hanging", once=tmp_path / "hung", actor_timeout=2.0, at=UPDATE // 3 + 5)
     times: list[float] = []
 
@@ -174,13 +174,13 @@ def test_after_too_many_failures_training_stops_with_the_reason(
 
 
 def test_what_is_not_finite_stops_training_at_once() -> None:
-    """It is no fault of the process, and would come again."""
+    """The fault does not lie in the process, so a restart would not help."""
     with pytest.raises(NonFiniteError, match="reward is not finite at step .*: env 1"):
         faulty("nan").learn(3 * UPDATE)
 
 
 def test_the_end_of_training_and_an_exception_leave_nothing() -> None:
-    """Nor does a process that the env has started and not ended. Another call of `learn` draws other seeds."""
+    """A process that the env has started and not ended is ended too. Another call of `learn` draws other seeds."""
     model = faulty(helper=True)
     told: list[list[int]] = []
     started: set[int] = set()
@@ -203,7 +203,7 @@ def test_the_end_of_training_and_an_exception_leave_nothing() -> None:
 
 
 def test_neither_side_runs_away() -> None:
-    """Actors wait for a learner that is slow, with no more windows than they have room for."""
+    """Actors wait for a slow learner once the window slots are full."""
     model = faulty(actors=2, window_slots=3)
     lags: list[int] = []
     means: list[float] = []
@@ -246,7 +246,7 @@ SCRIPT = """
     ids=["Ctrl-C", "killed while an env hangs"],
 )
 def test_actors_end_with_their_learner(number: signal.Signals, fault: str, code: set[int], tmp_path: Path) -> None:
-    """Even one whose env hangs, and the process that its env has started."""
+    """An actor whose env hangs ends too, and so does the process that its env has started."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))
     marker = tmp_path / "marker"

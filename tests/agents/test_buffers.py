@@ -1,6 +1,6 @@
-"""Where a window's snapshot comes from: a core that keeps books against an env that tells where it is.
+"""Snapshots of the core's state before each window, checked with a core that keeps books.
 
-The env shows (copy, episode, step); the core holds how many steps it saw since the reset, and what it saw last.
+The env shows (copy, episode, step). The core's state holds the number of steps since the reset, and the last input.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def bookkeeper(env: Any, **options: Any) -> MemoryPPO:
 
 
 def check_snapshots(model: MemoryPPO) -> None:
-    """Compare each window's state before its first step with what the window itself shows."""
+    """Compare each window's state before its first step with the observations in the window."""
     buffer = model.rollout_buffer
     windows = buffer.all_windows(model.policy).windows
     books, first, reset = windows.core_state, windows.observations[:, 0], windows.reset[:, 0]  # type: ignore[index]
@@ -101,7 +101,7 @@ def test_one_snapshot_per_window() -> None:
 
 
 def filled(steps: int = 6, envs: int = 2, window: int = 3, **arguments: Any) -> WindowBuffer:
-    """Return a buffer whose every entry tells its step and env: 10 * step + env."""
+    """Return a buffer whose entries encode their step and env as 10 * step + env."""
     space = arguments.pop("observation_space", spaces.Box(-1e3, 1e3, (1,), np.float32))
     buffer = WindowBuffer(steps, space, spaces.Discrete(100), "cpu", n_envs=envs, window=window, **arguments)
     fill(buffer, steps=steps)
@@ -109,7 +109,7 @@ def filled(steps: int = 6, envs: int = 2, window: int = 3, **arguments: Any) -> 
 
 
 def fill(buffer: WindowBuffer, *, first: int = 0, steps: int = 6) -> None:
-    """Add steps that are numbered from `first` on."""
+    """Add steps with numbers from `first` on."""
     envs = buffer.n_envs
     for step in range(first, first + steps):
         told = torch.tensor([10.0 * step + env for env in range(envs)])
@@ -122,7 +122,7 @@ def fill(buffer: WindowBuffer, *, first: int = 0, steps: int = 6) -> None:
 
 
 class Encoder:
-    """As much of a policy as the buffer needs; actions and rewards are encoded as themselves."""
+    """Part of a policy that the buffer needs; actions and rewards are encoded as themselves."""
 
     core = BookkeepingCore(1)
 
@@ -134,7 +134,7 @@ class Encoder:
 
 
 WINDOWS = [[0, 10, 20], [1, 11, 21], [30, 40, 50], [31, 41, 51]]
-"""Steps of each window, as `filled` tells them: window by window, env by env."""
+"""Entries of each window in the buffer of `filled`: window by window, env by env."""
 
 
 def test_all_windows_are_sequences_of_one_env() -> None:
@@ -203,7 +203,7 @@ def test_an_ignored_step_has_no_advantage_and_the_step_before_bootstraps_from_it
 
 
 def test_steps_before_the_windows_are_cut_where_they_are() -> None:
-    """Those of the rollout before are 10 * step + env, too, and come in place of steps -4 to -1."""
+    """Steps of the previous rollout are 10 * step + env, too, and take the place of steps -4 to -1."""
     buffer = filled(burn_in=4)
     buffer.reset()
     fill(buffer, first=6)

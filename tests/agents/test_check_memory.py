@@ -1,4 +1,4 @@
-"""`check_memory` passes sound agents and leaves them alone."""
+"""`check_memory` with sound agents: it passes them and does not change them."""
 
 from __future__ import annotations
 

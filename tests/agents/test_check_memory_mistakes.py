@@ -1,4 +1,4 @@
-"""`check_memory` names law, env and step of planted mistakes."""
+"""`check_memory` with planted mistakes: it names the law, the env and the step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ctrl.compressive import CompressiveCore, CompressiveState
 
 
 class ForgetfulActing(CompressiveActing):
-    """Takes no notice of weights that change."""
+    """Acting cache that ignores changes of the weights."""
 
     def _follow_weights(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""One default everywhere: code without options trains what the command line trains without options."""
+"""Defaults of the agents: without options, code and the command line train the same agent."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ctrl.experiments.models import arguments, build_model
 
 BOTH = pytest.mark.parametrize(("algorithm", "kind"), [("ppo", MemoryPPO), ("impala", MemoryImpala)])
 LEFT = (1.0, 0.75, 0.5, 0.1, 0.0)
-"""Shares of a run that may be left."""
+"""Remaining shares of a run at which schedules are compared."""
 
 
 def value_of(argument: Any) -> Any:
-    """Return what can be compared: of a schedule, what it says."""
+    """Return a value that can be compared; for a schedule, its values at `LEFT`."""
     return [FloatSchedule(argument)(left) for left in LEFT] if callable(argument) else argument
 
 
@@ -60,7 +60,7 @@ def test_code_and_command_line_train_the_same_agent(algorithm: str, kind: Any) -
 
 
 def rates(model: Any, *calls: int) -> list[float]:
-    """Return the learning rate of each update in some calls of `learn`, which go on from each other."""
+    """Return the learning rate of each update in some calls of `learn`, of which each continues the last."""
     scalars = Scalars()
     model.set_logger(Logger(None, [scalars]))
     for number, steps in enumerate(calls):
@@ -94,7 +94,7 @@ def test_the_compressors_rate_stays() -> None:
 
 @BOTH
 def test_a_model_with_the_default_rate_is_saved_and_loaded(algorithm: str, kind: Any, tmp_path: Path) -> None:
-    """What is pickled of it is stable-baselines3's own class, by its name."""
+    """The file holds stable-baselines3's own schedule class, by its name."""
     model = kind("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "gru"}, device="cpu")
     model.save(tmp_path / "agent")
     loaded = kind.load(tmp_path / "agent", device="cpu")
@@ -106,7 +106,7 @@ def test_a_model_with_the_default_rate_is_saved_and_loaded(algorithm: str, kind:
 
 
 def test_the_first_update_has_more_than_the_last() -> None:
-    """The rate is that of the optimizer, not only of the log."""
+    """The test reads the rate from the optimizer, not only from the log."""
     found: list[float] = []
     model = falling()
     model.learn(4 * 24, AtRolloutEnd(lambda model: found.append(model.policy.optimizer.param_groups[0]["lr"])))
@@ -116,7 +116,7 @@ def test_the_first_update_has_more_than_the_last() -> None:
 
 @BOTH
 def test_a_call_that_would_learn_nothing_is_warned_of(algorithm: str, kind: Any) -> None:
-    """Such as each of many short ones: the rate has fallen to 0 by their only update."""
+    """An example is a short call: the rate has fallen to 0 by its only update."""
     alone: dict[str, Any] = {} if algorithm == "ppo" else {"num_actors": 0}
     options: dict[str, Any] = {"n_steps": 8, "policy_kwargs": {"core": "gru"}, "device": "cpu", **alone}
     falls, stays = (

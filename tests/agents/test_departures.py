@@ -1,4 +1,4 @@
-"""The tables of departures from stable-baselines3's PPO say what the code says, and leave nothing out."""
+"""Tables of departures from stable-baselines3's PPO: they agree with the code, and leave nothing out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MISSING = "–"
 
 
 def table(first: str) -> dict[str, list[str]]:
-    """Return the cells of the table whose first column has this title, by the name in it."""
+    """Return the table whose first column has this title: the other cells of each row, by the name in the first."""
     rows = SECTION.split(f"| {first} |")[1].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
     return {name.strip(" `"): rest for name, *rest in cells}
@@ -32,7 +32,7 @@ ARGUMENTS, ENTRIES = table("argument"), table("entry")
 
 
 def stated(cell: str) -> Any:
-    """Return what a cell says: a value, the two ends of a schedule, or that there is none."""
+    """Return the content of a cell: a value, the two ends of a schedule, or `MISSING`."""
     quoted = re.findall(r"`(.*?)`", cell)
     if cell == MISSING:
         return MISSING
@@ -42,7 +42,7 @@ def stated(cell: str) -> Any:
 
 
 def default(kind: type, name: str) -> Any:
-    """Return a default in the form that `stated` has."""
+    """Return a default value in the form that `stated` returns."""
     parameters = inspect.signature(kind).parameters
     if name not in parameters:
         return MISSING
@@ -65,7 +65,7 @@ def test_every_argument_that_departs_is_stated() -> None:
 
 
 def shared(name: str) -> bool:
-    """Whether `MemoryPolicy` hands an argument on as it is."""
+    """Return True if `MemoryPolicy` passes an argument on unchanged."""
     return name not in inspect.signature(MemoryPolicy).parameters
 
 

@@ -1,4 +1,4 @@
-"""A NaN stops training where it shows up first, says where, and has changed no weight."""
+"""Numbers that are not finite: the first one stops training, the error says where, and no weight has changed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ctrl.agents.finite import check_finite
 
 
 class Spoiled(ToldEpisodes):
-    """One copy turns bad at a step of its first episode.
+    """Env with a bad value at one step of its first episode.
 
-    :param what: "observation" or "reward"
+    :param what: kind of the bad value, "observation" or "reward"
     """
 
     def __init__(self, what: str, at: int, value: float, **options: Any) -> None:
@@ -45,12 +45,12 @@ def spoiled(what: str, at: int, value: float = np.nan, **options: Any) -> list[C
 
 
 def parameters_of(model: MemoryPPO) -> dict[str, torch.Tensor]:
-    """Return what is learned, without the statistics of returns: those that were finite have been counted."""
+    """Return the learned parameters, without the statistics of returns, which have counted the finite returns."""
     return {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
 
 
 def assert_stops(model: MemoryPPO, message: str) -> None:
-    """Expect the error in the first rollout, or in the update after it, and the weights as they were."""
+    """Expect the error in the first rollout, or in the update after it, and unchanged weights."""
     before = parameters_of(model)
     with pytest.raises(NonFiniteError, match=message) as caught:
         model.learn(24 * 3)
@@ -61,7 +61,7 @@ def assert_stops(model: MemoryPPO, message: str) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_bad_observation(value: float) -> None:
-    """Seen after the 5th of 24 steps of 3 envs."""
+    """The bad value is seen after the 5th of 24 steps of 3 envs."""
     model = make_model(DummyVecEnv(spoiled("observation", 5, value)))
     assert_stops(model, r"^observation is not finite at step 15: env 1, index \[1\]$")
 
@@ -88,7 +88,7 @@ def test_bad_terminal_observation_of_a_terminated_episode_is_never_seen() -> Non
 
 
 class Huge(gym.RewardWrapper[Any, Any]):
-    """Pays almost what float32 can hold, step by step."""
+    """Wrapper that gives a reward near the largest float32 at each step."""
 
     def reward(self, reward: Any) -> float:
         return 3e38
@@ -110,7 +110,7 @@ def test_bad_part_of_a_dict_observation_is_named() -> None:
 
 
 def test_bad_loss() -> None:
-    """A reward that is finite, and whose square is not."""
+    """The reward is finite, but its square is not."""
     model = make_model(DummyVecEnv(spoiled("reward", 5, 1e30)), batch_size=72, normalize_values=False)
     assert_stops(model, r"^loss is not finite at step 72$")
 
@@ -123,7 +123,7 @@ def test_a_huge_reward_is_no_bad_loss_where_values_are_normalised() -> None:
 
 
 def test_bad_returns() -> None:
-    """Rewards that are finite, and whose sum is not: nothing has been counted."""
+    """The rewards are finite, but their sum is not. The statistics have counted nothing."""
     makes: list[Any] = [lambda make=make: Huge(make()) for make in makers()]
     model = make_model(DummyVecEnv(makes))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -146,7 +146,7 @@ def test_bad_reconstruction_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["value_net.weight", "core.compressors.1.0.weight"])
 def test_bad_gradient_names_the_parameter(name: str, value: float) -> None:
-    """The other group's step does not happen either."""
+    """The optimizer of the other group takes no step either."""
     model = make_model(staggered_env())
     parameter = dict(model.policy.named_parameters())[name]
     parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), value))

@@ -1,4 +1,4 @@
-"""Learning sees what acting saw: before the first step of an optimizer every probability ratio is 1.
+"""First probability ratios: before the first step of an optimizer each is 1, since learning repeats what acting saw.
 
 Episodes are staggered, rollouts start and end in their middle, and several updates have changed the weights.
 """
@@ -21,7 +21,7 @@ UPDATES = 4
 
 
 def difference(model: MemoryPPO) -> float:
-    """Return how far learning's log-probabilities and values are from acting's, at most; values by their size."""
+    """Return the largest difference of log-probabilities, and relative one of values, between learning and acting."""
     batch = model.rollout_buffer.all_windows(model.policy)
     model.policy.set_training_mode(True)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def difference(model: MemoryPPO) -> float:
 
 
 def learn_and_watch(model: MemoryPPO, updates: int = UPDATES) -> tuple[list[float], dict[str, list[Any]]]:
-    """Return the difference at the end of each rollout, and all that was logged."""
+    """Return the difference at the end of each rollout, and all logged values."""
     scalars = Scalars()
     model.set_logger(Logger(None, [scalars]))
     found: list[float] = []
@@ -87,7 +87,7 @@ def test_first_ratio_is_one_for_every_kind_of_action(action_space: spaces.Space[
 
 @pytest.mark.parametrize("breakage", ["snapshots of the wrong env", "late resets", "actions of the wrong step"])
 def test_the_check_notices(breakage: str) -> None:
-    """A buffer that mixes things up does make the ratio differ from 1."""
+    """A buffer that mixes up its entries makes the ratio differ from 1."""
     model = make_model(staggered_env(), learning_rate=1e-2)
     learn_and_watch(model, updates=2)
     buffer = model.rollout_buffer
@@ -108,7 +108,7 @@ def test_the_check_notices(breakage: str) -> None:
 
 
 def test_a_core_that_changes_its_rates_between_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors count as high and as low in turn, so that rates move every time; acting goes on with what it remembers."""
+    """The test changes the rates after every rollout; acting continues with its state."""
     model = make_model(staggered_env(), "adaptive", learning_rate=1e-2)
     rates = []
 

@@ -1,4 +1,4 @@
-"""Who trains what: the task's losses and the reconstruction loss, their optimizers, and their clips."""
+"""Gradients of the task's losses and of the reconstruction loss, their optimizers, and their clips."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def reached(model: MemoryPPO) -> set[str]:
 
 
 def lived(core: str = "compressive", **options: Any) -> MemoryPPO:
-    """Return an agent with a rollout in its buffer, away from zeros and identities that would hide a mistake."""
+    """Return a trained agent with a rollout in its buffer.
+
+    Its parameters are moved away from zeros and identities, which would hide a mistake.
+    """
     model = make_model(staggered_env(), core, **options)
     with torch.no_grad():
         for parameter in model.policy.parameters():
@@ -84,7 +87,7 @@ def test_a_huge_gradient_of_one_group_does_not_scale_the_others(huge: str) -> No
     """With plain SGD a step is the clipped gradient; a shared clip would shrink it a billionfold."""
     sgd = {"optimizer_class": torch.optim.SGD}
     model = lived(policy_kwargs=sgd, learning_rate=1.0, memory_learning_rate=1.0)
-    # Compressors have Adam whatever the policy has, and what Adam does to a gradient hides its size.
+    # Compressors always have Adam, for any optimizer of the policy, and Adam's scaling hides a gradient's size.
     model.policy.memory_optimizer = torch.optim.SGD(parameters_of(model.policy.memory_optimizer), lr=1.0)
     groups = {"main": model.policy.optimizer, "memory": model.policy.memory_optimizer}
     limits = {"main": model.max_grad_norm, "memory": model.memory_max_grad_norm}

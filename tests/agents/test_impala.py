@@ -1,4 +1,4 @@
-"""The algorithm as a whole: it repeats itself, its losses are right, and it refuses what makes no sense."""
+"""`MemoryImpala` as a whole: same run for the same seed, right losses, and refusal of arguments that make no sense."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TIMES = ("time/fps", "time/time_elapsed")
 
 
 def run(core: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights and the logged values after three updates on an env with random numbers of its own."""
+    """Return the weights and the logged values after three updates on an env with its own random numbers."""
     model = make_impala(gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync"), core, seed=seed)
     model.learn(3 * UPDATE)
     return weights_of(model), {key: value for key, value in model.logger.name_to_value.items() if key not in TIMES}
@@ -59,7 +59,7 @@ def test_without_actors_a_seed_gives_the_same_run_twice(core: str) -> None:
 
 
 def losses(change: Callable[[TrajectoryBatch], TrajectoryBatch], **options: Any) -> dict[str, float]:
-    """Return what is logged of a batch whose episodes have been changed."""
+    """Return the logged values of a batch after `change`."""
     model = make_impala(staggered_env(), "gru", **options)
     batch = fill_once(model)
     model._lags = np.zeros(WINDOWS, dtype=np.int64)
@@ -73,7 +73,7 @@ def losses(change: Callable[[TrajectoryBatch], TrajectoryBatch], **options: Any)
     [(1.0, 1.0, 1.0, 0), (2.0, 1.0, 1.0, 1), (2.0, 3.0, 2.0, 0), (0.5, 1.0, 0.5, 0)],
 )
 def test_importance_weights_are_clipped_at_rho_bar(ratio: float, rho_bar: float, weight: float, clipped: int) -> None:
-    """Steps that end their episode have no other: vs - V is the weight times the error."""
+    """With lambda 0, vs - V is the importance weight times the error of the step."""
     model = make_impala(staggered_env(), "gru", rho_bar=rho_bar, vtrace_lambda=0.0)
     batch = fill_once(model)
     on_policy = targets(model, batch)
@@ -98,7 +98,7 @@ def test_the_policys_gradient_is_weighted_with_the_same_clip() -> None:
 
 @pytest.mark.parametrize(("c_bar", "c"), [(0.5, 0.5), (3.0, 2.0)])
 def test_what_later_steps_bring_is_clipped_at_c_bar(c_bar: float, c: float) -> None:
-    """With a ratio of 2: a target is the step's own error, and c of what the next step's is above its value."""
+    """With a ratio of 2, a target adds to the step's own error c times the discounted vs - V of the next step."""
     model = make_impala(staggered_env(), "gru", gamma=0.9, vtrace_lambda=0.0, c_bar=c_bar)
     batch = fill_once(model)
     batch = batch._replace(old_log_prob=batch.old_log_prob - math.log(2.0))
@@ -111,7 +111,7 @@ def test_what_later_steps_bring_is_clipped_at_c_bar(c_bar: float, c: float) -> N
 
 
 def test_losses_are_weighted() -> None:
-    """With no discount and rewards that are what the values say plus their scale, targets are that above the values."""
+    """With discount 0 and rewards that are the values plus their scale, targets are above the values by the scale."""
     model = make_impala(staggered_env(), "gru", gamma=0.0)
     set_units(model.policy)
     batch = fill_once(model)
@@ -130,7 +130,7 @@ def test_losses_are_weighted() -> None:
 
 
 def gradients(batch_size: int | None, mode: AutoresetMode, core: str = "compressive") -> dict[str, Tensor]:
-    """Return the gradients of an update, before anything is clipped."""
+    """Return the gradients of an update, before clipping."""
     model = make_impala(vectorized(makers(), mode), core, batch_size=batch_size)
     fill_once(model)
     found: dict[str, Tensor] = {}
@@ -147,11 +147,11 @@ def gradients(batch_size: int | None, mode: AutoresetMode, core: str = "compress
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP], ids=lambda mode: mode.name)
 @pytest.mark.parametrize("windows", [1, 5, 12])
 def test_an_update_in_several_passes_has_the_gradients_of_one(windows: int, mode: AutoresetMode) -> None:
-    """Also where steps count differently: with NEXT_STEP, passes have different numbers of steps that count."""
+    """With NEXT_STEP the passes differ in the number of steps that count, and the gradients are still the same."""
     whole, parts = gradients(None, mode), gradients(windows * WINDOW, mode)
     assert whole.keys() == parts.keys()
     for name in whole:
-        if not name.startswith("core.compressors"):  # whose loss is a mean over what a pass compresses
+        if not name.startswith("core.compressors"):  # their loss is a mean over the blocks that a pass compresses
             torch.testing.assert_close(parts[name], whole[name], rtol=1e-3, atol=1e-4, msg=name)
     assert any(bool(part.any()) for name, part in parts.items() if name.startswith("core.compressors"))
 
@@ -182,7 +182,7 @@ def test_each_optimizer_has_its_own_clip() -> None:
 
 
 def test_each_optimizer_follows_a_schedule_of_its_own() -> None:
-    """Before the first of two updates all is still to do, in the first half of it, in the second nothing."""
+    """The remaining share of training is 1 before the first of two updates, 1/2 in the first and 0 in the second."""
     schedules = {"learning_rate": lambda left: 1e-3 + left, "memory_learning_rate": lambda left: 1e-4 + 2 * left}
     model = make_impala(staggered_env(), **schedules)
     found: list[list[float]] = []
@@ -259,7 +259,7 @@ def test_what_is_logged(core: str) -> None:
 
 
 def test_check_memory_takes_it(recwarn: pytest.WarningsRecorder) -> None:
-    """A twin acts in this process, however many actors the model would have."""
+    """A copy of the model acts in this process, for any number of actors."""
     model = make_impala(staggered_env(), "gru", num_actors=2, policy_kwargs={"previous_reward": True})
     findings = check_memory(model)
     assert [finding.law for finding in findings if finding.law.startswith("agent")] and not recwarn.list

@@ -1,4 +1,4 @@
-"""`MemoryImpala` where users know `MemoryPPO`: forms of envs, wrappers, spaces, callbacks, `save` and `load`."""
+"""`MemoryImpala` in all uses of `MemoryPPO`: forms of envs, wrappers, spaces, callbacks, `save` and `load`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def policy_kwargs(core: str = "gru") -> dict[str, Any]:
 
 
 class Told(BaseCallback):
-    """Remembers what a step's callback is told, and what is logged."""
+    """Callback that keeps its `locals` at each step, and the logged values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Told(BaseCallback):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[MemoryImpala, Told, Path]:
-    """Return an agent that an actor has acted for, what callbacks were told, and where they saved."""
+    """Return an agent trained with one actor, its callback's records, and the folder with its checkpoints."""
     folder = tmp_path_factory.mktemp("run")
     told = Told()
     callbacks = [
@@ -104,7 +104,7 @@ def test_infos_tell_of_the_ends_of_episodes(watched: tuple[MemoryImpala, Told, P
 
 
 def ended_episodes(steps: int) -> list[tuple[int, bool]]:
-    """Return length and success of all episodes that end within so many steps of each of the staggered envs."""
+    """Return length and success of all episodes that end within `steps` steps of each of the staggered envs."""
     found = []
     for lengths in STAGGERED:
         ends = np.cumsum(np.resize(lengths, steps))
@@ -131,7 +131,7 @@ def test_what_an_actor_adds_to_the_log(watched: tuple[MemoryImpala, Told, Path])
 
 
 def test_checkpoints_and_evaluations(watched: tuple[MemoryImpala, Told, Path]) -> None:
-    """A checkpoint is saved while actors run, and has nothing of them."""
+    """A checkpoint is saved while actors run, and contains no actors."""
     model, _, folder = watched
     loaded = MemoryImpala.load(folder / f"then_{4 * UPDATE}_steps", device="cpu")
     assert loaded.num_timesteps == 4 * UPDATE and loaded._actors is None
@@ -141,7 +141,7 @@ def test_checkpoints_and_evaluations(watched: tuple[MemoryImpala, Told, Path]) -
 
 @pytest.mark.parametrize("num_actors", [0, 1])
 def test_a_callback_stops_training(num_actors: int) -> None:
-    """And learning can go on."""
+    """Learning can continue afterwards."""
     model = make_impala(staggered_env(), "gru", num_actors=num_actors)
     calls: list[int] = []
     model.learn(4 * UPDATE, StopOnce(lambda: calls.append(1) or len(calls) == 10))  # type: ignore[func-returns-value]
@@ -156,7 +156,7 @@ def test_a_callback_stops_training(num_actors: int) -> None:
 
 
 def test_dicts_images_and_boxes_go_through_the_queue() -> None:
-    """Here by a function; and what infos hold that is neither number nor text stays where it is."""
+    """The env is given as a function. Entries of infos that are neither number nor text are not sent to the learner."""
     kwargs: dict[str, Any] = {**policy_kwargs(), "features_extractor_kwargs": {"cnn_output_dim": 8}}
     told = Told()
     model = MemoryImpala(
@@ -198,7 +198,7 @@ FORMS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_of_env_can_be_sent_and_learned_from(form: str) -> None:
-    """What an actor would unpack acts as the original does, from the same seed on."""
+    """The copy that an actor unpacks acts like the original, from the same seed on."""
     model = MemoryImpala("MlpMemoryPolicy", FORMS[form](), num_actors=2, policy_kwargs=policy_kwargs(), **SMALL)
     copied = cloudpickle.loads(packed(model._env_for_actors()))()
     shown = []
@@ -257,7 +257,7 @@ SCRIPT = """
 
 
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
-    """Its env's class is its own, and what lies in the folder where it runs has names of modules that actors need."""
+    """The script defines its env's class. Files in its working folder have the names of modules that actors need."""
     (tmp_path / "script").mkdir()
     script = tmp_path / "script" / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))

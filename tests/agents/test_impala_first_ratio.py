@@ -1,4 +1,4 @@
-"""With the weights that acted, every importance weight is 1: learning sees what acting saw.
+"""Importance weights with the weights that acted: each is 1, since learning repeats what acting saw.
 
 Episodes are staggered, windows start and end in their middle, and several updates have changed the weights.
 """
@@ -27,7 +27,7 @@ FAST: dict[str, Any] = {"learning_rate": 1e-2, "memory_learning_rate": 1e-2}
 
 
 def difference(model: MemoryImpala, batch: TrajectoryBatch) -> Tensor:
-    """Return [N, T] how far learning's log-probabilities or values are from acting's; values by their size."""
+    """Return the larger difference between learning and acting, of log-probabilities or (relative) values, [N, T]."""
     found = evaluated(model, batch)
     of_values = (found.values - batch.old_values).abs() / (1 + batch.old_values.abs())
     off = torch.maximum((found.log_prob - batch.old_log_prob).abs(), of_values)
@@ -91,9 +91,9 @@ MOST_MISSED = {"width": 8, "heads": 2, "layers": 1, "memory": [Tier(3), Tier(3, 
 def test_with_the_weights_that_an_actor_had_the_ratio_is_one(
     core: str, core_kwargs: dict[str, Any], num_actors: int
 ) -> None:
-    """Each window is judged with the very weights that its version names, whatever the learner has by then.
+    """Each window is evaluated with the weights of its version, not with the learner's current weights.
 
-    An actor reads new weights in mid-episode, so the state before a window was made by older ones.
+    An actor reads new weights in mid-episode, so older weights made the state before a window.
     """
     inputs = {"previous_reward": True, "core_kwargs": core_kwargs}
     model = make_impala(staggered_env(), core, num_actors=num_actors, policy_kwargs=inputs, **FAST)

@@ -1,4 +1,4 @@
-"""Learning by V-trace beats what can be reached without a memory, in one process and from the queue of an actor."""
+"""Learning by V-trace: it beats the memoryless agent, in one process and from the queue of an actor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ctrl.agents import GymnasiumVecEnv, MemoryImpala
 from ctrl.envs import TASKS
 
 RECALL = {"length": 5, "num_cues": 4, "noise": 0.5}
-"""The cue is shown once and asked for 5 steps later; at the query one cue is as likely as another."""
+"""Arguments of Recall: the cue is shown once and asked for 5 steps later; all cues are equally likely."""
 SELECT = {"depth": 2, "steps": 60}
-"""The paper's task in small rooms: an object to be told from another one, seen 5 steps before."""
+"""Arguments of the paper's task in small rooms: the agent must recognise an object that it saw 5 steps before."""
 SMALL: dict[str, Any] = {"width": 32, "heads": 2, "layers": 1}
 COMPRESSING: dict[str, Any] = {**SMALL, "memory": [Tier(2), Tier(3, 2, "conv")]}
-"""Raw slots reach 2 steps back, so the answer to `RECALL` comes through compressed ones."""
+"""Core whose raw slots reach 2 steps back, so that the answer to `RECALL` comes from compressed slots."""
 
 
 def vector(task: str, num_envs: int, seed: int, **options: Any) -> GymnasiumVecEnv:
@@ -61,7 +61,7 @@ def test_without_memory_the_ceiling_holds() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("core", ["compressive", "lstm"])
 def test_windows_of_actors_teach_it_too(core: str) -> None:
-    """With weights that lag behind, by which it is slower."""
+    """The actor's weights lag behind, so learning is slower."""
     kwargs = COMPRESSING if core == "compressive" else {"width": 32, "chrono_horizon": RECALL["length"]}
     model = recalling(core, kwargs, steps=120_000, num_actors=1, window_slots=1)
     assert model.logger.name_to_value["train/policy_lag"] > 0

@@ -1,8 +1,8 @@
-"""What a step is worth where an episode ends, is cut by a time limit, or goes on after the window; numbers by hand.
+"""Targets of steps at an episode's end, at a time limit, and at the end of a window, compared with numbers by hand.
 
-The core keeps books, as in `test_time_limits.py`: after k steps with rewards 1, 2, …, k - 1 an observation is worth
-V = k + (sum of the rewards before) / 2 + (number of actions before) / 4, but 1 for a fresh state. Discount and lambda
-are 1/2, and the policy is the one that acted.
+The core keeps books, as in `test_time_limits.py`. After k steps with rewards 1, 2, …, k - 1 the value of an observation
+is V = k + (sum of the rewards before) / 2 + (number of actions before) / 4, but 1 for a fresh state. Discount and
+lambda are 1/2, and the policy is the one that acted.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ ENVS = pytest.mark.parametrize(
     "mode", [None, SAME_STEP, NEXT_STEP, DISABLED], ids=lambda mode: getattr(mode, "name", "dummy")
 )
 VALUES = [1.0, 2.75, 5.0, 7.75]
-"""V of the observations of an episode of three steps, the terminal one last."""
+"""Values V of the observations of an episode of three steps, the terminal one last."""
 TRUNCATED = [2.9296875, 4.96875, 3 + 0.5 * 7.75]
-"""v_s of the episode's steps: 3 + 7.75/2 = 6.875; V + (2 + 5/2 - 2.75) + 1.875/4; V + (1 + 2.75/2 - 1) + 2.21875/4"""
+"""Targets v_s; from the last: 3 + 7.75/2 = 6.875; V + (2 + 5/2 - 2.75) + 1.875/4; V + (1 + 2.75/2 - 1) + 2.21875/4"""
 TERMINATED = [2.6875, 4.0, 3.0]
 
 
@@ -48,7 +48,7 @@ def bookkeeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bookkeeper(env: VecEnv, n_steps: int, **options: Any) -> MemoryImpala:
-    """Return an agent with the values above; its features are (count, totals of 3 observations, 3 actions, reward)."""
+    """Return an agent with the values above. Its features are (count, totals of 3 observations, 3 actions, reward)."""
     defaults: dict[str, Any] = {
         "n_steps": n_steps,
         "windows_per_update": 2,
@@ -66,7 +66,7 @@ def episodes(lengths: Sequence[Sequence[int]], end: str, mode: AutoresetMode | N
 
 
 def real(batch: TrajectoryBatch, numbers: torch.Tensor, env: int, n_envs: int) -> list[float]:
-    """Return the numbers [N, T] of one env's real steps, window after window."""
+    """Return the entries of `numbers` [N, T] for one env's real steps, window after window."""
     return numbers[env::n_envs][batch.loss_mask[env::n_envs]].tolist()
 
 
@@ -78,7 +78,7 @@ def targets_of(model: MemoryImpala, env: int = 0) -> list[float]:
 @ENVS
 @pytest.mark.parametrize(("end", "expected"), [("truncated", TRUNCATED), ("terminated", TERMINATED)])
 def test_an_end_inside_the_window(mode: AutoresetMode | None, end: str, expected: list[float]) -> None:
-    """What is cut goes on with the value of the terminal observation, what is terminated with nothing."""
+    """After a truncation the target adds the value of the terminal observation, after a termination nothing."""
     model = bookkeeper(episodes([[3]], end, mode), n_steps=5)
     batch = fill_once(model)
     found = targets(model, batch)
@@ -117,7 +117,7 @@ def test_an_end_with_the_window(mode: AutoresetMode | None, end: str, expected: 
 
 @ENVS
 def test_a_window_that_ends_in_mid_episode_goes_on_with_the_next_value(mode: AutoresetMode | None) -> None:
-    """V(x_T) is worked out from the state after the window, with its last action and reward: 5."""
+    """V(x_T) is 5, computed from the state after the window and its last action and reward."""
     model = bookkeeper(episodes([[3]], "terminated", mode), n_steps=2)
     batch = fill_once(model)
     vs = targets(model, batch).vs
@@ -129,7 +129,7 @@ def test_a_window_that_ends_in_mid_episode_goes_on_with_the_next_value(mode: Aut
 
 @pytest.mark.parametrize("core", ["compressive", "lstm"])
 def test_a_window_goes_on_with_what_acting_then_saw(core: str) -> None:
-    """The next window begins with the value that this one bootstraps from: state, last action and reward are right."""
+    """A window bootstraps from the first value of the next window, so state, last action and reward are right."""
     model = make_impala(staggered_env(), core, gamma=0.9, policy_kwargs={"previous_reward": True})
     set_units(model.policy)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_what_stands_at_ignored_steps_makes_no_difference() -> None:
 
 
 def test_a_window_of_ignored_steps_alone_teaches_nothing() -> None:
-    """Both envs end together after one step, so every second window of one step is all reset steps."""
+    """The episodes of both envs end after one step, so every second window of one step holds only reset steps."""
     model = bookkeeper(episodes([[1], [1]], "terminated", NEXT_STEP), n_steps=1, windows_per_update=1)
     model.learn(2 * 6)
     assert model.num_timesteps == 2 * 6 and model._n_updates == 3
@@ -178,7 +178,7 @@ def test_the_value_of_what_was_cut_is_no_reward_to_be_clipped(clipping: str | No
 
 @pytest.mark.parametrize("mode", [None, NEXT_STEP], ids=["dummy", "NEXT_STEP"])
 def test_the_same_through_the_queue(mode: AutoresetMode | None) -> None:
-    """Weights hardly change, so what an actor says of ends that were cut is still true."""
+    """The weights hardly change, so the values that an actor sends for truncated episodes are still right."""
     options: dict[str, Any] = {"num_actors": 1, "learning_rate": 1e-30}
     model = bookkeeper(episodes([[3], [3, 2]], "truncated", mode), n_steps=5, **options)
     starts = set()
@@ -196,7 +196,7 @@ def test_the_same_through_the_queue(mode: AutoresetMode | None) -> None:
 
 
 def targets_by_definition(model: MemoryImpala, batch: TrajectoryBatch, env: int, ends: str, length: int) -> list[float]:
-    """Replay one env's first episode from the initial state, and add up discounted errors until the window ends."""
+    """Replay one env's first episode from the initial state, and sum discounted errors until the window ends."""
     policy, actions = model.policy, real(batch, batch.windows.actions, env, model.n_envs)
     values, state = [], policy.initial_state(1)
     for step in range(length + 1):

@@ -1,4 +1,4 @@
-"""Learning beats what can be reached without a memory, and does so by remembering."""
+"""Learning by PPO: it beats the memoryless agent, and needs the memory to do so."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def recall(num_envs: int, seed: int) -> GymnasiumVecEnv:
 
 
 def success_of(core: str, core_kwargs: dict[str, Any], updates: int) -> float:
-    """Train, with a learning rate that falls to 0: at a constant one the success rises to 1 and drops again."""
+    """Train with a learning rate that falls to 0. With a constant rate the success rises to 1 and drops again."""
     model = make_model(
         recall(32, seed=0),
         core,
@@ -45,12 +45,12 @@ def success_of(core: str, core_kwargs: dict[str, Any], updates: int) -> float:
 
 
 def test_what_the_task_says_of_its_ceiling() -> None:
-    """At the query one cue is as likely as another."""
+    """At the query all cues are equally likely."""
     assert SCORES.memoryless == 0.25 and SCORES.perfect == 1.0
 
 
 def test_compressed_slots_carry_the_answer() -> None:
-    """Raw slots reach 3 steps back and the cue is 8 back, so the answer comes through compressed ones."""
+    """Raw slots reach 3 steps back and the cue is 8 steps back, so the answer comes from compressed slots."""
     memory = [Tier(3), Tier(4, 2, "conv")]
     assert success_of("compressive", {**SMALL, "memory": memory}, updates=40) >= 0.9
 
@@ -66,5 +66,5 @@ def test_recurrent_cores_learn_it_too(core: str) -> None:
     ("core", "options"), [("feedforward", {"width": 32}), ("transformer_xl", {**SMALL, "slots": 3})]
 )
 def test_without_a_memory_that_reaches_the_cue_the_ceiling_holds(core: str, options: dict[str, Any]) -> None:
-    """What `success_of` measures is not reached some other way: not without memory, nor with raw slots alone."""
+    """The success in the tests above needs such a memory: it is not reached without one, nor with raw slots alone."""
     assert success_of(core, options, updates=40) < SCORES.memoryless + 0.1

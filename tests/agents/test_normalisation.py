@@ -1,4 +1,4 @@
-"""One `VecNormalize` for all actors: what each has seen is put together, and told to all."""
+"""One `VecNormalize` for all actors: the learner merges the statistics of all actors and sends them to each."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def normalized(**options: Any) -> VecNormalize:
 
 
 def feed(normalize: VecNormalize, data: np.ndarray) -> None:
-    """Let it see observations [K, ...], and returns that are their sums."""
+    """Update the statistics with observations [K, ...], and with returns that are their sums."""
     normalize.obs_rms.update(data)  # type: ignore[union-attr]
     normalize.ret_rms.update(data.sum(axis=1))
 
 
 def test_moments_of_parts_are_those_of_all_data() -> None:
-    """Two actors go on from the same moments, and see different numbers of steps that are drawn differently."""
+    """Two actors start from the same moments, and see different numbers of steps from different distributions."""
     random = np.random.default_rng(0)
     old, one, other = (random.normal(mean, size, (k, 3)) for mean, size, k in ((5, 2, 11), (-1, 0.5, 23), (40, 9, 4)))
     learner = normalized()
@@ -97,7 +97,7 @@ def test_keys_of_a_dict_are_apart_and_some_are_left_out() -> None:
 
 
 def shown(copy: int, steps: int) -> np.ndarray:
-    """Return what a copy shows in its first steps [steps + 1, 3]: (copy, episode, step)."""
+    """Return the observations of a copy's first steps, [steps + 1, 3]: (copy, episode, step)."""
     lengths, found = STAGGERED[copy], []
     for episode in range(steps + 1):
         found += [(copy, episode, step) for step in range(lengths[episode % len(lengths)])]
@@ -105,7 +105,7 @@ def shown(copy: int, steps: int) -> np.ndarray:
 
 
 def test_the_learner_counts_all_that_actors_have_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it is told something else, and actors see the world as it says, without a restart."""
+    """Afterwards the test sets other statistics; actors use them without a restart."""
     # The inner wrapper is the one that counts.
     model = make_impala(VecFrameStack(VecNormalize(DummyVecEnv(makers())), 1), "gru", num_actors=2)  # type: ignore[arg-type]
     normalize: Any = model.get_vec_normalize_env()

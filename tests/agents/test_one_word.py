@@ -1,4 +1,4 @@
-"""Who changes `MemoryPPO` to `MemoryImpala` changes one word: the rest of a script stays, and so does what it logs."""
+"""Change of `MemoryPPO` to `MemoryImpala` in a script: only this word changes, and most logged values are the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_arguments_of_ppo_that_impala_does_not_take() -> None:
 
 
 def script(algorithm: Algorithm, folder: Path) -> set[str]:
-    """Do what users do, with the same lines for either algorithm; return what was logged of it."""
+    """Run a typical user's script, the same for both algorithms; return the names of the logged values."""
     env = VecNormalize(VecMonitor(staggered_env()))
     held_out = VecNormalize(VecMonitor(DummyVecEnv([ToldEpisodes])), training=False, norm_reward=False)
     small = {"core": "compressive", "core_kwargs": CORES["compressive"], "encoder_arch": [8], "net_arch": [8]}
@@ -67,7 +67,7 @@ def test_the_same_script_logs_the_same_of_both(logged: dict[Algorithm, set[str]]
 
 
 def test_what_only_one_of_them_logs(logged: dict[Algorithm, set[str]]) -> None:
-    """Actors' windows may all be older than the weights; then there is no first ratio to tell of."""
+    """All windows of actors may be older than the weights. Then no first ratio is logged."""
     ppo, impala = logged[MemoryPPO], logged[MemoryImpala] - {"train/first_ratio_deviation"}
     clipping = {f"train/{name}" for name in ("approx_kl", "clip_fraction", "clip_range", "first_ratio_deviation")}
     assert ppo - impala == clipping | {"memory/staleness"}

@@ -1,4 +1,4 @@
-"""Names of other libraries are answered with ours, as a ValueError; nonsense stays what Python makes of it."""
+"""Names from other libraries: a ValueError gives our name for them. Other unknown names get Python's own error."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_policies(make: Any, policy: Any, message: str) -> None:
 
 
 def test_policies_are_those_of_the_other_libraries() -> None:
-    """And what they are answered with exists."""
+    """The policies that the error names exist."""
     named = {name for names in POLICIES.values() for name in names}
     for kind in (PPO, RecurrentPPO):
         assert named >= kind.policy_aliases.keys() | {policy.__name__ for policy in kind.policy_aliases.values()}

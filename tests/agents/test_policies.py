@@ -1,4 +1,4 @@
-"""`predict`: a state that the caller carries, and the same behaviour as in training."""
+"""Method `predict`: a state that the caller carries, and the same behaviour as in training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENVS = 3
 
 
 def trained(core: str = "compressive", **options: Any) -> MemoryPPO:
-    """Return an agent with a rollout in its buffer, whose actions depend on what it remembers."""
+    """Return an agent with a rollout in its buffer, whose actions depend on its memory."""
     model = make_model(staggered_env(), core, **options)
     with torch.no_grad():
         for parameter in model.policy.parameters():
@@ -75,7 +75,7 @@ def test_predict_is_acting(core: str, previous_reward: bool) -> None:
 
 
 def told_rewards(buffer: Any, step: int) -> Array:
-    """Return the rewards of the step before, which the env shows: step + 1, and nothing at the start."""
+    """Return the rewards of the previous step, which the observation shows: the step, and 0 at the start."""
     return buffer.observations[step][:, 2]
 
 
@@ -281,7 +281,7 @@ def test_categorical_actions_are_those_of_the_distribution(deterministic: bool) 
 
 
 def test_a_policy_with_its_own_distribution_keeps_it() -> None:
-    """Such as one that never takes action 0."""
+    """The example is a policy that never takes action 0."""
 
     class NeverZero(MlpMemoryPolicy):
         def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Any:
@@ -330,7 +330,7 @@ def test_what_an_actor_returns_can_be_learned_from() -> None:
 
 @pytest.mark.parametrize("core", CORES)
 def test_first_values_are_near_zero(core: str) -> None:
-    """Values that start at random would be all of the first advantages where rewards are rare."""
+    """If rewards are rare, random first values would make up all of the first advantages."""
     policy = make_model(staggered_env(), core).policy
     weight = policy.value_net.weight
     torch.testing.assert_close(weight.detach().norm(), torch.tensor(0.01))  # orthogonal: one row of length 0.01

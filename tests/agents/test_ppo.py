@@ -1,4 +1,4 @@
-"""The algorithm as a whole: it repeats itself, it stops and goes on, and it refuses what makes no sense."""
+"""`MemoryPPO` as a whole: same run for the same seed, stop and restart, refusal of arguments that make no sense."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TIMES = ("time/fps", "time/time_elapsed")
 
 
 def run(core: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the weights and the logged values after three updates on an env with random numbers of its own."""
+    """Return the weights and the logged values after three updates on an env with its own random numbers."""
     env = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
     model = make_model(env, core, seed=seed)
     model.learn(3 * STEPS)
@@ -76,7 +76,7 @@ class StopAfter(BaseCallback):
 def test_after_a_callback_stopped_it_learning_goes_on_where_the_env_is(
     mode: AutoresetMode | None, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the very step at which it stopped ended an episode: 5 is the length of the first one."""
+    """One of the stops is at step 5, the last step of the first episode."""
     monkeypatch.setitem(ctrl._CORES, "bookkeeping", BookkeepingCore)
     env = vectorized(makers(), mode)
     model = make_model(env, "bookkeeping", policy_kwargs={**TRANSPARENT, "previous_action": False})
@@ -125,9 +125,9 @@ def test_an_update_ends_where_the_policy_has_moved_too_far() -> None:
 
 
 def losses(change: Callable[[WindowBatch], WindowBatch], **options: Any) -> dict[str, float]:
-    """Return what is logged of one minibatch, the whole rollout, after `change` to what is remembered of it.
+    """Return the logged values of one minibatch, the whole rollout, after `change` to its stored numbers.
 
-    That is in the rewards' units, in which the scale of values is `UNIT`; losses are not.
+    The stored numbers are in the rewards' units, in which the scale of values is `UNIT`; losses are not.
     """
     model = make_model(staggered_env(), "gru", **options).learn(STEPS)
     set_units(model.policy)
@@ -173,7 +173,7 @@ def test_advantages_are_normalised_if_asked(normalize: bool, expected: float) ->
 
 @pytest.mark.parametrize(("clip", "expected"), [(None, 1.0), (0.25, 0.0625), (2.0, 1.0)])
 def test_the_change_of_values_is_clipped_if_asked(clip: float | None, expected: float) -> None:
-    """Values have grown by their scale, and the returns are what they were."""
+    """Values have grown by their scale, and the returns equal the old values."""
 
     def change(batch: WindowBatch) -> WindowBatch:
         return batch._replace(old_values=batch.old_values - UNIT, returns=batch.returns - UNIT)
@@ -293,7 +293,7 @@ def test_what_is_logged(core: str) -> None:
 
 
 def test_the_clock_knows_the_longest_time_of_training(tmp_path: Path) -> None:
-    """The longest of the episodes has 19 steps; the clock stands still after its last, also once loaded."""
+    """The longest episode has 19 steps. The clock ends at its last step, also after saving and loading."""
     model = make_model(staggered_env()).learn(2 * STEPS)
     assert model.logger.name_to_value["memory/longest_time"] == 18
     assert model.logger.name_to_value["train/first_ratio_deviation"] < 1e-5

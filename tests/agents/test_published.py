@@ -1,4 +1,4 @@
-"""What a learner publishes is read whole, whatever happens at the same time in another process."""
+"""Weights that a learner publishes: a reader gets one complete version, whatever another process does meanwhile."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def large_agent() -> MemoryImpala:
 
 
 def uniform(model: MemoryImpala) -> set[float]:
-    """Return the different numbers in all weights, means and variances."""
+    """Return the set of numbers in all weights, means and variances."""
     moments = running_moments(model.get_vec_normalize_env())  # type: ignore[arg-type]
     parts = [part.unique().tolist() for part in model.policy.state_dict().values()]
     return {float(number) for part in [*parts, *(np.unique(m).tolist() for m in moments.values())] for number in part}
 
 
 def fill(model: MemoryImpala, number: float) -> None:
-    """Let all weights, means, variances and counts be one number."""
+    """Set all weights, means, variances and counts to one number."""
     normalize: Any = model.get_vec_normalize_env()
     with torch.no_grad():
         for tensor in model.policy.state_dict().values():
@@ -104,7 +104,7 @@ def test_weights_and_moments_arrive() -> None:
 
 
 def test_nothing_is_overwritten_that_somebody_reads() -> None:
-    """A reader that holds the other place keeps the learner from it, until it has read or has died."""
+    """A reader that holds the other place blocks the learner from writing there, until the reader is done or dead."""
     model = agent()
     published = Published(model.policy, model.get_vec_normalize_env())
     assert published.write(1)
@@ -120,7 +120,7 @@ def test_nothing_is_overwritten_that_somebody_reads() -> None:
 
 
 def test_never_half_of_it() -> None:
-    """Another process reads all the time what this one writes all the time; each version is made of one number."""
+    """This process writes and another one reads, both without pause. Each version consists of one number."""
     model = large_agent()
     fill(model, 0.0)
     published = Published(model.policy, model.get_vec_normalize_env())
@@ -160,7 +160,7 @@ def test_arrays_are_shared_by_descriptor() -> None:
 
 @pytest.mark.parametrize("has_memfd", [True, False])
 def test_a_file_without_a_name(has_memfd: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also where the system has no such files, as macOS."""
+    """Systems without such files, such as macOS, are tested too."""
     if not has_memfd:
         monkeypatch.delattr(os, "memfd_create")
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -1,7 +1,7 @@
-"""What is remembered ages as the weights move on: states of windows that are computed anew, and how stale they are.
+"""Refresh of the states before windows, which become stale as the weights change, and the measure of staleness.
 
-Episodes are staggered. What a window's state should be is told by an env that shows where it is and a core that keeps
-books, or by steps taken one by one, from states that the test has written down itself while the agent acted.
+Episodes are staggered. The expected state of a window comes from an env that shows its position and a core that keeps
+books, or from single steps, starting at states that the test recorded while the agent acted.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from ctrl.agents.policies import PolicyState
 N_STEPS, WINDOW, ENVS = 24, 8, 3
 STEPS = N_STEPS * ENVS
 REFRESH = [1, 5, 8, 13, 16, "recompute"]
-"""In a window, as long as it, longer than one, as long as two, as much as there is."""
+"""Burn-in steps: less than a window, one window, more than one, two windows, and the whole rollout."""
 
 
 def collect(model: MemoryPPO) -> WindowBatch:
-    """Act for a rollout and learn nothing from it."""
+    """Collect a rollout without learning from it, and return its windows."""
     callback = AtRolloutEnd(lambda model: None)
     callback.init_callback(model)
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def collect(model: MemoryPPO) -> WindowBatch:
 
 
 def spoiled(batch: WindowBatch) -> WindowBatch:
-    """Spoil the states that are stored before the windows, as they should not be needed."""
+    """Return the batch with spoiled states before the windows, to show that they are not needed."""
     state = batch.windows.core_state
     core_state = type(state)(*(torch.full_like(leaf, 77) for leaf in state))
     return batch._replace(windows=batch.windows._replace(core_state=core_state))
@@ -73,7 +73,7 @@ def assert_alike(found: Any, expected: Any, rows: Tensor, atol: float = 1e-5) ->
         torch.testing.assert_close(one[rows], other[rows], atol=atol, rtol=0)
 
 
-# Which steps: books against an env that tells where it is
+# The steps that are replayed: books compared with an env that shows its position
 
 
 @pytest.fixture
@@ -87,7 +87,10 @@ def bookkeeper(env: Any, refresh: Any) -> MemoryPPO:
 
 
 def books_are_right(model: MemoryPPO, batch: WindowBatch) -> Tensor:
-    """Compare refreshed books, which no weight changes, with those of acting; return which windows were refreshed."""
+    """Compare refreshed books with those of acting, and return a mask of the refreshed windows.
+
+    Books do not depend on weights, so both must be equal.
+    """
     rows = known(batch)
     assert_alike(model._refreshed(spoiled(batch)).windows.core_state, batch.windows.core_state, rows, atol=0)
     assert_alike(model._refreshed(batch).windows.core_state, batch.windows.core_state, ~rows, atol=0)
@@ -95,7 +98,10 @@ def books_are_right(model: MemoryPPO, batch: WindowBatch) -> Tensor:
 
 
 def first_known(batch: WindowBatch, refresh: Any) -> Tensor:
-    """Return which windows are known if nothing before the rollout is: by their burn-in, or by a reset in it."""
+    """Return a mask of the windows that are known if nothing before the rollout is.
+
+    Such a window has its whole burn-in in the rollout, or a reset in its burn-in.
+    """
     burn_in = burn_in_steps(refresh, N_STEPS)
     resets = batch.windows.reset.unflatten(0, (-1, ENVS)).transpose(1, 2).flatten(0, 1)  # [steps, envs]
     places = itertools.product(range(0, N_STEPS, WINDOW), range(ENVS))
@@ -133,7 +139,7 @@ class StopAfter(BaseCallback):
 @pytest.mark.parametrize("stop", [1, 7, 23, 24, 25, 30, 48])
 @pytest.mark.parametrize("refresh", [5, 13, "recompute"])
 def test_after_a_stop_only_what_follows_it_is_known(refresh: Any, stop: int) -> None:
-    """The step at which a callback stops is in no rollout, not even the last one of a rollout."""
+    """A step at which a callback stops training is in no rollout, even if it is a rollout's last step."""
     model = bookkeeper(staggered_env(), refresh)
     model.learn(9 * STEPS, StopAfter(stop))
     rows: list[Tensor] = []
@@ -183,7 +189,7 @@ def test_as_little_as_needed_is_kept_of_the_rollout_before(refresh: Any) -> None
 
 
 class Moment(NamedTuple):
-    """One step of all envs, as it was."""
+    """Record of one step of all envs."""
 
     before: PolicyState
     obs: Any
@@ -191,7 +197,7 @@ class Moment(NamedTuple):
 
 
 class Recorder(BaseCallback):
-    """Writes down every step, also that at which another callback stops."""
+    """Callback that records every step, also one at which another callback stops training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,12 +217,12 @@ class Recorder(BaseCallback):
 
 
 def walked(model: MemoryPPO, moments: list[Moment]) -> Any:
-    """Return the core's state after some steps, one by one with the weights as they are."""
+    """Return the core's state after some steps, taken one by one with the current weights."""
     state = moments[0].before
     with torch.no_grad():
         for moment, following in zip(moments, [*moments[1:], None], strict=True):
             _, state = model.policy.step(moment.obs, state, moment.reset)
-            if following is not None:  # what was done and paid is as it was
+            if following is not None:  # actions and rewards are the recorded ones
                 state = state._replace(
                     previous_action=following.before.previous_action, previous_reward=following.before.previous_reward
                 )
@@ -224,7 +230,7 @@ def walked(model: MemoryPPO, moments: list[Moment]) -> Any:
 
 
 class ToldDict(ToldEpisodes):
-    """`ToldEpisodes` that are seen in two parts."""
+    """`ToldEpisodes` with a dict of two parts as observation."""
 
     observation_space = spaces.Dict(  # type: ignore[assignment]
         {"where": spaces.Box(-100.0, 100.0, (2,), np.float32), "step": spaces.Box(-100.0, 100.0, (1,), np.float32)}
@@ -284,7 +290,7 @@ def test_states_are_what_the_weights_of_now_make_of_the_steps_before(core: str, 
 @pytest.mark.parametrize("refresh", [13, "recompute"])
 @pytest.mark.parametrize("core", CORES)
 def test_unchanged_weights_remember_what_acting_remembered(core: str, refresh: Any) -> None:
-    """Then the ratio is 1, in the first rollout, in those that go on from another, and after a stop."""
+    """The ratio is then 1, in the first rollout, in later ones, and after a stop."""
     model = refreshing(core, refresh)
     model.learn(0)
     set_units(model.policy)
@@ -301,7 +307,7 @@ def test_unchanged_weights_remember_what_acting_remembered(core: str, refresh: A
 
 @pytest.mark.parametrize("core", CORES)
 def test_ratios_are_one_in_the_first_update(core: str) -> None:
-    """And stay so only where nothing is remembered by weights of another update."""
+    """In the second update they stay 1 only for a core without memory; older weights wrote the memory of the others."""
     model = refreshing(core, "recompute", batch_size=STEPS).learn(STEPS)
     assert model.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
     model.learn(STEPS, reset_num_timesteps=False)
@@ -331,7 +337,7 @@ def test_every_minibatch_remembers_with_the_weights_of_its_time(core: str) -> No
 
 
 def test_remembering_builds_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state carries no graph anyway, but to build one takes time and memory."""
+    """A state has no graph in any case, but building one takes time and memory."""
     graphs: list[bool] = []
 
     class Watching(BookkeepingCore):
@@ -362,12 +368,12 @@ def test_it_is_saved_and_learning_goes_on(tmp_path: Path) -> None:
         agent.set_env(staggered_env())
         agent.set_random_seed(5)
         weights.append(weights_of(agent.learn(STEPS, reset_num_timesteps=False)))
-    for name, tensor in weights[0].items():  # that one knows what preceded, and the other not, is forgotten at a reset
+    for name, tensor in weights[0].items():  # a reset removes the difference of their histories
         torch.testing.assert_close(tensor, weights[1][name], atol=1e-4, rtol=0)
 
 
 def test_an_old_agent_has_none(tmp_path: Path) -> None:
-    """One that was saved before there was such a thing."""
+    """An old agent was saved before the option `refresh` existed."""
     model = make_model(staggered_env(), "gru")
     del model.refresh
     model.save(tmp_path / "agent")
@@ -409,7 +415,7 @@ def test_drift_is_relative_to_what_was_written() -> None:
 @pytest.mark.parametrize("refresh", ["none", 13])
 @pytest.mark.parametrize("core", [core for core in CORES if core != "feedforward"])
 def test_staleness_is_what_new_weights_would_have_written(core: str, refresh: Any) -> None:
-    """17 envs, of which the first three count: an eighth, rounded up."""
+    """Of the 17 envs the first three are measured: an eighth, rounded up."""
     copies = (STAGGERED * 6)[:17]
     recorder = Recorder()
     model = make_model(
@@ -430,7 +436,7 @@ def test_staleness_is_what_new_weights_would_have_written(core: str, refresh: An
 
 @pytest.mark.parametrize("core", [core for core in CORES if core != "feedforward"])
 def test_staleness_grows_with_the_learning_rate(core: str) -> None:
-    """From nothing but rounding where the weights hardly change; compressors have a rate of their own."""
+    """If the weights hardly change, staleness is only rounding. Compressors have their own learning rate."""
     found = [
         staleness(make_model(staggered_env(), core, learning_rate=rate, memory_learning_rate=rate).learn(2 * STEPS))
         for rate in (1e-12, 1e-4, 1e-2)

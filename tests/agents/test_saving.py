@@ -1,4 +1,4 @@
-"""An agent that was saved and loaded is the same agent: it acts the same, and learns on as if nothing had happened."""
+"""Saved and loaded agents: a loaded agent acts and continues to learn exactly like the original."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def assert_same_optimizer(one: torch.optim.Optimizer | None, other: torch.optim.
 
 
 def predictions(model: MemoryPPO, envs: int = 4, steps: int = 12) -> list[Any]:
-    """Return all that `predict` says to a stream of observations, states included."""
+    """Return all results of `predict` on a stream of observations, states included."""
     random, state, found = np.random.default_rng(0), None, []
     for _ in range(steps):
         obs = random.normal(size=(envs, 3)).astype(np.float32)
@@ -125,7 +125,7 @@ def test_load_without_an_env_then_set_one(tmp_path: Path) -> None:
 
 
 def test_set_env_starts_new_episodes() -> None:
-    """The memory of the old env does not reach the new one."""
+    """The memory of the old env's episodes does not reach the new env."""
     model = trained()
     model.set_env(staggered_env())
     model.learn(STEPS, reset_num_timesteps=False)
@@ -169,7 +169,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 @BOTH
 def test_what_is_saved(core: str, tmp_path: Path) -> None:
-    """Weights and optimizers by name, none with a graph; nothing else is a tensor."""
+    """The file has weights and optimizers by name, none with a graph, and no other tensors."""
     model = trained(core)
     expected = {"policy", "policy.optimizer"} | ({"policy.memory_optimizer"} if core == "compressive" else set())
     assert set(model.get_parameters()) == expected

@@ -1,4 +1,4 @@
-"""What works with stable-baselines3 works with `MemoryPPO`: envs of all kinds, wrappers, callbacks, logs."""
+"""Compatibility of `MemoryPPO` with stable-baselines3: envs of all kinds, wrappers, callbacks, logs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_envs_of_all_kinds(kind: str) -> None:
 
 
 def test_an_env_is_monitored_by_itself() -> None:
-    """Episodes of 5 steps are paid 1 + 2 + 3 + 4 + 5."""
+    """Episodes of 5 steps have the return 1 + 2 + 3 + 4 + 5."""
     model = make_model(ToldEpisodes((5,))).learn(24)
     assert [(info["r"], info["l"]) for info in model.ep_info_buffer or []] == [(15, 5)] * 4
     assert list(model.ep_success_buffer or []) == [True, False, True, False]
@@ -86,10 +86,10 @@ def test_evaluate_policy_with_more_and_fewer_envs_than_in_training() -> None:
 
 
 def test_evaluate_policy_never_tells_the_reward() -> None:
-    """Why the previous reward is off by default: an agent that learned with it would be judged without it.
+    """The previous reward is off by default, because an agent trained with it would be evaluated without it.
 
-    `evaluate_policy` passes `predict` an observation, a state and episode starts. So the default agent works with it
-    unchanged, and one that asked for rewards is refused instead of being fed zeros.
+    `evaluate_policy` passes an observation, a state and episode starts to `predict`. So the default agent works with it
+    unchanged. An agent that needs rewards gets an error instead of zeros.
     """
     env = DummyVecEnv([lambda: told()] * 1)
     evaluate_policy(make_model(env), env, n_eval_episodes=2)
@@ -158,7 +158,7 @@ def test_stop_on_episodes() -> None:
 
 
 def test_a_function_is_a_callback_and_sees_the_step() -> None:
-    """The names are those that callbacks written for SB3's PPO look for in `locals`."""
+    """The names in `locals` are those that callbacks written for SB3's PPO look for."""
     seen: list[set[str]] = []
 
     def callback(local: dict[str, Any], _: dict[str, Any]) -> bool:

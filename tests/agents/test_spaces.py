@@ -1,4 +1,4 @@
-"""What agents may see and do, and how an action looks to the next step."""
+"""Observation and action spaces of agents, and the encoding of an action for the next step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ACTIONS: dict[str, spaces.Space[Any]] = {
 
 
 class Sampler(gym.Env[Any, Any]):
-    """Shows samples of its space, and takes nothing but members of its action space."""
+    """Env that shows samples of its observation space, and accepts only members of its action space."""
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], length: int = 5) -> None:
         self.observation_space, self.action_space, self.length = observation_space, action_space, length
@@ -71,7 +71,7 @@ def samplers(observation: spaces.Space[Any], action: spaces.Space[Any]) -> list[
 
 
 def assert_works(env: Any, policy: str, folder: Path) -> None:
-    """Learn a little, save, load, and predict."""
+    """Check that an agent can learn a little, be saved and loaded, and predict."""
     model = make_model(env, policy=policy, n_epochs=1).learn(2 * 24 * 2)
     assert model.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
     model.save(folder / "agent")
@@ -107,7 +107,7 @@ def test_observations_and_actions_of_vector_envs(mode: AutoresetMode, observatio
 
 
 def test_a_single_observation_of_each_kind() -> None:
-    """Without a batch axis, as a gymnasium env shows it."""
+    """The observation has no batch axis, as from a gymnasium env."""
     for policy, space in OBSERVATIONS.values():
         env = Sampler(space, ACTIONS["multi-discrete"])
         model = make_model(env, policy=policy)

@@ -1,6 +1,6 @@
-"""What a step is worth where an episode ends, is cut by a time limit, or goes on after the rollout.
+"""Advantages of steps at an episode's end, at a time limit, and at the end of a rollout.
 
-The core keeps books, so the value of every observation is known by hand: after k steps with rewards 1, 2, …, k - 1
+The core keeps books, so the value of every observation is known by hand. After k steps with rewards 1, 2, …, k - 1
 it is V = k + (sum of the rewards before) / 2 + (number of actions before) / 4, but 1 for a fresh state.
 """
 
@@ -34,7 +34,7 @@ ENVS = pytest.mark.parametrize(
 )
 HALF = {"gamma": 0.5, "gae_lambda": 0.5}
 VALUES = [1.0, 2.75, 5.0, 7.75]
-"""V of the observations of an episode of three steps, the terminal one last."""
+"""Values V of the observations of an episode of three steps, the terminal one last."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def bookkeeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bookkeeper(env: VecEnv, n_steps: int, **options: Any) -> MemoryPPO:
-    """Return an agent with the values above; its features are (count, totals of 3 observations, 3 actions, reward)."""
+    """Return an agent with the values above. Its features are (count, totals of 3 observations, 3 actions, reward)."""
     policy_kwargs = {**TRANSPARENT, "previous_reward": True}
     small = {"n_steps": n_steps, "window": 1, "batch_size": n_steps, "policy_kwargs": policy_kwargs, **HALF}
     model = make_model(env, "bookkeeping", **{**small, **options})
@@ -61,7 +61,7 @@ def rollout(model: MemoryPPO, steps: int | None = None) -> None:
 
 
 def real(model: MemoryPPO, name: str, env: int = 0) -> list[float]:
-    """Return what the buffer has of one env's real steps."""
+    """Return one array of the buffer, only one env's real steps."""
     buffer = model.rollout_buffer
     return getattr(buffer, name)[buffer.loss_mask[:, env], env].tolist()
 
@@ -117,7 +117,7 @@ def test_a_rollout_that_ends_in_mid_episode_goes_on_with_the_next_value(mode: Au
 @ENVS
 @pytest.mark.parametrize(("end", "last"), [("truncated", 1.875), ("terminated", -2.0)])
 def test_a_rollout_that_ends_with_the_episode(mode: AutoresetMode | None, end: str, last: float) -> None:
-    """With NEXT_STEP, the end is reported in the first step of the next rollout, too late for this one."""
+    """With NEXT_STEP, the end is only reported in the first step of the next rollout."""
     model = bookkeeper(episodes([[3]], end, mode), n_steps=3)
     rollout(model)
     middle = 1.75 + 0.25 * last
@@ -146,7 +146,7 @@ def test_next_step_masks_its_reset_steps_and_no_others() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_masked_steps_have_no_part_in_the_loss(batch_size: int) -> None:
-    """Whatever the buffer holds there, the new weights are the same; also where nothing is left of a minibatch."""
+    """The new weights don't depend on the buffer's numbers at these steps, even if a whole minibatch is masked."""
     results = []
     for poison in (0.0, 1e6):
         model = bookkeeper(episodes([[1], [2]], "truncated", NEXT_STEP), n_steps=8, batch_size=batch_size)
@@ -163,7 +163,7 @@ def test_masked_steps_have_no_part_in_the_loss(batch_size: int) -> None:
 
 
 def test_a_rollout_of_ignored_steps_alone_teaches_nothing() -> None:
-    """Both envs end together after one step, so every second rollout of one step is all reset steps."""
+    """The episodes of both envs end after one step, so every second rollout of one step holds only reset steps."""
     model = bookkeeper(episodes([[1], [1]], "terminated", NEXT_STEP), n_steps=1, batch_size=1)
     model.learn(2 * 6)
     assert model.num_timesteps == 2 * 6
@@ -171,7 +171,7 @@ def test_a_rollout_of_ignored_steps_alone_teaches_nothing() -> None:
 
 
 def advantages_by_definition(model: MemoryPPO, env: int, ends: Sequence[str], lengths: Sequence[int]) -> list[float]:
-    """Replay one env's real steps, episode by episode, from the initial state, and add up discounted errors."""
+    """Replay one env's real steps, episode by episode, from the initial state, and sum discounted errors."""
     buffer, policy = model.rollout_buffer, model.policy
     actions = buffer.actions[buffer.loss_mask[:, env], env, 0]
     found: list[float] = []

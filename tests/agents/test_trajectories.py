@@ -1,7 +1,7 @@
-"""What reaches the learner is what happened, in this process or through the queues of two actors.
+"""Windows that reach the learner: they are what the envs did, in this process or through the queues of two actors.
 
-The env shows (copy, episode, step, place), where place tells the process; the core holds how many steps it saw since
-the reset, and what it saw last.
+The env shows (copy, episode, step, place), where place identifies the process. The core's state holds the number of
+steps since the reset, and the last input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
 
 COPY, EPISODE, STEP, PLACE = range(4)
 LEAST = 10
-"""Windows that each process is waited for."""
+"""Smallest number of windows from each process before training stops."""
 ENVS = pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
 ACTORS = pytest.mark.parametrize("num_actors", [0, 2])
 
@@ -45,7 +45,7 @@ def bookkeeper(mode: AutoresetMode | None = None, **options: Any) -> MemoryImpal
 
 
 class Seen:
-    """What a batch shows, each [N, T + 1]: the steps of each window and what followed."""
+    """Observations of a batch by part, each [N, T + 1]: the steps of each window and the following step."""
 
     def __init__(self, batch: TrajectoryBatch) -> None:
         shown = torch.cat([batch.windows.observations, batch.following[:, None]], dim=1)  # type: ignore[list-item]
@@ -56,11 +56,11 @@ class Seen:
         length = [STAGGERED[copy][episode % len(STAGGERED[copy])] for copy, episode in whose]
         self.length = torch.tensor(length).view_as(self.copy)
         self.is_last = self.step == self.length
-        """The last observation of an episode, which only NEXT_STEP envs show as a step of its own."""
+        """True at the last observation of an episode, which only NEXT_STEP envs show as a step of its own."""
 
 
 def check_windows(batch: TrajectoryBatch, mode: AutoresetMode | None) -> None:
-    """Compare each part of the windows with the others, and with what the env must have done."""
+    """Compare the parts of the windows with each other, and with the env's given episodes."""
     seen, books = Seen(batch), batch.windows.core_state
     assert seen.copy[:, 0].tolist() == list(range(len(STAGGERED))) * WINDOWS
     for constant in (seen.copy, seen.place):
@@ -81,7 +81,7 @@ def check_windows(batch: TrajectoryBatch, mode: AutoresetMode | None) -> None:
 
 
 def check_snapshots(books: Any, batch: TrajectoryBatch) -> None:
-    """Compare each window's state before its first step with what the window shows, and unroll from it."""
+    """Compare each window's state before its first step with the window's observations, and unroll from it."""
     first = batch.windows.observations[:, 0]  # type: ignore[index]
     going_on = ~batch.windows.reset[:, 0]
     assert torch.equal(books.count[going_on].float(), first[going_on, STEP])
@@ -94,7 +94,7 @@ def check_snapshots(books: Any, batch: TrajectoryBatch) -> None:
 @ACTORS
 @ENVS
 def test_what_reaches_the_learner_is_what_happened(mode: AutoresetMode | None, num_actors: int) -> None:
-    """Each actor's windows also follow each other without a gap."""
+    """The windows of each actor also follow each other without a gap."""
     model = bookkeeper(mode, num_actors=num_actors)
     following: dict[int, tuple[Tensor, Tensor]] = {}
     windows: Counter[int] = Counter()
@@ -135,7 +135,7 @@ def to_the_next_window(buffer: TrajectoryBuffer) -> None:
 
 
 def another_actors(buffer: TrajectoryBuffer) -> None:
-    """As if the steps came from another process, whose env is where this one is."""
+    """Change the steps as if they came from another process, whose env is at the same position."""
     buffer.observations[..., PLACE] += 1
     buffer.following[..., PLACE] += 1
 
@@ -165,7 +165,7 @@ def test_what_is_mixed_up_is_noticed(spoil: Callable[[TrajectoryBuffer], None]) 
 
 
 def window_of(first: int, space: spaces.Space[Any], envs: int = 2) -> tuple[TrajectoryBuffer, PolicyState]:
-    """Return one window of 3 steps, numbered from `first` on, whose every entry tells step and env."""
+    """Return one window of 3 steps, numbered from `first` on, whose entries encode step and env."""
     buffer = TrajectoryBuffer(3, space, spaces.Discrete(100), "cpu", n_envs=envs, window=3)
     state = PolicyState(BookkeepingCore(1).initial_state(envs)._replace(count=torch.full((envs,), first)), *2 * [None])
 
@@ -217,7 +217,7 @@ def test_windows_are_loaded_into_their_places(space: spaces.Space[Any]) -> None:
 
 
 def test_what_is_loaded_is_a_copy() -> None:
-    """The slot is given back to its actor, who writes the next window into it."""
+    """The slot goes back to its actor, which writes the next window into it."""
     whole = TrajectoryBuffer(3, BOX, spaces.Discrete(100), "cpu", n_envs=2, window=3)
     part, state = window_of(2, BOX)
     whole.load(part.arrays(), state, 0)

@@ -1,4 +1,4 @@
-"""Value heads learn in units of their own: against the definition, and with rewards of any scale."""
+"""Value normalisation: its statistics against the definition, and learning with rewards of any scale."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BOTH = pytest.mark.parametrize("make", [make_model, make_impala])
 
 
 def counted(*batches: Tensor, head: nn.Linear | None = None) -> ValueNormalisation:
-    """Return what has counted some updates' returns."""
+    """Return a `ValueNormalisation` after updates with these returns."""
     units, head = ValueNormalisation(), nn.Linear(1, 1) if head is None else head
     for returns in batches:
         units.update(returns, head)
@@ -42,7 +42,7 @@ def counted(*batches: Tensor, head: nn.Linear | None = None) -> ValueNormalisati
 
 
 def random_returns(updates: int = 6) -> list[Tensor]:
-    """Return returns of which every update has another number, mean and spread."""
+    """Return the returns of several updates, each with another number, mean and spread."""
     draw = torch.Generator().manual_seed(0)
     return [torch.randn(5 + 3 * k, generator=draw) * 2.0**k + 10 * (-1) ** k for k in range(updates)]
 
@@ -79,7 +79,7 @@ def test_the_first_update_counts_fully() -> None:
 
 @pytest.mark.parametrize("mean", [1e4, -1e6])
 def test_a_large_mean_does_not_hide_the_spread(mean: float) -> None:
-    """E[x^2] - E[x]^2 in float32 would be rounding."""
+    """In float32, E[x^2] - E[x]^2 would be only rounding errors."""
     draw = torch.Generator().manual_seed(0)
     batches = [torch.randn(200, generator=draw) * abs(mean) / 3000 + mean for _ in range(3)]
     assert counted(*batches).scale.item() == pytest.approx(moments_by_definition(batches)[1], rel=1e-3)
@@ -134,7 +134,7 @@ def test_one_with_a_scale_of_1_says_values_as_they_are() -> None:
 
 
 def test_values_stay_what_they_were_as_the_statistics_change() -> None:
-    """Precisely: to float32's rounding of the largest number on the way."""
+    """The tolerance is float32's rounding of the largest number in the computation."""
     torch.manual_seed(0)
     head, latent = nn.Linear(6, 1), torch.randn(20, 6)
     batches = random_returns()
@@ -155,7 +155,7 @@ def test_outputs_and_values_are_two_names_of_one_thing() -> None:
 
 @BOTH
 def test_an_update_that_learns_nothing_changes_no_value(make: Any) -> None:
-    """Statistics change in it, and with them the head."""
+    """The statistics change in the update, and the head changes with them."""
     model = make(paid(7.0), "gru", learning_rate=1e-2).learn(2 * UPDATE)
     model.lr_schedule = lambda left: 0.0
     fill_once(model)
@@ -177,7 +177,7 @@ def test_an_update_that_learns_nothing_changes_no_value(make: Any) -> None:
 
 
 def paid(factor: float) -> DummyVecEnv:
-    """Return envs that pay `factor` times as much as `ToldEpisodes`."""
+    """Return envs with `factor` times the rewards of `ToldEpisodes`."""
     return DummyVecEnv(
         [lambda make=make: gym.wrappers.TransformReward(make(), lambda r: factor * r) for make in makers()]
     )  # type: ignore[misc]
@@ -199,7 +199,7 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rewards_of_another_scale_teach_the_same(variant: str) -> None:
-    """By a power of two all numbers are the same, by another factor but for rounding."""
+    """With a power of two as factor all numbers are the same, with another factor up to rounding."""
     make, options = VARIANTS[variant]
     one, by_64, by_100 = (learned(make, factor, **options) for factor in (1.0, 64.0, 100.0))
     found, same, close = (dict(model.policy.named_parameters()) for model in (one, by_64, by_100))
@@ -212,14 +212,14 @@ def test_rewards_of_another_scale_teach_the_same(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_without_normalised_values_the_scale_matters(variant: str) -> None:
-    """Little where gradients are clipped at both, but it does."""
+    """If gradients are clipped at both scales, the effect is small, but it exists."""
     make, options = VARIANTS[variant]
     found, other = (weights_of(learned(make, factor, normalize_values=False, **options)) for factor in (1.0, 64.0))
     assert not torch.equal(found["value_net.weight"], other["value_net.weight"])
 
 
 def test_clipped_rewards_are_clipped_as_they_are() -> None:
-    """So their scale matters still, up to the clip; all of these are beyond it, and count as 1."""
+    """Below the clip the scale of rewards still matters. All rewards of the first two agents are clipped to 1."""
     one, other = (learned(make_impala, factor, reward_clipping="abs_one") for factor in (1.0, 64.0))
     assert same_weights(weights_of(one), weights_of(other))
     small = learned(make_impala, 1 / 64, reward_clipping="abs_one")
@@ -227,7 +227,7 @@ def test_clipped_rewards_are_clipped_as_they_are() -> None:
 
 
 class Silent(ToldEpisodes):
-    """Pays nothing."""
+    """Env with reward 0 at each step."""
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         observation, _, *rest = super().step(action)
@@ -270,7 +270,7 @@ def test_ppo_counts_the_returns_of_the_steps_that_count() -> None:
 
 
 def test_impala_counts_the_targets_of_the_update() -> None:
-    """Of all steps that count, and of all passes together, which share one scale."""
+    """It counts the targets of all steps that are not masked. All passes share one scale."""
     for passes in (1, 3):
         env = vectorized(makers(), AutoresetMode.NEXT_STEP)
         model = make_impala(env, "gru", batch_size=24 if passes == 3 else None)
@@ -285,7 +285,7 @@ def test_impala_counts_the_targets_of_the_update() -> None:
 
 @BOTH
 def test_values_come_close_to_returns_in_the_rewards_units(make: Any) -> None:
-    """Which are in the thousands, where a head of small weights would take long to get."""
+    """The returns are in the thousands, which a head with small weights would learn slowly."""
     model = make(paid(300.0), "gru", learning_rate=3e-3).learn(20 * UPDATE)
     assert 3_000 < model.rollout_buffer.values.mean() < 60_000
     assert model.logger.name_to_value["train/value_loss"] < 3

@@ -1,4 +1,4 @@
-"""`GymnasiumVecEnv` against SB3's own `DummyVecEnv` of the same single envs, and against tables written by hand."""
+"""`GymnasiumVecEnv` compared with SB3's own `DummyVecEnv` of the same single envs, and with tables written by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ACTION_SPACES: dict[str, spaces.Space[Any]] = {
 
 
 class Walk(gym.Env[Any, Any]):
-    """Episodes of 1 to 6 random steps that are terminated, truncated or both, with infos of all kinds."""
+    """Env with episodes of 1 to 6 random steps that are terminated, truncated or both, and infos of all kinds."""
 
     metadata = {"render_modes": ["rgb_array"]}
 
@@ -98,7 +98,7 @@ def action_table(space: spaces.Space[Any], steps: int = STEPS) -> npt.NDArray[An
 
 
 def run(env: VecEnv, actions: npt.NDArray[Any], seed: int = 5) -> Iterator[tuple[Any, ...]]:
-    """Yield the first observations with the reset infos, then each step with the reset infos of the moment."""
+    """Yield the first observations with the reset infos, then each step with the current reset infos."""
     env.seed(seed)
     yield env.reset(), [dict(info) for info in env.reset_infos]
     for action in actions:
@@ -167,7 +167,7 @@ def test_async_is_the_same_too(observation: str) -> None:
 
 @pytest.mark.parametrize("observation", ["box", "dict"])
 def test_next_step_is_the_same_without_its_reset_steps(observation: str) -> None:
-    """Actions come from each env's own step number, so that both see the same action at the same step."""
+    """Actions depend on each env's own step number, so that both forms get the same action at the same step."""
 
     def make() -> Walk:
         return Walk(observation)
@@ -211,7 +211,7 @@ def _rows(observations: Any, *others: Any) -> list[tuple[Any, ...]]:
 
 
 def _by_env(steps: Iterator[tuple[Any, ...]]) -> list[list[tuple[Any, ...]]]:
-    """Return for each env its (observation, reward, done, info, reset_info), the reset first."""
+    """Return a list of (observation, reward, done, info, reset_info) for each env, the reset first."""
     observations, reset_infos = next(steps)
     nothing = [None] * COPIES
     table = [_rows(observations, nothing, nothing, nothing, reset_infos)] + [_rows(*step) for step in steps]
@@ -224,7 +224,7 @@ def _without_end(info: dict[str, Any]) -> dict[str, Any]:
 
 
 class Ends(Walk):
-    """Each episode has two steps and ends as it is told: 0 terminated, 1 truncated, 2 both."""
+    """Env whose episodes have two steps and the given end: 0 terminated, 1 truncated, 2 both."""
 
     def __init__(self, end: int) -> None:
         super().__init__()
@@ -257,9 +257,9 @@ def test_only_a_mere_truncation_is_a_time_limit(mode: AutoresetMode) -> None:
 
 
 class Pulse(VectorEnv[Any, Any, Any]):
-    """A native env. Env i has episodes of i + 2 steps; it sees (episode, step), gets the action + step as reward.
+    """Native vector env. Env i has episodes of i + 2 steps; it observes (episode, step), its reward is action + step.
 
-    It hands out the same buffers again and again, `final_obs` is a batch (of dicts), and no info has a mask.
+    It returns the same buffers at each step, `final_obs` is a batch (of dicts), and no info has a mask.
     """
 
     def __init__(self, mode: Any, as_dict: bool = False) -> None:
@@ -317,7 +317,10 @@ class Pulse(VectorEnv[Any, Any, Any]):
 
 
 class Restless(Pulse):
-    """In DISABLED mode the rows of the other envs must be kept: here the true ones, to be stepped on."""
+    """`Pulse` whose partial reset returns wrong rows for the other envs, as an env in DISABLED mode may.
+
+    The wrapper must keep the rows of the other envs. The env itself keeps their true state for the next step.
+    """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         before = self.seen.copy()
@@ -332,7 +335,7 @@ class Restless(Pulse):
 @pytest.mark.parametrize("as_dict", [False, True])
 @MODES
 def test_native_env_by_hand(mode: AutoresetMode, as_dict: bool) -> None:
-    """All that is returned is kept until the end, so that a buffer that is used again would show."""
+    """The test keeps all returned values until the end, so a buffer that is used twice would be noticed."""
     ours = GymnasiumVecEnv(Restless(mode, as_dict))
     first: Any = ours.reset()
     kept: list[Any] = [ours.step(np.array([1, 2, 3])) for _ in range(12)]
@@ -413,7 +416,7 @@ def test_actions_arrive_in_the_dtype_of_their_space(action: str) -> None:
 
 
 class Constant:
-    """A model for `evaluate_policy`."""
+    """Model for `evaluate_policy` that always takes action 2."""
 
     def predict(self, observations: Any, state: Any = None, **_: Any) -> tuple[Any, Any]:
         count = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
@@ -422,7 +425,7 @@ class Constant:
 
 @MODES
 def test_evaluate_policy_counts_true_returns_and_lengths(mode: AutoresetMode) -> None:
-    """Without a warning that the env lacks a Monitor, and without the reset steps."""
+    """There is no warning about a missing Monitor, and reset steps don't count."""
     reference, ours = dummy(), sync(mode)
     results = []
     for env in (reference, ours):
@@ -614,7 +617,7 @@ def test_breaches_of_the_vector_contract_are_named() -> None:
 
 
 def test_usual_step_has_no_loop_over_envs() -> None:
-    """64 times as many envs must not cost 64 times as much; a loop over envs does, as `DummyVecEnv` shows."""
+    """A step of 64 times as many envs must not cost 64 times as much, as a loop over envs would."""
     import ctrl.envs
 
     def cost(num_envs: int) -> float:

@@ -1,4 +1,4 @@
-"""V-trace against the formulas of its paper, written out as sums and products, and against what it reduces to."""
+"""V-trace compared with the formulas of its paper, written out as sums and products, and with its special cases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N, T = 3, 7
 
 
 def random_window(**changes: Any) -> dict[str, Any]:
-    """Return arguments in float64; env 1 starts another episode at step 3, env 2 right after the window."""
+    """Return arguments in float64. Env 1 starts another episode at step 3, env 2 right after the window."""
     draw = torch.Generator().manual_seed(0)
     window = {
         name: torch.randn(N, T, generator=draw, dtype=torch.float64)
@@ -45,7 +45,7 @@ def by_the_formula(
     pg_rho_bar: float = 1.0,
     lambda_: float = 1.0,
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Equation 1 as printed, env by env: v_s = V(x_s) + sum_t gamma^{t-s} (prod_{i=s}^{t-1} c_i) delta_t."""
+    """Compute equation 1 as printed, env by env: v_s = V(x_s) + sum_t gamma^{t-s} (prod_{i=s}^{t-1} c_i) delta_t."""
     all_vs, all_advantages = [], []
     for n in range(N):
         v = [*values[n].tolist(), float(bootstrap_value[n])]
@@ -115,7 +115,7 @@ def test_on_policy_targets_are_the_lambda_returns_of_gae() -> None:
 
 
 def test_importance_weights_without_clipping_correct_a_bandit() -> None:
-    """One step, two actions: over all that mu would do, the target's mean is what pi earns."""
+    """One step, two actions: the mean of the target over the actions of mu is the expected reward of pi."""
     mu, pi, earned = torch.tensor([0.8, 0.2]), torch.tensor([0.1, 0.9]), torch.tensor([1.0, 5.0])
     column = {"values": torch.zeros(2, 1), "discounts": torch.zeros(2, 1), "bootstrap_value": torch.full((2,), 7.0)}
     found = vtrace(
@@ -129,7 +129,7 @@ def test_importance_weights_without_clipping_correct_a_bandit() -> None:
 
 
 def test_golden_numbers() -> None:
-    """Two steps by hand: ratios 2 and 1/4, discount 1/2, V = 1, 2 and 4 after the window.
+    """Two steps by hand: ratios 2 and 1/4, discount 1/2, V = 1 and 2, and V = 4 after the window.
 
     delta_1 = 1/4 (3 + 2 - 2) = 0.75, v_1 = 2.75; delta_0 = 1 (1 + 1 - 1) = 1, v_0 = 1 + 1 + 1/2 · 1 · 0.75 = 2.375;
     advantages: 1 (1 + 2.75/2 - 1) = 1.375 and 1/4 (3 + 4/2 - 2) = 0.75.

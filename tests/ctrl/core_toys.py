@@ -1,4 +1,4 @@
-"""What the tests of `check_core` share: small cores, and what the check says of broken ones."""
+"""Shared tools of the tests of `check_core`: small cores, and the findings of the check for broken ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INPUTS = 5
 
 
 class Small(CompressiveCore):
-    """Small enough to be checked in a second or two."""
+    """Core that is small enough for a check in a second or two."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class Gated(GRUCore):
 
 
 class Folded(Gated):
-    """Unrolls by folding its steps: what is planted in `_step` is in all ways alike."""
+    """Core that unrolls step by step, so that a mistake in `_step` has the same effect in `unroll` and acting."""
 
     def _unroll(self, inputs: Tensor, state: GRUState, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
         outputs = []
@@ -41,7 +41,7 @@ class Folded(Gated):
 
 
 def broken(core: MemoryCore[Any], **options: Any) -> LawBroken:
-    """Return what `check_core` raises."""
+    """Return the error that `check_core` raises."""
     torch.manual_seed(0)
     short = {"length": 20, "history": 24} if isinstance(core, CompressiveCore) else {}
     with pytest.raises(LawBroken) as caught:
@@ -50,7 +50,7 @@ def broken(core: MemoryCore[Any], **options: Any) -> LawBroken:
 
 
 def find(error: LawBroken, law: str) -> Finding:
-    """Return what came of the one broken law whose name has `law` in it."""
+    """Return the finding of the only broken law whose name contains `law`."""
     found = [finding for finding in error.broken if law in finding.law]
     assert len(found) == 1, f"{law} is not named once by: {error}"
     return found[0]

@@ -1,4 +1,4 @@
-"""Rates that layers choose: the rule, and memories that are read with other rates than they were written with."""
+"""Rates that layers choose: the rule, and memories written with other rates than those they are read with."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_memory_that_is_read_as_it_was_written_is_the_same() -> None:
 def test_each_slot_becomes_the_one_whose_centre_is_closest(rate: int) -> None:
     new = with_rate(TIERS, rate)
     centres = ring_centres(TIERS, CLOCK)
-    slots = centres[:, :, None].double()  # each slot says where it stands
+    slots = centres[:, :, None].double()  # each slot holds its own position
     read, wanted = resample(TIERS, new, CLOCK, slots)[:, :, 0], ring_centres(new, CLOCK)
     for env in range(len(CLOCK)):
         written = centres[env][centres[env] != EMPTY]
@@ -129,7 +129,7 @@ def lived_in(core: ctrl.AdaptiveCore) -> Any:
 
 
 def move(core: ctrl.AdaptiveCore, *errors: float) -> dict[str, float]:
-    """Report errors until the rates have followed."""
+    """Report errors until the rates follow, and return the last rates."""
     names = {f"reconstruction_error/layer{layer}/tier1": error for layer, error in zip((0, 2), errors, strict=True)}
     chosen: dict[str, float] = {}
     for _ in range(30):

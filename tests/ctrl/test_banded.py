@@ -1,4 +1,4 @@
-"""Banded attention, forward and backward written by hand, against plain attention that autograd differentiates."""
+"""Banded attention, with hand-written forward and backward, compared with plain attention and autograd."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ctrl.timeline import plan_window
 BATCH, HEADS, WIDTH = 2, 3, 6
 TIERS = (Tier(5), Tier(4, rate=3), Tier(2, rate=2))
 MANY = (Tier(500), Tier(40, rate=3))
-"""So many slots that blocks are larger."""
+"""Tiers with so many slots that blocks are larger."""
 
 
 def band_of(length: int, tiers: Tiers = TIERS) -> tuple[Band, int]:
-    """Return the band of a window in the middle of episodes that end at different times, and its count of columns."""
+    """Return the band of a window in the middle of episodes that end at different times, and its number of columns."""
     torch.manual_seed(0)
     reset = torch.zeros(BATCH, length, dtype=torch.bool)
     reset[0, length // 3] = reset[1, length // 2] = True
@@ -32,7 +32,7 @@ def band_of(length: int, tiers: Tiers = TIERS) -> tuple[Band, int]:
 
 
 START = 5
-"""Columns before those of the window's steps."""
+"""Number of columns before those of the window's steps."""
 
 
 def plain_attention(
@@ -46,9 +46,10 @@ def plain_attention(
     band: Band,
     emphasis: Tensor | None = None,
 ) -> Tensor:
-    """Every query against every column, one head at a time, with the hidden row where its block shows none.
+    """Compute attention of every query to every column, one head at a time.
 
-    Heads 1 and 2 forget; heads 0 and 1 know the time.
+    A column that a query's block does not contain has the hidden row. Heads 1 and 2 forget; heads 0 and 1 know the
+    time.
     """
     keys_values = torch.cat([rest[:, :START], own, rest[:, START:]], dim=1)
     if emphasis is not None:

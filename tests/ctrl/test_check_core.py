@@ -1,4 +1,4 @@
-"""`check_core` passes sound cores, leaves them alone, and tells all that is broken at once."""
+"""`check_core` with sound and broken cores: it passes sound ones unchanged, and reports all broken laws at once."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_sound_cores_keep_all_laws(name: str) -> None:
 
 @pytest.mark.parametrize("compressor", compressor_names())
 def test_sound_with_every_compressor(compressor: str) -> None:
-    """On two layers of different depth, so that a compressor also gets slots that were compressed."""
+    """The two layers have memories of different depth, so a compressor also gets compressed slots."""
     memory = [[Tier(4), Tier(3, 2, compressor), Tier(2, 3, compressor)], [Tier(5)]]
     core = Small(layers=2, memory=memory)
     findings = {finding.law: finding for finding in check_core(core, length=20)}
@@ -120,7 +120,7 @@ def test_weights_may_be_checked_as_they_are_and_in_double_precision() -> None:
 
 
 class Rough(Gated):
-    """Rounds more than it needs to: by 3.6e-4 in float32, and hardly in float64."""
+    """Core with a large rounding error: 3.6e-4 in float32, and tiny in float64."""
 
     def off(self) -> float:
         return 3e3 * torch.finfo(self.dtype).eps
@@ -131,21 +131,21 @@ class Rough(Gated):
 
 
 class Rougher(Rough):
-    """Too much to be rounding."""
+    """Core with an error too large for rounding."""
 
     def off(self) -> float:
         return 30 * super().off()
 
 
 class Wrong(Rough):
-    """By as much in float64."""
+    """Core with the same error in float64, so that it is no rounding."""
 
     def off(self) -> float:
         return 3.6e-4
 
 
 class Single(Rough):
-    """Knows no float64."""
+    """Core without float64."""
 
     def double(self) -> Single:
         raise TypeError("no float64 here")
@@ -193,7 +193,7 @@ def test_what_cannot_be_told_from_a_breach_is_one(core: type[Rough]) -> None:
 
 
 def test_parameters_of_one_value_are_moved_too() -> None:
-    """By noise, but a square map by noise times its Xavier spread, so that it does not stretch with its width."""
+    """Noise is added to each parameter. For a matrix it is scaled by the Xavier spread, so the width has no effect."""
     module = torch.nn.ParameterList([torch.zeros(400, 400), torch.ones(100, 1600), torch.zeros(160_000)])
     shake(module, 0.2, torch.Generator().manual_seed(0))
     assert [round(float(parameter.std()), 3) for parameter in module] == [0.01, 0.2, 0.2]
@@ -207,7 +207,7 @@ def test_what_a_check_cannot_reach_is_told() -> None:
 
 
 def test_ages_off_by_one_in_all_ways_alike_are_another_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the docstring says of the limits of a black box."""
+    """The docstring of `check_core` states this limit of a black-box check."""
     monkeypatch.setattr("ctrl.band.ages", lambda plan, layout: (ages(plan, layout) - 1).clamp_min(0))
     monkeypatch.setattr("ctrl.acting.age_row", lambda age, exact: age_row((age - 1).clamp_min(0), exact))
     check_core(Small(), length=20)

@@ -1,4 +1,4 @@
-"""`check_core` names parameters and inputs that gradients should reach, or should not (law 5)."""
+"""`check_core` with wrong gradients: it names parameters and inputs that they should reach, or should not (law 5)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_reconstruction_loss_without_a_gradient() -> None:
 
 
 class FrozenForGood(Small):
-    """The well-known mistake: keys and values are detached in place, parameter and all."""
+    """Core with a well-known mistake: it detaches keys and values in place, and with them the parameter."""
 
     def _unroll(self, *args: Any) -> Unrolled:
         unrolled = super()._unroll(*args)
@@ -55,7 +55,7 @@ class FrozenForGood(Small):
 
 
 class FrozenOnceTrained(Small):
-    """No longer trained, though nothing says so."""
+    """Core whose key and value weights get no gradient after their first one, though `requires_grad` stays True."""
 
     trained = False
 
@@ -117,7 +117,7 @@ def test_inputs_that_no_gradient_reaches() -> None:
 
 @pytest.mark.parametrize(("axis", "env", "step"), [(0, 1, 38), (1, 0, 39)])
 def test_gradients_that_go_where_no_number_does(axis: int, env: int, step: int) -> None:
-    """As with a backward of one's own that knows nothing of envs, of resets or of what comes first."""
+    """Such gradients come from a hand-written backward that ignores envs, resets or the order of steps."""
 
     class Strays(Gated):
         def _unroll(self, inputs: Tensor, *args: Any) -> Unrolled:
@@ -131,7 +131,7 @@ def test_gradients_that_go_where_no_number_does(axis: int, env: int, step: int) 
 
 
 class LeakingScan(_GatedScan):
-    """Its outputs are right, its gradients are those of a scan without resets."""
+    """Scan with right outputs, and with the gradients of a scan without resets."""
 
     @staticmethod
     def forward(ctx: Any, update: Tensor, candidate: Tensor, hidden: Tensor, reset: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`check_core` names law, env and step of mistakes that make `unroll`, `step` and acting disagree (law 1)."""
+"""`check_core` where `unroll`, `step` and acting disagree (law 1): it names the law, the env and the step."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_resets_that_a_scan_ignores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_attention_received_that_acting_forgets() -> None:
-    """Which slots are kept hangs on it, but outputs need not show that within a window; the state does."""
+    """The attention decides which slots are kept. Outputs may not show the mistake within a window; the state does."""
 
     class Forgets(Small):
         def acting(self, state: CompressiveState) -> CompressiveActing:
@@ -119,7 +119,7 @@ def test_attention_received_that_acting_forgets() -> None:
 
 
 class ForgetfulActing(CompressiveActing):
-    """Takes no notice of weights that change."""
+    """Acting cache that ignores changes of the weights."""
 
     def _follow_weights(self) -> None:
         pass
@@ -174,7 +174,7 @@ class Clocked(NamedTuple):
 
 
 class BlockMean(MemoryCore[Clocked]):
-    """Every third step of an episode it takes the sum of its inputs into account; folds its steps."""
+    """Core that reads the sum of its inputs at every third step of an episode, and unrolls step by step."""
 
     def __init__(self, clock_of_env_0: bool) -> None:
         super().__init__(INPUTS, 4)

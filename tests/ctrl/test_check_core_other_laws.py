@@ -1,4 +1,4 @@
-"""`check_core` names law, env and step of mistakes with resets, leaks and states (laws 2 to 4)."""
+"""`check_core` with mistakes in resets, leaks and states (laws 2 to 4): it names the law, the env and the step."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_a_reset_by_multiplication() -> None:
 
 
 def test_a_reset_that_trusts_what_a_lived_in_state_says_of_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty state would not show it: there are no slots to say anything of."""
+    """An empty state would not show the mistake, because it has no slots."""
     monkeypatch.setattr("ctrl.compressive.harmless", Tensor.detach)
     found = find(broken(Small()), "a state of NaN is harmless at a reset")
     assert found.step == 0 and "nan" in found.detail
 
 
 def test_a_reset_that_loses_the_first_step() -> None:
-    """All ways agree, and nothing from before gets through, but the first observation does not either."""
+    """`unroll`, `step` and acting agree, and nothing passes the reset, but the first observation is lost too."""
 
     class LosesTheFirst(Folded):
         def step(self, inputs: Tensor, state: GRUState, reset: Tensor) -> tuple[Tensor, GRUState]:
@@ -164,7 +164,7 @@ class ActsOnWhatItIsGiven(Gated):
 
 
 class OneBuffer(PlainActing[GRUState]):
-    """Gives back its own buffer, and writes to it."""
+    """Acting that returns its own buffer as state, and writes to it."""
 
     def state(self, envs: Any = None) -> GRUState:
         return super().state(envs) if envs is not None else self._state

@@ -1,4 +1,4 @@
-"""What each compressor makes of a block, what trains it, and which options don't go together."""
+"""Compressors: the slot that each makes of a block, the losses that train it, and options that exclude each other."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def test_max_is_taken_feature_by_feature() -> None:
 @pytest.mark.parametrize("rate", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("name", ["conv", "dilated_conv", "gru", "attention"])
 def test_every_slot_of_the_block_has_a_say_and_no_other_block_has(name: str, rate: int) -> None:
-    """Also beside the mean, in which all have one anyway."""
+    """The test subtracts the mean, to which every slot contributes in any case."""
     compressor = scrambled(name, rate)
     blocks = torch.randn(BLOCKS, rate, WIDTH, requires_grad=True)
     (gradient,) = torch.autograd.grad((compress(compressor, blocks) - blocks.mean(dim=1))[3].sum(), blocks)
-    heard = gradient.abs().sum(dim=2) > 1e-6  # what is left of the mean's own gradient is rounding
+    heard = gradient.abs().sum(dim=2) > 1e-6  # the rest of the mean's own gradient is rounding
     assert heard[3].all() and not heard[[0, 1, 2, 4, 5, 6]].any()
 
 
 def test_gru_by_hand() -> None:
-    """The mean, and what is read in order, the oldest slot first."""
+    """The slot is the mean plus the output of a GRU that reads the block from the oldest slot on."""
     compressor, blocks = scrambled("gru"), torch.randn(BLOCKS, RATE, WIDTH)
     hidden = torch.zeros(BLOCKS, WIDTH)
     for place in range(RATE):
@@ -116,7 +116,7 @@ def test_most_used_keeps_the_slot_that_was_used_most() -> None:
 
 
 def test_surprise_weights_slots_by_the_sixth_power_of_their_novelty() -> None:
-    """Novelties 1, 2 and 1: of weights 1, 64 and 1."""
+    """Novelties 1, 2 and 1 give weights 1, 64 and 1."""
     compressor, blocks = SurpriseCompressor(WIDTH, 3), torch.randn(1, 3, WIDTH)
     expected = (blocks[:, 0] + 64 * blocks[:, 1] + blocks[:, 2]) / 66
     for scale in (1.0, 1e-3, 1e3):
@@ -155,7 +155,7 @@ class MeanWithoutUsage(ctrl.compressors.MeanCompressor):
 
 
 def test_only_compressors_that_ask_for_attention_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one has a tier of its own, behind one whose slots are ranked."""
+    """The compressor that does not ask for it has its own tier, after one whose compressor ranks slots."""
     monkeypatch.setitem(ctrl.compressors._COMPRESSORS, "without", MeanWithoutUsage)
     core = build(memory=[Tier(3), Tier(4, 2, "most_used"), Tier(2, 3, "without")])
     inputs, reset = window()
@@ -256,7 +256,7 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
 
 
 def test_what_is_read_within_blocks_is_compared_block_by_block() -> None:
-    """`explain` by hand for one head: each step of the window asks about each block alone."""
+    """The expected loss is computed by hand for one head: each step of the window queries each block alone."""
     torch.manual_seed(3)
     core = CompressiveCore(3, layers=1, width=4, heads=1, memory=[Tier(2), Tier(3, 2, "conv")])
     inputs, reset = window(length=6, batch=1)
@@ -321,7 +321,7 @@ def test_the_task_trains_compressors_through_what_is_formed_and_attended_in_the_
 
 
 def test_the_gradient_of_the_task_stops_at_the_block() -> None:
-    """What was compressed carries none, so that inputs are reached through the short-term slots alone."""
+    """Compressed slots carry no gradient, so it reaches inputs only through the raw slots."""
     core = build(memory=[Tier(4), Tier(3, 2, "conv")], compression_gradient="task", forgetting=False)
     inputs, reset = window(length=12, batch=1)
     inputs.requires_grad_()

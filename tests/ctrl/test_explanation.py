@@ -1,4 +1,4 @@
-"""`core.explain`: what a window's steps looked at."""
+"""Method `core.explain`: the slots that each step of a window attends to."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_each_step_sees_just_the_slots_and_ages_that_the_timeline_gives_it() -> 
 
 
 def test_weights_are_those_of_each_head_by_hand() -> None:
-    """One layer, two heads; at step 6 the steps 4 to 6 are raw, and two slots stand for steps 0, 1 and 2, 3."""
+    """One layer with two heads. At step 6, steps 4 to 6 are raw slots; two slots hold steps 0 and 1, and 2 and 3."""
     torch.manual_seed(0)
     memory = [Tier(3), Tier(4, 2, "conv")]
     core = CompressiveCore(4, layers=1, width=6, heads=2, memory=memory, forgetting=False, clock=False)

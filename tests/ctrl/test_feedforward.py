@@ -1,4 +1,4 @@
-"""What is particular to the core without a memory; `test_laws.py` holds the laws that every core obeys."""
+"""Special properties of the core without a memory; `test_laws.py` tests the laws that every core obeys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forgetting attention: what gates do to scores, what compressors hand on, how far heads that don't forget reach."""
+"""Forgetting attention: gates and scores, the sums that compressors pass on, and the reach of heads without gates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def attention_of(core: CompressiveCore) -> MemoryAttention:
 
 
 def set_gates(core: CompressiveCore, *biases: float) -> None:
-    """Let the gates depend on nothing but `biases`."""
+    """Make the gates depend only on `biases`."""
     gate = attention_of(core).forget_gate
     assert gate is not None
     with torch.no_grad():
@@ -41,14 +41,14 @@ def set_gates(core: CompressiveCore, *biases: float) -> None:
 
 
 def weights_of(core: CompressiveCore, inputs: Tensor) -> Tensor:
-    """[H, T] each head's weights at the last step of inputs [T, I], raw slots first, each tier oldest first."""
+    """Return each head's weights at the last step of inputs [T, I]: [H, T], raw slots first, each tier oldest first."""
     reset = torch.zeros(1, len(inputs), dtype=torch.bool)
     tiers = core.explain(inputs[None], core.initial_state(1), reset).layers[0]
     return torch.cat([tier.attention[0, :, -1][:, tier.age[0, -1] >= 0] for tier in tiers], dim=1)
 
 
 def test_a_gate_multiplies_the_weights_of_all_that_is_older() -> None:
-    """As in Lin et al. 2025, equation 6: the score of step s at step t has the sum of log f over s + 1 .. t added."""
+    """Lin et al. 2025, equation 6: the sum of log f over s + 1 .. t is added to the score of step s at step t."""
     inputs = torch.randn(4, 3)
     core = make_core(memory=[Tier(4)])
     set_gates(core, 30.0, 30.0)  # nothing is forgotten
@@ -83,7 +83,7 @@ def test_most_heads_never_forget(heads: int, forgetting: int) -> None:
 
 
 def test_heads_that_do_not_forget_reach_a_million_steps() -> None:
-    """A slot of a million steps ago counts as it would if it were as old and nothing had been forgotten."""
+    """In such heads a slot from a million steps ago has the weight that it has in a core without forgetting."""
     tiers = [Tier(4), *[Tier(4, 4, "max")] * 9]
     core, plain = make_core(memory=tiers), make_core(memory=tiers, forgetting=False)
     plain.load_state_dict(core.state_dict(), strict=False)
@@ -101,12 +101,12 @@ def test_heads_that_do_not_forget_reach_a_million_steps() -> None:
 
 
 def explained_weights(core: CompressiveCore, inputs: Tensor, state: CompressiveState) -> Tensor:
-    """[H, C]"""
+    """Return the attention weights of one step, [H, C]."""
     return torch.cat([tier.attention[0, :, 0] for tier in core.explain(inputs, state, NEVER).layers[0]], dim=1)
 
 
 def test_what_is_forgotten_stays_exact_over_many_steps() -> None:
-    """The state holds it relative to now, so it does not grow with the episode."""
+    """The state holds the gate sums relative to the current step, so they don't grow with the episode."""
     core = make_core(memory=[Tier(5)])
     set_gates(core, 1.0, 3.0)
     state = core.initial_state(1)
@@ -145,7 +145,7 @@ def test_no_bit_of_a_sum_depends_on_what_came_before_a_reset() -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf, -3e38, 3e38, 1e31])
 @pytest.mark.parametrize("step", [0, 3])
 def test_nothing_that_a_state_says_of_its_slots_reaches_over_a_reset(number: float, step: int) -> None:
-    """A gate sum may not outdo the score of what is not visible, nor an overflow make it NaN."""
+    """A large gate sum must not make an invisible slot visible, and an overflow must not make its score NaN."""
     core, never = make_core(clock=True), torch.zeros(2, 20, dtype=torch.bool)
     lived = core.unroll(torch.randn(2, 20, 3), core.initial_state(2), never).state
     inputs, reset = torch.randn(2, 20, 3), never.clone()
@@ -163,7 +163,7 @@ def test_nothing_that_a_state_says_of_its_slots_reaches_over_a_reset(number: flo
 
 @pytest.mark.parametrize("name", ctrl.compressor_names())
 def test_forgetting_more_before_a_block_is_handed_on_as_it_is(name: str) -> None:
-    """So it makes no difference when a block is compressed, and the state may hold all relative to now."""
+    """So the time of compression makes no difference, and the state can hold gate sums relative to the current step."""
     torch.manual_seed(0)
     compressor, blocks, decays = make_compressor(name, 6, 4), torch.randn(5, 4, 6), -torch.rand(5, 4, 2)
     usage = torch.rand(5, 4)
@@ -195,7 +195,7 @@ def test_surprise_hands_on_the_forgetting_with_the_weights_of_the_slots() -> Non
 
 
 def test_forgetting_and_clock_have_no_part_in_the_reconstruction_loss() -> None:
-    """It compares by content alone."""
+    """The reconstruction loss compares by content alone."""
     core = make_core(memory=[Tier(4), Tier(4, 2, "conv")], clock=True)
     inputs, reset = torch.randn(2, 20, 3), torch.zeros(2, 20, dtype=torch.bool)
     before = core.unroll(inputs, core.initial_state(2), reset)

@@ -1,4 +1,4 @@
-"""The five laws of a memory core (DESIGN 2), for every core, with distinct sizes and staggered episodes."""
+"""Five laws of a memory core (DESIGN 2), for every core, with distinct sizes and staggered episodes."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def core(request: pytest.FixtureRequest) -> Core:
 
 @pytest.fixture
 def window() -> tuple[Tensor, Tensor]:
-    """Inputs [B, T, I] and resets [B, T] at different times in every env, none at step 0 of env 1."""
+    """Return inputs [B, T, I] and resets [B, T] at different times in every env, none at step 0 of env 1."""
     torch.manual_seed(1)
     reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
     reset[0, [0, 4, 5]] = True
@@ -167,7 +167,7 @@ def window() -> tuple[Tensor, Tensor]:
 
 
 def lived_in_state(core: Core, steps: int = 17) -> Any:
-    """A state in the middle of episodes of different ages."""
+    """Return a state in the middle of episodes of different ages."""
     torch.manual_seed(2)
     reset = torch.zeros(BATCH, steps, dtype=torch.bool)
     reset[:, 0] = True
@@ -181,7 +181,7 @@ WAYS = ("step", "step with a graph", "acting")
 
 
 def fold(core: Core, inputs: Tensor, state: Any, reset: Tensor, way: str = "step") -> tuple[Tensor, Any]:
-    """Take one step after another, in one of the ways that a core has."""
+    """Take one step after another, by `step` or by acting; return the outputs and the final state."""
     outputs = []
     with torch.set_grad_enabled(way == "step with a graph"):
         acting = core.acting(state)
@@ -209,7 +209,7 @@ def assert_same_state(actual: Any, expected: Any) -> None:
 def test_unroll_equals_folded_steps_for_any_split_and_resets(
     name: str, way: str, data: st.DataObject, length: int
 ) -> None:
-    """With a plan that was made before, or without. In float64, so that no rounding is taken for a difference."""
+    """The plan is made before or by `unroll` itself. In float64 no rounding looks like a difference."""
     core = build(name).double()
     rows = st.lists(st.sampled_from([False] * 6 + [True]), min_size=length, max_size=length)
     reset = torch.tensor([data.draw(rows) for _ in range(BATCH)])
@@ -232,7 +232,7 @@ def test_unroll_equals_folded_steps_for_any_split_and_resets(
 def test_acting_without_a_bias_for_each_age(
     name: str, window: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where memory reaches too far for that."""
+    """Acting has no table of biases if the memory's reach is too long for it."""
     monkeypatch.setattr("ctrl.acting.TABLE", 0)
     core, (inputs, reset) = build(name), window
     outputs, _ = fold(core, inputs, lived_in_state(core), reset, "acting")
@@ -316,7 +316,7 @@ def test_what_acting_returns_can_be_learned_from(core: Core, window: tuple[Tenso
 
 @pytest.mark.parametrize("change", ["written to", "replaced", "loaded", "assigned", "trained", "trained, fused"])
 def test_acting_follows_the_weights(core: Core, window: tuple[Tensor, Tensor], change: str) -> None:
-    """Keys and values of before the change are of no use after it."""
+    """Keys and values from before the change must be computed again."""
     inputs, reset = window
     acting, state = core.acting(core.initial_state(BATCH)), core.initial_state(BATCH)
     for t in range(LENGTH):
@@ -426,7 +426,7 @@ def test_no_output_sees_another_env(core: Core, window: tuple[Tensor, Tensor]) -
 
 @pytest.mark.parametrize("poison", [float("nan"), 1e9])
 def test_no_output_sees_an_empty_or_stale_slot(window: tuple[Tensor, Tensor], poison: float) -> None:
-    """A fresh clock in a ring that holds anything at all."""
+    """The slots of a state hold arbitrary numbers; its clock says which of them are empty."""
     inputs, reset = window
     for name in WITH_SLOTS:
         core = build(name)

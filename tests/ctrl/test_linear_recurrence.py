@@ -1,4 +1,4 @@
-"""What is particular to the minGRU core; `test_laws.py` holds the laws that every core obeys."""
+"""Special properties of the minGRU core; `test_laws.py` tests the laws that every core obeys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def linears(core: MinGRUCore) -> list[nn.Linear]:
 
 
 def reference(core: MinGRUCore, inputs: Tensor, state: MinGRUState, reset: Tensor) -> tuple[Tensor, Tensor]:
-    """One env and one step at a time, as in the paper's section 3.1."""
+    """Compute outputs and final states one env and one step at a time, as in the paper's section 3.1."""
     outputs, finals = [], []
     for env in range(inputs.shape[0]):
         memory = list(state.hidden[env])
@@ -144,7 +144,7 @@ class TestScan:
 
 
 def exact_scan(update: Tensor, candidate: Tensor, hidden: Tensor, reset: Tensor) -> Tensor:
-    """A plain loop in float64."""
+    """Compute the scan by a plain loop in float64."""
     h, outputs = hidden.double(), []
     for t in range(len(update)):
         h = (1 - update[t]) * h.masked_fill(reset[t, :, None], 0.0) + update[t] * candidate[t]
@@ -157,7 +157,7 @@ class TestLongWindows:
 
     @pytest.mark.parametrize("logit", [-1e30, -100.0, -16.0, -8.0, 0.0, 8.0, 100.0, 1e30])
     def test_are_exact_whatever_the_gate(self, logit: float) -> None:
-        """Outputs and gradients in float32 beside float64; z goes from 0 over 1e-7 to 1."""
+        """Outputs and gradients in float32 are compared with float64; z goes from 0 over 1e-7 to 1."""
         torch.manual_seed(5)
         update = torch.sigmoid(logit + torch.randn(self.LENGTH, B, WIDTH)).requires_grad_()
         candidate = torch.randn(self.LENGTH, B, WIDTH).requires_grad_()
@@ -252,7 +252,7 @@ class TestChrono:
         assert all(torch.equal(default[name], stated[name]) for name in stated)
 
     def test_remembers_over_the_horizon(self) -> None:
-        """Two states, the same noise for the length of the horizon: do they still differ?"""
+        """Two different states still differ after the same noise for the length of the horizon."""
         horizon = 60
 
         def kept(chrono_horizon: int | None) -> float:

@@ -14,7 +14,7 @@ from ctrl.timeline import count_slots
 
 
 def oldest_seen(tiers: list[ctrl.Tier], steps: int) -> int:
-    """The fewest steps back that the last tier sees, once it is full, over `steps` phases of the clock."""
+    """Return how many steps back the last tier sees at least, once it is full, over `steps` phases of the clock."""
     clock = torch.arange(reach(tiers) + spans(tiers)[-1], reach(tiers) + spans(tiers)[-1] + steps)
     evicted = count_slots(tiers, clock)[-1].evicted
     return int((clock - 1 - evicted * spans(tiers)[-1]).min())
@@ -72,7 +72,7 @@ def test_horizons_that_cannot_be_are_refused(steps: int, slots: int, words: str)
 
 
 def with_another_cue(tiers: list[ctrl.Tier], core: Any, state: Any, inputs: Tensor, reset: Tensor) -> Tensor:
-    """The outputs of a core of one layer where only the oldest slot that its first step can see is another."""
+    """Return the outputs of a one-layer core after a change of the oldest slot that the first step can see."""
     oldest = count_slots(tiers, state.clock + 1)[-1].evicted % tiers[-1].slots
     slots = state.slots.clone()
     slots[torch.arange(len(slots)), sum(tier.slots for tier in tiers[:-1]) + oldest] = torch.randn(slots.shape[2])
@@ -81,7 +81,7 @@ def with_another_cue(tiers: list[ctrl.Tier], core: Any, state: Any, inputs: Tens
 
 
 def test_a_cue_is_seen_a_million_steps_later() -> None:
-    """A window at the end of a long episode, whose oldest slots still stand for its first steps."""
+    """The window is at the end of a long episode; the oldest slots still hold the episode's first steps."""
     tiers = ctrl.memory_for_horizon(10**6, slots=199)
     torch.manual_seed(0)
     core = ctrl.make_core("compressive", 3, layers=1, width=8, heads=2, memory=tiers)

@@ -1,4 +1,4 @@
-"""What counts as unusual: against the formula, through the core's own loss, and in what is kept."""
+"""Novelty of slots: compared with the formula, trained by the core's own loss, and used to choose slots to keep."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ WIDTH = 6
 
 
 def inputs_of(rare: float) -> tuple[Tensor, Tensor]:
-    """Three usual inputs and one that comes with probability `rare`: [4, D] and how often each comes, [4]."""
+    """Return three usual inputs and one with probability `rare`, [4, D], and the probability of each, [4]."""
     torch.manual_seed(0)
     often = (1 - rare) / 3
     return torch.randn(4, WIDTH), torch.tensor([often, often, often, rare])
 
 
 def trained(inputs: Tensor, often: Tensor) -> Novelty:
-    """Minimise the expected loss."""
+    """Return a `Novelty` that minimises the expected loss."""
     novelty = Novelty(WIDTH)
     optimizer = torch.optim.LBFGS(novelty.parameters(), max_iter=200, line_search_fn="strong_wolfe")
     counts = (1000 * often).round().int()
@@ -44,7 +44,7 @@ def normed(inputs: Tensor) -> Tensor:
 
 
 def test_what_is_left_is_that_of_the_best_denoising_map() -> None:
-    """r (S + r)⁻¹ x with S the second moments."""
+    """The remainder is r (S + r)⁻¹ x, where S are the second moments."""
     inputs, often = inputs_of(rare=0.02)
     rows = normed(inputs)
     moments = torch.einsum("n,nd,ne->de", often, rows, rows)
@@ -68,7 +68,7 @@ def test_its_loss_reaches_the_map_alone_and_emphasis_nothing() -> None:
 
 
 def test_what_is_unusual_counts_more() -> None:
-    """By 1 + gain where the map rebuilds nothing of a slot, and once where it rebuilds all; whatever its norm says."""
+    """The factor is 1 + gain if the map rebuilds nothing of a slot, and 1 if it rebuilds all of it, for any norm."""
     torch.manual_seed(0)
     novelty = Novelty(4, gain=3.0)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_what_is_unusual_counts_more() -> None:
 
 
 def test_what_is_rare_is_read_from_the_beginning() -> None:
-    """Once the usual is known, the one rare input among many makes a difference to what untrained heads read."""
+    """Once the usual inputs are known, a single rare input among many changes the output of untrained heads."""
     changes = {}
     for gain in (0.0, Novelty.GAIN):
         torch.manual_seed(3)
@@ -98,7 +98,7 @@ def test_what_is_rare_is_read_from_the_beginning() -> None:
 
 
 def last_read(core: CompressiveCore, inputs: Tensor, reset: Tensor, rare: Tensor) -> Tensor:
-    """[B, D] what the last step's heads read if step 3 is `rare`."""
+    """Return the attention output of the last step if step 3 is `rare`, [B, D]."""
     changed = inputs.clone()
     changed[:, 3] = rare
     reads: list[Tensor] = []
@@ -109,7 +109,7 @@ def last_read(core: CompressiveCore, inputs: Tensor, reset: Tensor, rare: Tensor
 
 
 def test_the_reconstruction_loss_compares_what_attention_reads() -> None:
-    """With keys and values in which the unusual counts more, and with all weights held fixed."""
+    """In the keys and values novel slots count more; all weights of the attention are held fixed."""
     torch.manual_seed(0)
     core = CompressiveCore(3, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "most_missed")])
     attention = core.layers[0].attention
@@ -128,7 +128,7 @@ def test_the_reconstruction_loss_compares_what_attention_reads() -> None:
 
 
 def test_acting_follows_the_map() -> None:
-    """Keys and values that are kept are those of the map as it is now."""
+    """Cached keys and values are those of the current map."""
     torch.manual_seed(0)
     core = CompressiveCore(3, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "most_missed")])
     inputs, reset = torch.randn(2, 9, 3), torch.zeros(2, 9, dtype=torch.bool)
@@ -150,7 +150,7 @@ def test_what_another_episode_left_does_no_harm() -> None:
 
 
 def rarely(core: CompressiveCore, steps: int = 40, batch: int = 40) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs [B, T, I] of five kinds, the last of which comes once, at step 3; that kind; no resets."""
+    """Return inputs [B, T, I] of five kinds, of which the last comes once, at step 3; that kind; and no resets."""
     torch.manual_seed(1)
     kinds = torch.randn(5, core.input_size)
     inputs = kinds[torch.randint(4, (batch, steps))]
@@ -159,7 +159,7 @@ def rarely(core: CompressiveCore, steps: int = 40, batch: int = 40) -> tuple[Ten
 
 
 def kept(core: CompressiveCore, inputs: Tensor, kind: Tensor, reset: Tensor, tolerance: float) -> float:
-    """The share of episodes in which the last tier has kept what came once, to `tolerance` of its size."""
+    """Return the share of episodes in which the last tier has kept the rare input, to `tolerance` of its size."""
     slots = core.unroll(inputs, core.initial_state(len(inputs)), reset).state.slots[:, -2:]
     rare = core.embed(kind)
     there = (slots - rare).norm(dim=2) < tolerance * rare.norm()
@@ -167,9 +167,9 @@ def kept(core: CompressiveCore, inputs: Tensor, kind: Tensor, reset: Tensor, tol
 
 
 def test_what_is_rare_goes_through_all_tiers_once_the_usual_is_known() -> None:
-    """By its own loss alone: nothing asks for it. Attention alone keeps it in few, or none, of the episodes.
+    """The novelty's own loss is enough; no task asks for the input. Attention alone keeps it in few or no episodes.
 
-    Without gain, since heads that have learned nothing yet may also look away from what counts more.
+    The gain is 0, because untrained heads may also look away from slots that count more.
     """
     shares = {}
     for compressor in ("most_used", "most_missed", "surprise"):
@@ -201,7 +201,7 @@ def test_the_loss_is_told_by_layer_and_only_where_a_compressor_asks_for_novelty(
 
 
 class Newest(ctrl.Compressor):
-    """Keeps what is told to be most unusual, without regard to attention."""
+    """Compressor that keeps the slot with the largest novelty, without regard to attention."""
 
     def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
         assert usage is not None

@@ -1,4 +1,4 @@
-"""Cores by other names: what each preset asks of the compressive core."""
+"""Presets: the options that each of these names gives to the compressive core."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def build(name: str, **options: Any) -> CompressiveCore:
 
 
 def kinds(core: CompressiveCore) -> tuple[type, type]:
-    """The kinds of layer and attention, the same in all layers."""
+    """Return the classes of layer and attention, which are the same in all layers."""
     [kind] = {(type(layer), type(layer.attention)) for layer in core.layers}
     return kind
 
 
 @pytest.mark.parametrize("rate", [1, 2, 4, 8])
 def test_the_papers_model_is_as_the_paper_has_it(rate: int) -> None:
-    """64 and 64 slots, the rates of its figure; Transformer-XL's layer; conv with attention reconstruction."""
+    """The model has 64 and 64 slots, the rates of the figure, Transformer-XL's layer, and attention reconstruction."""
     core = build("compressive", **ctrl.paper_config(rate))
     assert core.tiers == [(Tier(64), Tier(64, rate, "conv"))] * 2
     assert kinds(core) == (PostNormLayer, RelativeAttention)
@@ -92,7 +92,7 @@ def test_presets_of_other_papers_neither_forget_nor_know_the_time() -> None:
 @pytest.mark.parametrize("position", ["age", "sinusoidal"])
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_all_layers_act_in_place_with_positions_by_age(position: str, residual: str) -> None:
-    """That both mean the same is law 1."""
+    """Law 1 says that both forms of acting mean the same."""
     core = build("compressive", position=position, residual=residual)
     assert core.acts_in_place == (position == "age")
     assert type(core.acting(core.initial_state(2))) is (CompressiveActing if position == "age" else PlainActing)

@@ -1,4 +1,4 @@
-"""Transformer-XL's attention and layer, against numbers worked out by hand from the equations."""
+"""Transformer-XL's attention and layer, compared with numbers computed by hand from the equations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def diagonal(*values: float) -> list[list[float]]:
 
 
 def hand_core() -> CompressiveCore:
-    """One post-norm layer of width 4 with two heads, and weights that can be followed with a pencil."""
+    """Return a core with one post-norm layer of width 4 and two heads, and weights for a calculation by hand."""
     core = CompressiveCore(
         4,
         width=4,
@@ -59,7 +59,7 @@ def hand_core() -> CompressiveCore:
 
 
 def test_one_layer_by_hand() -> None:
-    """What step 2 makes of x_0 = (1, 0, 0, 1), x_1 = (0, 1, 1, 0) and itself, x_2 = (1, 1, 1, 0).
+    """Output of step 2 for x_0 = (1, 0, 0, 1), x_1 = (0, 1, 1, 0) and its own input x_2 = (1, 1, 1, 0).
 
     R_d = (sin d, sin 0.01 d, cos d, cos 0.01 d). The first head has features 0 and 1, the second 2 and 3. Keys are
     x * (1, 2, 1, 1), values x * (1, 1, 2, 2), position keys R * (1, 10, 1, 1).
@@ -125,7 +125,7 @@ def layers_with(position: str, slots: int) -> CompressiveCore:
 
 
 def test_rows_of_thousands_of_distances_are_told_apart() -> None:
-    """More than fit 16 bits with their copies."""
+    """The rows and their copies are more than 16 bits can number."""
     tiers, reset = (Tier(5000),), torch.zeros(1, 2, dtype=torch.bool)
     plan = plan_window(tiers, torch.tensor([4990]), reset)
     rows = band_rows(tiers, plan, lay_out(tiers, 2, reset.device), POSITIONS["sinusoidal"].rows)

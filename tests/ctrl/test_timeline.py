@@ -1,4 +1,4 @@
-"""The closed form of the timeline against a simulation that moves slots between Python lists."""
+"""Closed form of the timeline, compared with a simulation that moves slots between Python lists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tier_lists(draw: st.DrawFn) -> tuple[Tier, ...]:
 
 
 class ListTimeline:
-    """One env's tiers as lists of (first step, last step) spans, oldest first: the text of DESIGN 3 acted out."""
+    """One env's tiers as lists of (first step, last step) spans, oldest first: a simulation of the text of DESIGN 3."""
 
     def __init__(self, tiers: tuple[Tier, ...]) -> None:
         self.tiers = tiers
@@ -59,9 +59,9 @@ def test_counts_equal_lists(tiers: tuple[Tier, ...], length: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), tiers=tier_lists(), length=st.integers(1, 80))
 def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers: tuple[Tier, ...], length: int) -> None:
-    """Every step sees exactly the spans that the lists hold then, whatever the clocks and resets.
+    """Every step sees exactly the spans that the lists hold at that step, for any clocks and resets.
 
-    It sees them at their ages and distances: a slot's distance is how many of all tiers' slots are newer.
+    Their ages and distances are right, too: a slot's distance is the number of newer slots in all tiers.
     """
     batch = 3
     clocks = data.draw(st.lists(st.integers(0, 90), min_size=batch, max_size=batch))
@@ -91,7 +91,7 @@ def test_window_shows_exactly_the_slots_of_the_lists(data: st.DataObject, tiers:
 
 
 class Seen:
-    """What each step of a planned window sees."""
+    """Slots that each step of a planned window sees, with their ages and distances."""
 
     def __init__(self, tiers: tuple[Tier, ...], plan: WindowPlan) -> None:
         self.layout: Layout = lay_out(tiers, plan.length, plan.clock.device)
@@ -101,7 +101,7 @@ class Seen:
         assert torch.equal(self.distance != sum(tier.slots for tier in tiers), self.visible)
 
     def ages_and_distances(self, env: int, step: int, level: int) -> list[tuple[int, int]]:
-        """The ages and distances at which one step sees the slots of one tier."""
+        """Return the ages and distances of the slots of one tier that one step sees."""
         block, row = divmod(step, self.age.shape[2])
         parts = (self.age, self.distance, self.visible)
         age, distance, visible = (part[env, block, row].split(self.layout.widths)[level] for part in parts)

@@ -1,4 +1,4 @@
-"""What every task keeps. A new task is tested here as soon as it is in `TASKS` and has a line in `CASES`."""
+"""Contract of every task. A new task is tested here once it is in `TASKS` and has a line in `CASES`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def run(envs: Any, actions: list[Any], seed: int | None = SEED) -> list[Any]:
-    """Return the reset and all steps."""
+    """Return the results of the reset and of all steps."""
     return [envs.reset(seed=seed), *(envs.step(action) for action in actions)]
 
 
@@ -112,7 +112,7 @@ def test_id_imports_the_package_by_itself(case: Case) -> None:
 
 
 def test_without_a_seed_reset_moves_on_to_the_next_episode(case: Case) -> None:
-    """An early reset counts too, in both forms."""
+    """An early reset also starts the next episode, in the single env and in the vector env."""
     single, envs = case.single(), case.vector(num_envs=1)
     for seed in (SEED, None, None, None):
         observation, _ = single.reset(seed=seed)
@@ -139,7 +139,7 @@ def test_end_of_an_episode_is_reported_once_and_where_it_is(case: Case) -> None:
 
 
 def test_reset_mask_restarts_only_these_copies(case: Case) -> None:
-    """The others go on, through their later episodes too."""
+    """The other copies are undisturbed, in their later episodes too."""
     envs, undisturbed, actions = case.vector(), case.vector(), case.actions()
     mask = np.arange(COPIES) % 2 == 0
     before, expected = run(envs, actions[:1]), run(undisturbed, actions)
@@ -153,7 +153,7 @@ def test_reset_mask_restarts_only_these_copies(case: Case) -> None:
 
 
 def test_stagger_spreads_the_ends_and_keeps_later_episodes(case: Case) -> None:
-    """From the second episode on, a staggered copy sees what an unstaggered one sees, earlier."""
+    """From the second episode on, a staggered copy has the same observations as an unstaggered one, but earlier."""
     plain, staggered = case.vector(), case.vector(stagger=True)
     action = np.zeros_like(case.actions(1)[0])
     streams = [run(envs, [action] * STEPS) for envs in (plain, staggered)]
@@ -247,7 +247,7 @@ def test_wrong_actions_are_refused(case: Case) -> None:
 
 
 def test_numbers_of_numpy_become_plain_ones(case: Case) -> None:
-    """As they are, the sum of two bytes would stay a byte."""
+    """Without the conversion the sum of two bytes would stay a byte."""
     narrow = {int: np.uint8, float: np.float16, bool: np.bool_}
     given = {name: narrow.get(type(value), type(value))(value) for name, value in case.arguments.items()}
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}

@@ -1,4 +1,4 @@
-"""`ctrl/CopySequence-v0`: all symbols, in their order, each `length + delay` steps after it was seen."""
+"""`ctrl/CopySequence-v0`: queries for all symbols in order, each `length + delay` steps after it was seen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plain(step: Any) -> Any:
 
 
 def asked_for(seed: int = 0) -> tuple[CopySequenceEnv, int, int]:
-    """Return an env that has shown two symbols, and a gap of one step, and now asks for them; and the symbols."""
+    """Return an env at its first query, after two symbols and a delay of one step, and the two symbols."""
     env = CopySequenceEnv(length=2, delay=1, num_symbols=3)
     first = int(env.reset(seed=seed)[0][:3].argmax())
     seen = env.step(np.int64(first))
@@ -34,7 +34,7 @@ def asked_for(seed: int = 0) -> tuple[CopySequenceEnv, int, int]:
 
 
 def watch(copies: int, **arguments: Any) -> npt.NDArray[np.float32]:
-    """Return whole episodes: [copies, steps, num_symbols + 2]."""
+    """Return the observations of whole episodes, [copies, steps, num_symbols + 2]."""
     envs = CopySequenceVectorEnv(copies, **arguments)
     seen = [envs.reset(seed=0)[0]]
     seen.extend(envs.step(np.zeros(copies, dtype=np.int64))[0] for _ in range(envs.rules.max_episode_steps - 1))
@@ -89,7 +89,7 @@ def test_every_episode_has_the_most_steps() -> None:
 
 
 def test_symbols_and_noise_are_uniform_and_independent() -> None:
-    """So no step says anything about another."""
+    """So no step gives information about another step."""
     episodes, noise = 20_000, 0.3
     seen = watch(episodes, length=2, delay=2, num_symbols=3, noise=noise)[:, :4, :3].transpose(1, 0, 2)
     rates = [1.0, 1.0, noise, noise]

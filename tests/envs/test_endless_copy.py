@@ -1,4 +1,4 @@
-"""`ctrl/EndlessCopy-v0`: a sequence that grows by one symbol a round, and what can be had without memory."""
+"""`ctrl/EndlessCopy-v0`: a sequence that grows by one symbol a round, and the best score without memory."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_mistake_ends_the_episode() -> None:
 
 
 def test_flags_distances_and_length_of_the_perfect_episode() -> None:
-    """Round r shows one cue, `delay` blanks, r queries; the first cue must be kept until the last round."""
+    """Round r shows one cue, `delay` blanks and r queries. The first cue must be remembered until the last round."""
     arguments = {"delay": 2, "num_symbols": 3, "max_length": 3}
     envs = EndlessCopyVectorEnv(20, **arguments)
     agent, observations, reset = AllCues(envs), envs.reset(seed=0)[0], np.ones(20, dtype=np.bool_)
@@ -91,7 +91,7 @@ def test_symbols_are_uniform_and_independent() -> None:
 
 
 def right_answers(asked: list[int], answers: tuple[int, ...]) -> int:
-    """Return how many answers are right before the first wrong one."""
+    """Return the number of right answers before the first wrong one."""
     right = [given == wanted for given, wanted in zip(answers, asked, strict=True)]
     return right.index(False) if False in right else len(right)
 
@@ -110,7 +110,7 @@ def test_scores_by_enumeration_of_all_sequences_and_answers(num_symbols: int, ma
 
 
 def test_no_memoryless_agent_is_better_than_naming_one_symbol() -> None:
-    """All queries look alike, so such an agent is a probability of each symbol: here of 2, for up to 4 rounds."""
+    """All queries look alike, so such an agent is a probability for each symbol: here for 2, and up to 4 rounds."""
     best = []
     for max_length in (1, 2, 3, 4):
         games = [

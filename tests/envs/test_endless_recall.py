@@ -26,7 +26,7 @@ def plain(step: Any) -> Any:
 
 
 def two_rounds() -> tuple[EndlessRecallEnv, int, int]:
-    """Return an env and its cues, which differ; it waits for the answer to the second one."""
+    """Return an env at its second query, and its two cues, which differ."""
     env = EndlessRecallEnv(length=2, num_cues=3, noise=0.0, max_rounds=2)
     observation, info = env.reset(seed=1)
     first = int(observation[:3].argmax())
@@ -43,7 +43,7 @@ def two_rounds() -> tuple[EndlessRecallEnv, int, int]:
 
 
 def watch(copies: int, **arguments: Any) -> npt.NDArray[np.float32]:
-    """Return what the perfect agent sees in whole episodes: [copies, steps, num_cues + 2]."""
+    """Return the perfect agent's observations in whole episodes, [copies, steps, num_cues + 2]."""
     envs = EndlessRecallVectorEnv(copies, **arguments)
     agent, seen, running = LatestCue(envs), [envs.reset(seed=0)[0]], np.zeros(copies, dtype=np.bool_)
     for _ in range(envs.rules.max_episode_steps - 1):
@@ -96,7 +96,7 @@ def test_perfect_agent_takes_the_most_steps() -> None:
 
 
 def test_cues_and_noise_of_all_rounds_are_uniform_and_independent() -> None:
-    """So neither noise nor earlier rounds say anything about a cue."""
+    """So neither noise nor earlier rounds give information about a cue."""
     episodes, noise = 20_000, 0.3
     seen = watch(episodes, length=2, num_cues=3, noise=noise, max_rounds=2)[:, :, :3]
     first, noise_1, _, second, noise_2, _ = seen.transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""The catalogue of the field's own tasks: its ids, what it says of each task, and what where a package is missing."""
+"""Catalogue of the tasks of other packages: the ids, the facts about each task, and the errors for missing packages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def registered(name: str) -> set[str]:
 
 
 def steps(env: gym.Env[Any, Any], seed: int, count: int) -> Iterator[tuple[Any, float, bool]]:
-    """Yield observation, reward and end of random play, over as many episodes as it takes."""
+    """Yield observation, reward and end of each step of random play, over as many episodes as necessary."""
     env.action_space.seed(seed)
     observation, _ = env.reset(seed=seed)
     yield observation, 0.0, False
@@ -50,7 +50,7 @@ def flat(observation: Any) -> np.ndarray:
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, distribution: str, version: str | None = None) -> None:
-    """Let `distribution` look as if it were not installed, or in another version."""
+    """Make `distribution` look as if it were not installed, or installed in another version."""
     real = importlib.metadata.version
 
     def fake(name: str) -> str:
@@ -183,7 +183,7 @@ def test_an_import_may_fail_with_anything(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_install_commands_name_what_exists() -> None:
-    """Extras are those of this package, and the version that works is the one that the tests install."""
+    """The extras are those of this package. The version that works is the one that the tests install."""
     extras = importlib.metadata.metadata("ctrl-memory").get_all("Provides-Extra")
     assert {"popgym", "minigrid", "bsuite", "tasks"} <= set(extras or [])
     version = FAMILIES["memory-gym"].distributions["memory-gym"]

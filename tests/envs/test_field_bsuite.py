@@ -1,4 +1,4 @@
-"""bsuite's memory tasks: perfect play, and how far back the bits lie."""
+"""bsuite's memory tasks: perfect play, and the number of steps from the bits to the query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory Gym: its images and parameters, its one window, and how far apart a command and its turn are."""
+"""Memory Gym: its images and parameters, its single window, and the steps from seeing a command to executing it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def towards(position: float, target: float) -> int:
 
 
 def obey(inner: Any) -> Any:
-    """Return the action that carries out the current command; on the grid, where turning takes steps, jump there."""
+    """Return the action for the current command. On the grid, where turns take steps, move the agent there at once."""
     if hasattr(inner.agent, "reset_position"):
         inner.agent.reset_position(inner._target_pos)
         return 0
@@ -29,7 +29,7 @@ def test_an_agent_that_knows_all_commands_measures_length_memory_and_best_score(
     task, env = FIELD_TASKS[f"{name}-v0"], make(f"{name}-v0")
     env.reset(seed=0)
     inner: Any = env.unwrapped
-    later = inner._command_visualization or []  # what the next observations show; B shows commands in a vector instead
+    later = inner._command_visualization or []  # the next observations' commands; B has them in a vector
     shown = [step for step, command in enumerate(["first", *later]) if command]
     return_, steps, turn, ended = 0.0, 0, 0, False
     while not ended:

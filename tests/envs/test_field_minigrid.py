@@ -12,7 +12,7 @@ KEY, BALL = 5, 6
 
 
 def objects(observation: np.ndarray) -> set[int]:
-    """Return which of key and ball are in view; a cell is one-hot in 11 objects, 6 colours and 3 states."""
+    """Return the key and the ball, if in view; a cell is one-hot in 11 objects, 6 colours and 3 states."""
     cells = observation.reshape(3, 3, 20)[..., :11].argmax(axis=-1)
     return {KEY, BALL} & set(cells.ravel().tolist())
 
@@ -25,7 +25,7 @@ def to_the_first_object(x: int) -> list[int]:
 
 
 def shortest_walk(size: int, seed: int) -> tuple[float, int]:
-    """Walk by memory; return the episode's return and the steps from the last sight of the first object to the next."""
+    """Walk by memory; return the episode's return, and the steps from the last view of the first object to the next."""
     env = make(f"MiniGrid-MemoryS{size}-v0")
     observation, _ = env.reset(seed=seed)
     x, junction = int(env.unwrapped.agent_pos[0]), size - 2  # type: ignore[attr-defined]

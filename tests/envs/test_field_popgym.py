@@ -1,4 +1,4 @@
-"""POPGym: what is seen, how far back a decision looks, and where a labyrinth's randomness comes from."""
+"""POPGym: observations, the steps back to the oldest observation of a decision, and the randomness of labyrinths."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ctrl.envs.field import FIELD_TASKS, make
 History = list[np.ndarray]
 """All observations of the episode so far, the current one last."""
 SECONDS = 0.02
-"""Of a cart-pole's step."""
+"""Duration of a cart-pole's step, in seconds."""
 Choice = tuple[int, int]
-"""An action, and the index in the history of the oldest observation that it depends on."""
+"""Action, and index in the history of the oldest observation that it depends on."""
 
 
 def repeat_first(history: History) -> Choice:
@@ -47,7 +47,7 @@ def count_recall(history: History) -> Choice:
 
 
 def balance(positions: np.ndarray, speeds: np.ndarray) -> int:
-    """Push a cart so that it stays near the middle and its pole upright; both arguments are of cart and pole."""
+    """Return the push that keeps a cart near the middle and its pole upright; arguments hold cart and pole."""
     return int(positions @ (0.1, 4.0) + speeds @ (0.3, 1.0) > 0)
 
 

@@ -1,4 +1,4 @@
-"""Each law of the contract finds the bugs that are planted here, and a good env breaks none."""
+"""Laws of the contract: each finds the bugs that are planted here, and a good env breaks none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LENGTH, STEPS = 4, 2_000
 
 
 class Good(gym.Env[np.ndarray, np.int64]):
-    """Shows a random number and the time; pays for naming the third that the number is in. Episodes of 4 steps."""
+    """Env that shows a random number and the time, and rewards naming the number's third. Episodes have 4 steps."""
 
     observation_space: spaces.Space[Any] = spaces.Box(0.0, 1.0, (2,), np.float32)
     action_space = spaces.Discrete(3)
@@ -196,7 +196,7 @@ class DrawsNoPicture(Good):
 
 
 class Native(SyncVectorEnv):
-    """Good envs, as one that is written natively."""
+    """Native vector env of `Good` envs."""
 
     def __init__(self, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP) -> None:
         super().__init__([Good] * num_envs, autoreset_mode=autoreset_mode)
@@ -213,7 +213,7 @@ class PaysOneCopyMore(Native):
 
 
 class RestartsAStepEarly(Native):
-    """Says NEXT_STEP and does SAME_STEP."""
+    """Vector env that declares NEXT_STEP and behaves as SAME_STEP."""
 
     def __init__(self, num_envs: int, autoreset_mode: AutoresetMode) -> None:
         super().__init__(num_envs)
@@ -395,7 +395,7 @@ def test_everything_that_was_built_is_closed() -> None:
 
 @pytest.mark.parametrize("steps", [200, 2_000])
 def test_large_actions_are_no_memory_left_behind(steps: int) -> None:
-    """Few steps take few of the actions that are drawn beforehand."""
+    """In few steps, only few of the actions drawn in advance are used."""
 
     class LargeActions(Good):
         action_space: spaces.Space[Any] = spaces.Box(0.0, 1.0, (1_000,), np.float32)
@@ -426,7 +426,7 @@ def registered() -> Iterator[str]:
 
 def test_check_task_takes_any_id(registered: str) -> None:
     statuses = {found.law: found.status for found in check_task(registered, steps=50)}
-    # Its vector env was not told of the time limit.
+    # Its vector env does not know the time limit.
     assert {law for law, status in statuses.items() if status == "broken"} == {NATIVE_NEXT, NATIVE_SAME}
 
 

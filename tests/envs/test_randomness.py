@@ -1,4 +1,4 @@
-"""The counter-based random numbers: against published SplitMix64 outputs, and as a sample."""
+"""Counter-based random numbers: compared with published SplitMix64 outputs, and tested as a sample."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`ctrl/RareCue-v0`: Recall with Zipf frequencies, and the groups that tell success apart."""
+"""`ctrl/RareCue-v0`: Recall with Zipf frequencies, and the groups for which success is reported."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_cues_and_noise_follow_zipf_and_are_independent(exponent: float, expecte
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 3.0])
 def test_every_cue_is_drawn_with_its_probability(exponent: float) -> None:
-    """Also the rarest: the sum of squared deviations is chi-squared with num_cues - 1 degrees of freedom."""
+    """The sum of squared deviations is chi-squared with num_cues - 1 degrees of freedom, so rare cues count, too."""
     rules, count = RareCueRules(num_cues=12, exponent=exponent), 200_000
     drawn = np.bincount(rules.draw(seed_keys(0, count)), minlength=12)
     expected = rules.probabilities * count
@@ -76,7 +76,7 @@ def test_groups_are_octaves_of_ranks() -> None:
 
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
 def test_last_info_tells_the_group_of_the_cue_just_asked_for(mode: str) -> None:
-    """And not that of the next episode's cue, which may be there already."""
+    """It is not the group of the next episode's cue, which the state may already hold."""
     copies = 50
     envs = RareCueVectorEnv(copies, length=1, num_cues=7, stagger=True, autoreset_mode=mode)
     cues = envs.reset(seed=0)[0][:, :7].argmax(1)

@@ -1,4 +1,4 @@
-"""`ctrl/Recall-v0`: what is seen, what counts, and that nothing but the cue helps.."""
+"""`ctrl/Recall-v0`: observations, rewards, and a cue that is the only information about the answer."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_memory_needed_is_from_the_cue_to_the_query() -> None:
 
 
 def test_cue_and_noise_are_uniform_and_independent() -> None:
-    """So neither the noise symbols nor their number say anything about the cue."""
+    """So neither the noise symbols nor their number give information about the cue."""
     episodes, noise = 20_000, 0.3
     seen = watch(episodes, length=4, num_cues=3, noise=noise)
     cue, between = seen[:, 0, :3], seen[:, 1:4, :3].reshape(episodes, 9)
@@ -200,7 +200,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 
 
 def test_a_copy_that_was_reset_after_its_end_is_not_restarted_again() -> None:
-    """With NEXT_STEP, both copies wait for their restart; the reset starts copy 0, the step copy 1."""
+    """With NEXT_STEP, both copies wait for their restart. The reset restarts copy 0, and the step restarts copy 1."""
     envs, actions = RecallVectorEnv(2, length=1, autoreset_mode="NextStep"), np.zeros(2, dtype=np.int64)
     envs.reset(seed=0)
     envs.step(actions)

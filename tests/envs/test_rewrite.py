@@ -28,12 +28,12 @@ SEEN = [
 
 
 class Played(NamedTuple):
-    """The stream of one episode of each copy, all arrays [copies, steps]."""
+    """Record of one episode of each copy, all arrays [copies, steps]."""
 
     cue: npt.NDArray[np.bool_]
     query: npt.NDArray[np.bool_]
     symbol: npt.NDArray[np.int64]
-    """-1 where none is shown"""
+    """Symbol that is shown, -1 where there is none."""
     rewards: npt.NDArray[np.float64]
 
 
@@ -60,7 +60,7 @@ def play_random(copies: int, **arguments: Any) -> Played:
     ],
 )
 def test_an_episode_step_by_step(actions: list[int], rewards: list[float]) -> None:
-    """Mistakes don't end it, the time limit does."""
+    """Mistakes don't end an episode; the time limit does."""
     env = RewriteEnv(**STORY)
     observation, info = env.reset(seed=SEED)
     steps = [env.step(np.int64(action)) for action in actions]
@@ -93,7 +93,7 @@ def test_noise_can_be_never_or_always(noise: float) -> None:
 
 
 def test_symbols_are_uniform_and_independent_of_the_kind_of_event() -> None:
-    """A noise symbol says nothing about the cue that is valid, nor a cue about the one before."""
+    """A noise symbol gives no information about the valid cue, and a cue gives none about the previous one."""
     played = play_random(1000, steps=101, num_cues=3, change=0.2, query=0.1, noise=0.8)
     latest = np.maximum.accumulate(np.where(played.cue, np.arange(101), 0), axis=1)
     valid = np.take_along_axis(played.symbol, latest, axis=1)
@@ -144,7 +144,7 @@ def test_perfect_agent_answers_all_queries_until_the_time_limit() -> None:
 
 
 def test_mean_return_of_the_perfect_agent() -> None:
-    """The number of queries is binomial: `steps - 1` chances."""
+    """The number of queries is binomial with `steps - 1` trials."""
     envs = RewriteVectorEnv(500, steps=40, query=0.3)
     returns = play(LatestCue(envs), envs, episodes=4, seed=0)
     scores = TASK.scores(steps=40, query=0.3)

@@ -1,4 +1,4 @@
-"""The tables of the two rooms: shortest ways, walls, and views against a slow reference."""
+"""Tables of the two rooms: shortest paths, walls, and views compared with a slow reference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARKS = {
 
 
 def steps_to(slot: int, depth: int) -> int:
-    """Return the fewest steps that meet a slot, by breadth-first search."""
+    """Return the smallest number of steps that meet a slot, by breadth-first search."""
     tables = rooms(depth)
     reached, seen, steps = {tables.starts[int(slot >= PEDESTALS)]}, set[int](), 1
     while not any(tables.meets[pose, FORWARD] == slot for pose in reached):
@@ -59,13 +59,13 @@ def pose_at(room: int, x: int, y: int, heading: int, depth: int) -> int:
 
 @pytest.mark.parametrize("depth", [2, 3, 6, 7, 8, 10, 15])
 def test_shortest_ways(depth: int) -> None:
-    """The same to both sides."""
+    """The shortest paths to both sides have the same length."""
     assert [steps_to(slot, depth) for slot in (PADS, PADS + 1)] == [depth + 4] * 2
     assert [steps_to(slot, depth) for slot in (PEDESTALS, PEDESTALS + 1)] == [depth + 3] * 2
 
 
 def test_a_guess_where_the_pad_is_saves_nothing() -> None:
-    """To turn to one side before the last row takes a step more: the cases bar the way along the first row."""
+    """Turning to one side before the last row takes one step more: the cases block the way along the first row."""
     depth, tables = 10, rooms(10)
     for slot, heading in ((PADS, LEFT), (PADS + 1, RIGHT)):
         pose, steps = tables.starts[0], 0
@@ -102,7 +102,7 @@ def test_moves_by_hand() -> None:
 
 @pytest.mark.parametrize("depth", [2, 4, 10])
 def test_views_turn_with_the_agent(depth: int) -> None:
-    """Against a slow reference: cut 13 × 13 cells around the agent from the plan, and turn the cut."""
+    """The slow reference cuts 13 × 13 cells around the agent from the plan, and rotates them."""
     tables = rooms(depth)
     for room in (0, 1):
         walled = np.pad(tables.plan[room], 6, constant_values=SOLID)
@@ -128,7 +128,7 @@ def test_views_by_hand(room: int, x: int, y: int, heading: int, expected: list[s
 
 
 def test_pads_at_random_are_those_of_all_sequences_of_actions() -> None:
-    """The shortest way has 6 steps; after the pad one has to walk on for 11 more to the next."""
+    """The shortest path to the pad has 6 steps. The next pad takes at least 11 more, so 9 steps reach only one."""
     steps, tables, pads = 9, rooms(2), 0
     for sequence in product(range(3), repeat=steps):
         pose = tables.starts[0]

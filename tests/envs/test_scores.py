@@ -1,4 +1,4 @@
-"""The scores' scale, and the expected run of right answers, by hand and by simulation."""
+"""Scale of the scores, and the expected number of right answers in a row, by hand and by simulation."""
 
 from __future__ import annotations
 

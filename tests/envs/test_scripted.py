@@ -14,7 +14,7 @@ from ctrl.envs import RandomAgent, play
 
 
 class Ladder(VectorEnv[Any, Any, Any]):
-    """Episodes of copy i have i + 1 steps; the reward of each step is the number of its episode, from 1."""
+    """Vector env. Episodes of copy i have i + 1 steps; the reward of each step is the number of its episode, from 1."""
 
     num_envs = 3
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -36,7 +36,7 @@ class Ladder(VectorEnv[Any, Any, Any]):
 
 
 class FirstSteps:
-    """Checks that `reset` marks the first steps, which the observation tells too."""
+    """Agent that checks that `reset` marks the first steps, at which the observation is 0."""
 
     def __call__(self, observations: npt.NDArray[Any], reset: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
         np.testing.assert_array_equal(reset, observations == 0)

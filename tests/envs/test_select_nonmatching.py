@@ -1,4 +1,4 @@
-"""`ctrl/SelectNonmatchingObject-v0`: trials by hand, timer and corridor, what chance decides, who can know what."""
+"""`ctrl/SelectNonmatchingObject-v0`: trials by hand, timer and corridor, random choices, and scores of agents."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ BLANK_VIEW = [" " * 7] * 7
 
 
 def first_trials(count: int, **arguments: Any) -> Trial:
-    """Return what chance decides for the first trials of the seeds 0, 1, …"""
+    """Return the random choices of the first trials of the seeds 0, 1, …"""
     rules = SelectNonmatchingObjectRules(**arguments)
     keys = derive(seed_keys(0, count), np.zeros(1, dtype=np.int64))
     return rules.trial(rules.begin(keys, np.zeros(count)))
 
 
 def seed_where(pad: int = 0, pedestal: int = 0) -> int:
-    """Return a seed whose first trial has the pad and the match object on these sides, in room A on the left."""
+    """Return a seed whose first trial has the pad and the match's pedestal on these sides, and its case on the left."""
     trial = first_trials(1000)
     return int(np.flatnonzero((trial.pad == pad) & (trial.pedestal == pedestal) & (trial.case == 0))[0])
 
 
 def drawn(rules: SelectNonmatchingObjectRules, observation: npt.NDArray[Any]) -> list[str]:
-    """Draw what is seen, with C for the match object's case, P for pedestals, e for an empty case, o for the pad."""
+    """Draw an observation, with C for the match object's case, P for pedestals, e for an empty case, o for the pad."""
     marks = np.array(list(" .#oe") + ["C"] * sprites.NUM_OBJECTS + ["P"] * sprites.NUM_OBJECTS)
     return ["".join(line) for line in marks[rules.recognise(observation[None])[0]]]
 
@@ -60,7 +60,7 @@ def walk(actions: str, seed: int, **arguments: Any) -> tuple[list[list[str]], li
 
 @pytest.mark.parametrize(("pedestal", "reward"), [(0, -10.0), (1, 10.0)])
 def test_a_trial_step_by_step(pedestal: int, reward: float) -> None:
-    """To the pad on the left, then to the left pedestal, which holds the match object or the other one."""
+    """The agent goes to the pad on the left, then to the left pedestal, with the match object or the other one."""
     seed = seed_where(pad=0, pedestal=pedestal)
     views, rewards, ends, _ = walk("rrfrff" + "flfff", seed, depth=2, steps=20)
     wall = "#######"
@@ -98,7 +98,7 @@ def names(cell: npt.NDArray[np.float32]) -> list[str]:
 
 
 def test_walls_and_cases_stop_the_agent() -> None:
-    """North of the start is a wall, east a case."""
+    """North of the start is a wall; east of it is a case."""
     views, rewards, _, _ = walk("ff" + "rff", seed_where(), depth=2, steps=11)
     assert views[0] == views[1] == views[2]
     assert views[3] == views[4] == views[5] != views[0]
@@ -106,7 +106,7 @@ def test_walls_and_cases_stop_the_agent() -> None:
 
 
 def test_the_other_place_of_the_pad_is_floor() -> None:
-    """The pad is on the left (west), the agent walks over its place on the right, to the wall."""
+    """The pad is on the left (west). The agent walks over the other place, on the right, to the wall."""
     views, rewards, _, _ = walk("rrflffff", seed_where(pad=0), depth=2, steps=11)
     assert [view[5][3] for view in views[4:]] == [".", ".", ".", "#", "#"]
     assert rewards == [0.0] * 8
@@ -124,7 +124,7 @@ def test_corridor_shows_nothing_and_does_nothing(delay: int) -> None:
 
 
 def test_only_the_timer_ends_an_episode() -> None:
-    """Idle or not; the reward of the last step still counts."""
+    """The timer ends idle and busy episodes; the reward of the last step still counts."""
     seed = seed_where(pad=0, pedestal=1)
     for actions, last, success in (("l" * 11, 0.0, False), ("rrfrffflfff", 10.0, True), ("rrfrfffrfff", -10.0, False)):
         _, rewards, ends, info = walk(actions, seed, depth=2, steps=11)
@@ -206,7 +206,7 @@ def test_match_is_drawn_for_the_episode_or_for_the_trial(resample: bool) -> None
 
 
 def test_objects_and_sides_are_uniform_and_independent() -> None:
-    """All 9 · 8 pairs on all sides: so nothing in room B tells which object is the match."""
+    """All 9 · 8 pairs are equally likely on all sides, so nothing in room B shows which object is the match."""
     count = 200_000
     trial = first_trials(count, split="held_out")
     order = np.zeros(sprites.NUM_OBJECTS, dtype=np.int64)
@@ -242,7 +242,7 @@ def test_splits_share_no_object_but_all_shapes_and_colours() -> None:
 
 @pytest.mark.parametrize("delay", [0, 2])
 def test_pixels_show_what_channels_show(delay: int) -> None:
-    """Each cell is one tile, and can be told from it."""
+    """Each cell is drawn as one tile, and the tile identifies the kind of cell."""
     arguments: dict[str, Any] = {"depth": 3, "steps": 30, "split": "all", "delay": delay}
     forms = [SelectNonmatchingObjectVectorEnv(40, observation=form, **arguments) for form in ("symbolic", "pixels")]
     agent, seen = PerfectSelect(forms[0]), [envs.reset(seed=1)[0] for envs in forms]
@@ -297,7 +297,7 @@ def test_scores_and_lengths_at_the_defaults() -> None:
 @pytest.mark.parametrize("trials", [1, 2])
 @pytest.mark.parametrize("resample", [False, True])
 def test_selective_scores_are_those_of_all_cases(trials: int, resample: bool) -> None:
-    """By hand for each pair of objects in each trial, of agents that know k of the 9 objects as a match."""
+    """The test enumerates the pairs of objects in each trial, for agents that accept k of the 9 objects as a match."""
     rules = SelectNonmatchingObjectRules(depth=2, steps=11 * trials, split="held_out", resample_each_trial=resample)
     every = list(product(permutations(range(9), 2), repeat=trials))
     episodes = [pairs for pairs in every if resample or len({match for match, _ in pairs}) == 1]

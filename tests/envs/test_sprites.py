@@ -1,4 +1,4 @@
-"""The cells that are seen: every kind can be told from every other, in both forms."""
+"""Sprites of the cells: all kinds differ from each other, in both forms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_kinds_differ_in_both_forms() -> None:
 
 
 def test_shapes_differ_in_many_pixels() -> None:
-    """At least 8 of the 36 pixels of a shape."""
+    """Two shapes differ in at least 8 of their 36 pixels."""
     shapes = np.array([[list(line) for line in lines] for lines in sprites.SHAPES.values()])
     assert shapes.shape == (12, 6, 6)
     differences = (shapes[:, None] != shapes[None]).sum(axis=(2, 3))
@@ -62,7 +62,7 @@ def test_arrow_points_where_it_goes() -> None:
 
 
 def test_scene_has_room_for_every_part() -> None:
-    """Tall and flat rooms alike; cells are 24 pixels."""
+    """Tall and flat rooms are tested; cells are 24 pixels wide."""
     for depth, rows in ((2, 7 + 1 + 2 + 4), (20, 22 + 4)):
         plan, view = np.full((depth, 7), sprites.FLOOR), np.full((7, 7), sprites.WALL)
         drawn = sprites.scene(plan, agent=(0, 0, 2), view=view, shown=sprites.CASE, time=0.5, reward=0)

@@ -1,4 +1,4 @@
-"""`ctrl/TMaze-v0`: the three ways to walk, by hand, and what a random walk brings."""
+"""`ctrl/TMaze-v0`: episodes of the three variants by hand, and the score of the random agent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def walk(rules: Walk, actions: str, *, sign: str, length: int = 2) -> list[tuple
 @pytest.mark.parametrize("sign", ["north", "south"])
 @pytest.mark.parametrize("turn", ["north", "south"])
 def test_passive_step_by_step(sign: str, turn: str) -> None:
-    """The agent is carried along whatever it does."""
+    """The agent is carried along, whatever its actions are."""
     for before in ("north north", "south north"):
         assert walk("passive", f"{before} {turn}", sign=sign) == [
             (NORTH if sign == "north" else SOUTH, 0.0, False),
@@ -98,7 +98,7 @@ def test_original_straight_to_the_junction(sign: str) -> None:
     ],
 )
 def test_original_each_step_behind_costs_its_share(actions: str, places: str, rewards: list[float]) -> None:
-    """The episode ends after `length + 1` steps wherever the agent is; who is not at the junction can't turn."""
+    """The episode ends after `length + 1` steps, wherever the agent is. It can turn only at the junction."""
     steps = walk("original", actions, sign="north", length=4)
     at = {"S": START, "C": CORRIDOR}
     assert [step[0] for step in steps] == [NORTH, *(at[place] for place in places), CORRIDOR]
@@ -109,7 +109,7 @@ def test_original_each_step_behind_costs_its_share(actions: str, places: str, re
 @pytest.mark.parametrize("rules", ["passive", "active", "original"])
 @pytest.mark.parametrize("length", [1, 2])
 def test_random_score_by_enumeration_of_all_walks(rules: Walk, length: int) -> None:
-    """Walks that end early are counted once for each of their continuations, as it must be."""
+    """A walk that ends early is counted once for each of its continuations, which gives it its right probability."""
     steps = TASK.rules(rules=rules, length=length).max_episode_steps
     returns = [
         sum(step[1] for step in walk(rules, " ".join(names), sign=sign, length=length))

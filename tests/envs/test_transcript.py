@@ -14,7 +14,7 @@ NAN = float("nan")
 
 
 class Counter(gym.Env[np.ndarray, np.int64]):
-    """Shows the episode and the step; episodes of 3 steps."""
+    """Env that shows the episode and the step; episodes have 3 steps."""
 
     observation_space = gym.spaces.Box(0.0, np.inf, (2,), np.float32)
     action_space = gym.spaces.Discrete(5)
@@ -104,11 +104,11 @@ def test_what_is_kept_does_not_change() -> None:
 
 
 class Opaque:
-    """Compares by identity."""
+    """Class whose instances compare by identity."""
 
 
 class Tensor:
-    """Another library's array: comparing two gives one more, which is neither true nor false."""
+    """Array of another library: the comparison of two gives a third, which is neither true nor false."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = np.array(values)

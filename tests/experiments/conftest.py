@@ -19,19 +19,19 @@ SMALL_MEMORY = ("--heads", "2", "--memory", "4,4x2")
 
 @pytest.fixture
 def tiny() -> tuple[str, ...]:
-    """Options of all cores that make a run take a second or two."""
+    """Return options for any core with which a run takes a second or two."""
     return TINY
 
 
 @pytest.fixture
 def small() -> tuple[str, ...]:
-    """The same, with a compressive memory that compresses soon."""
+    """Return the options of `tiny`, and those of a compressive memory that compresses soon."""
     return (*TINY, *SMALL_MEMORY)
 
 
 @pytest.fixture
 def fragile(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module with tasks that go wrong, importable here and in processes that a test starts."""
+    """Return the name of a module with faulty tasks, importable here and in processes that a test starts."""
     monkeypatch.syspath_prepend(str(HERE))
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), before])))
@@ -40,7 +40,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def start_ctrl() -> Callable[..., subprocess.Popen[str]]:
-    """Starts `ctrl` as a user does, in a terminal of width 100."""
+    """Return a function that starts `ctrl` as a user does, in a terminal of width 100."""
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

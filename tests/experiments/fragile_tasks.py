@@ -1,4 +1,4 @@
-"""Tasks that go wrong, for tests: `fragile_tasks:fragile/NaN-v0` shows a NaN after some steps.
+"""Faulty tasks for tests: `fragile_tasks:fragile/NaN-v0` shows a NaN after some steps.
 
 Processes that a test starts find this module through PYTHONPATH.
 """
@@ -15,10 +15,10 @@ EVALUATION_SEEDS = 1_200_000_000
 
 
 class NaNAfter(gym.Env[np.ndarray, int]):
-    """Episodes of 5 steps; every observation from step `after` on is NaN, counted over episodes.
+    """Env with episodes of 5 steps. Every observation from step `after` on is NaN, counted over episodes.
 
-    :param after: steps before the first NaN
-    :param from_seed: only copies that were seeded with this or more (and not for evaluation) are broken
+    :param after: number of steps before the first NaN
+    :param from_seed: only copies with this seed or a larger one (and not for evaluation) are broken
     """
 
     observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -49,7 +49,7 @@ gym.register("fragile/NaN-v0", NaNAfter)
 
 
 class RaisesAfter(NaNAfter):
-    """As `NaNAfter`, but raises."""
+    """`NaNAfter` that raises an error instead."""
 
     def observe(self) -> np.ndarray:
         if self.broken and self.steps >= self.after:

@@ -124,7 +124,7 @@ def test_an_ablation_from_end_to_end_and_again(
 
 
 def test_a_stopped_ablation_goes_on(tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """Finished runs are kept as they are; half a run is trained again."""
+    """Finished runs are kept unchanged; an unfinished run is trained again."""
     folder = tmp_path / "results"
     options = [*TASK, *small, *TWO, "--steps", "64", "--jobs", "2", "--out", str(folder)]
     assert main(["ablate", *options, "--seeds", "1"]) == 0
@@ -191,7 +191,7 @@ def points(*values: tuple[float, int]) -> list[Point]:
         ([], None),
         (points((1.0, 9)), None),  # too few episodes to tell
         (points((1.0, 9), (1.0, 1)), 200),
-        (points((0.0, 10), (1.0, 9), (1.0, 1)), 300),  # what is longer ago than 10 episodes counts no more
+        (points((0.0, 10), (1.0, 9), (1.0, 1)), 300),  # episodes before the last 10 don't count
         (points((0.0, 10), (1.0, 9), (0.8, 10), (1.0, 5), (1.0, 5)), 400),  # 8 of 10 fall short, 13 of 15 don't
         (points((0.0, 5), (NAN, 0), (1.0, 9), (NAN, 0), (1.0, 2), (0.0, 50)), 500),
     ],
@@ -282,7 +282,7 @@ def test_the_table_says_it_all_and_fits_a_terminal() -> None:
 
 
 def test_the_longest_texts_fit_a_terminal() -> None:
-    """What does not fit, rich cuts."""
+    """The library rich cuts texts that do not fit."""
     console = Console(width=80, record=True, file=io.StringIO())
     longest = [run("dilated_conv+auto_encoding", seed, 0.5, 299_008, error=1.25) for seed in range(9)]
     console.print(ablation_table(aggregate([*longest, *RUNS]), "t", "c"))

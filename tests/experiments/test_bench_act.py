@@ -41,7 +41,7 @@ def test_models_do_equal_work(batch_size: int) -> None:
 
 
 def test_lstms_compute_the_same() -> None:
-    """With the same weights and inputs, what is timed of both is the same sequence of states."""
+    """With the same weights and inputs, the timed code of both computes the same sequence of states."""
     built = models()
     reference: Any = built[REFERENCE]
     core: Any = built["lstm"]

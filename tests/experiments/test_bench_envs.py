@@ -48,7 +48,7 @@ def test_both_forms_play_the_same_task() -> None:
 
 
 class Slow(gym.vector.VectorEnv[Any, Any, Any]):
-    """Counts its steps; on its clock one takes a quarter of a second."""
+    """Vector env that counts its steps; on its clock a step takes a quarter of a second."""
 
     def __init__(self, clock: list[float]) -> None:
         self.clock, self.num_envs, self.closed_by_user, self.seen = clock, 6, False, []

@@ -82,7 +82,7 @@ def test_the_table_has_ratios_to_the_last_agent() -> None:
 
 
 def test_the_report_keeps_the_version_of_ray(tmp_path: Path) -> None:
-    """The program stands for an environment with ray: it prints what the tool does, after what ray may say itself."""
+    """A script takes the place of Python with ray. It prints a line as ray may do, and then the tool's output."""
     python = tmp_path / "python"
     told = {"steps_per_second": 5.0, "parameters": 7, "lstm_cell_size": 3, "ray": "2.60.0"}
     python.write_text(f"#!/bin/sh\necho ray is old\necho '{json.dumps(told)}'\n")

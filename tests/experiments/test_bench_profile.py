@@ -34,7 +34,7 @@ def test_shares_are_taken_within_a_turn() -> None:
 
 
 class Nested:
-    """Methods that take time on a clock, one within the other."""
+    """Object with nested methods that take time on a clock."""
 
     def __init__(self, clock: list[float]) -> None:
         self.clock = clock

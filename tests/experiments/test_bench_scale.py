@@ -47,7 +47,7 @@ def test_resident_memory_is_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 class Counting:
-    """An acting whose step takes a second on its clock, and which notes resets."""
+    """Acting object that records resets; on its clock a step takes a second."""
 
     batch_size = 1
 

@@ -62,7 +62,7 @@ def test_multiply_adds_of_the_compressive_core_by_hand() -> None:
 
 
 def test_multiply_adds_are_near_what_torch_counts() -> None:
-    """Of the matrix products that torch sees: more than are necessary, but not by much."""
+    """Torch counts the matrix products that are really computed, slightly more than the necessary ones."""
     from torch.utils.flop_counter import FlopCounterMode
 
     shape = Shape(64, 128, 2)
@@ -76,7 +76,7 @@ def test_multiply_adds_are_near_what_torch_counts() -> None:
 
 @pytest.mark.parametrize("model", ["compressive", "compressive_long", "lstm", "package"])
 def test_models_are_unrolled_and_learn(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every parameter gets a gradient, each time again; all but those that the package freezes by itself."""
+    """Every call gives every parameter a gradient, except those that the package freezes by itself."""
     if model == "package":
         pytest.importorskip("compressive_transformer_pytorch")
     built: list[nn.Module] = []
@@ -93,7 +93,7 @@ def test_models_are_unrolled_and_learn(model: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("model", MODELS)
 def test_models_do_equal_work(model: str) -> None:
-    """Each layer of each model maps all tokens of a batch, once in a call."""
+    """Each layer of each model maps all tokens of a batch exactly once in a call."""
     if model == "package":
         pytest.importorskip("compressive_transformer_pytorch")
     seen: list[int] = []
@@ -105,7 +105,7 @@ def test_models_do_equal_work(model: str) -> None:
 
 
 def rows(module: nn.Module, outputs: Any) -> list[int]:
-    """Return the tokens that a whole layer's outputs are of; torch's LSTM is all layers in one."""
+    """Return the number of tokens in a whole layer's outputs; torch's LSTM is one module for all layers."""
     names = {"GatedLayer": outputs, "LSTM": outputs, "FeedForward": (outputs,)}
     return [names[type(module).__name__][0][..., 0].numel()] if type(module).__name__ in names else []
 

@@ -79,7 +79,7 @@ def test_the_help_of_a_pair_of_flags_says_what_the_first_does(capsys: pytest.Cap
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*config*.py")), ids=lambda path: path.stem)
 def test_help_of_an_option_is_one_line_in_the_source(path: Path) -> None:
-    """The line breaks of a docstring below a field would be those of `--help`; longer ones are `help=`."""
+    """A line break in a field's docstring would appear in `--help`. Longer texts are given by `help=`."""
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
     pairs = [pair for each in classes for pair in itertools.pairwise(each.body) if isinstance(pair[0], ast.AnnAssign)]
     told = [
@@ -163,7 +163,7 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(
 
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["envs"]], ids=" ".join)
 def test_a_reader_that_leaves_early_is_no_error(arguments: list[str]) -> None:
-    """As in `ctrl train --help | head -0`: it is gone before anything is written."""
+    """An example is `ctrl train --help | head -0`, where the reader ends before anything is written."""
     command = [sys.executable, "-m", "ctrl.experiments", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -173,7 +173,7 @@ def test_a_reader_that_leaves_early_is_no_error(arguments: list[str]) -> None:
 
 
 def test_a_pipe_of_something_else_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as that to a dead worker."""
+    """An example is the pipe to a dead worker."""
 
     def broken(_: object) -> int:
         raise BrokenPipeError

@@ -179,7 +179,7 @@ def test_a_config_from_before_options_were_refused_keeps_what_its_core_has() -> 
 
 @pytest.mark.parametrize("core", ctrl.core_names())
 def test_what_help_calls_the_default_is_that_of_the_agents(core: str) -> None:
-    """Options that are left open are not given to the agent, so `--help` has to know what it does then."""
+    """Options that the user leaves open are not passed to the agent, so `--help` must know the agent's defaults."""
     hints = {name: hint for options in (MemoryOptions, PPOOptions) for name, hint in hints_of(options).items()}
     known = {**parameters(core), **inspect.signature(MemoryPPO).parameters}
     told = {name: hint for name, hint in hints.items() if name in known and re.fullmatch(r"[\d.]+|--\w+", hint)}
@@ -192,7 +192,7 @@ def test_what_help_calls_the_default_is_that_of_the_agents(core: str) -> None:
 
 
 def hints_of(options: type) -> dict[str, str]:
-    """Return what `--help` says of each option that is left open."""
+    """Return the default that `--help` states for each option that is left open."""
     hints = get_type_hints(options, include_extras=True)
     found = {name: getattr(part, "help_behavior_hint", None) for name in hints for part in get_args(hints[name])[1:]}
     return {name: hint.removeprefix("(default: ").removesuffix(")") for name, hint in found.items() if hint}

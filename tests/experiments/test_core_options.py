@@ -40,7 +40,7 @@ def test_every_option_is_one_of_some_core_and_may_be_left_open() -> None:
 
 
 def test_what_is_given_as_the_default_is_given() -> None:
-    """Nobody would see that it was ignored."""
+    """Otherwise the user would not notice that the option is ignored."""
     heads = parameters("compressive")["heads"].default
     with pytest.raises(UserError, match="--heads is no option of lstm, gru; it is one of compressive, adaptive, trans"):
         check_options(["lstm", "gru"], MemoryOptions(heads=heads))

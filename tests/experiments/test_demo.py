@@ -26,7 +26,7 @@ def test_the_answer_has_to_come_through_compressed_slots() -> None:
 
 
 def test_the_lstm_is_treated_fairly() -> None:
-    """It has as many steps, more parameters, a learning rate of its own and a start that fits the task."""
+    """It has the same number of steps, more parameters, its own learning rate, and an initialisation for the task."""
     config = demo.demo_config(DemoConfig())
     length = config.task.env_arguments["length"]
     ours, lstm = compare.plan(config, Console(file=io.StringIO()))[:2]

@@ -30,7 +30,7 @@ from ctrl.experiments.tasks import evaluation_seed, make_task
 
 
 class Constant:
-    """An agent that always does the same."""
+    """Agent that always takes the same action."""
 
     def __init__(self, action: int) -> None:
         self.action = action
@@ -61,7 +61,7 @@ def test_episodes_success_and_length_are_counted() -> None:
 
 
 def test_score_is_normalised_and_success_is_told_apart_by_group(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who always names the most frequent cue is right in its group alone."""
+    """An agent that always names the most frequent cue is right only in the group of that cue."""
     task = TaskOptions(env="ctrl/RareCue-v0", env_kwargs=("length=2", "num_cues=5"), num_envs=3)
     env = make_task(task, seed=0, training=False)
     brought = evaluate(Constant(0), env, task, episodes=300, seed=4)
@@ -112,7 +112,7 @@ def test_a_run_is_evaluated_on_its_task(trained: Path, capsys: pytest.CaptureFix
 def test_evaluation_repeats_that_of_training(
     tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With more episodes than copies, another seed than the default, and returns of many digits."""
+    """The run has more episodes than copies, a seed other than the default, and returns with many digits."""
     folder = tmp_path / "run"
     task = ["--env", "ctrl/Rewrite-v0", "--env-kwargs", "steps=40", "--steps", "64", "--seed", "3"]
     assert main(["train", *task, *small, "--eval-episodes", "55", "--out", str(folder)]) == 0
@@ -135,7 +135,7 @@ def test_evaluation_repeats_that_of_training(
 
 @pytest.mark.parametrize("core", [("compressive", "3,4x2"), ("gru", None)])
 def test_a_player_plays_as_predict_does(core: tuple[str, str | None]) -> None:
-    """Over episodes that end at different times."""
+    """The comparison is over episodes that end at different times."""
     model, config = built(*core)
     env = make_task(config.task, seed=0, training=True)
     with torch.no_grad():
@@ -244,7 +244,7 @@ def test_a_core_that_does_not_compress_loses_nothing() -> None:
 
 
 def test_held_out_windows_follow_each_other() -> None:
-    """Learning's unroll of a window ends in the state in which acting begins the next, and takes its actions."""
+    """The unroll of a window ends in the state in which acting starts the next window, and takes the same actions."""
     model, config = built("compressive", "3,4x2")
     env = make_task(config.task, seed=7, training=True)
     windows = list(held_out_windows(model.policy, env, length=14))

@@ -1,4 +1,4 @@
-"""An agent trains on each family of the field's tasks, through the command line."""
+"""Training through the command line, on each package of external tasks."""
 
 from __future__ import annotations
 

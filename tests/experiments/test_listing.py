@@ -49,7 +49,7 @@ def row(text: str, first: str) -> list[str]:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
-    """Let these distributions look as if they were not installed."""
+    """Make these distributions look as if they were not installed."""
     real = field_task_module._installed_version
     monkeypatch.setattr(field_task_module, "_installed_version", lambda name: None if name in missing else real(name))
 

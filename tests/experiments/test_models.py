@@ -41,7 +41,7 @@ SMALL = TrainConfig(
 
 
 def small(core: str) -> TrainConfig:
-    """Return the config of a core with what it has of `SMALL`."""
+    """Return the config of a core, with those options of `SMALL` that the core has."""
     return replace(SMALL, core=core, memory=of_core(SMALL.memory, core))
 
 

@@ -91,7 +91,7 @@ def test_without_evaluation_there_is_none_during_training(tmp_path: Path, tiny: 
 def test_time_of_evaluations_is_not_learnings(
     tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An evaluation that takes 1,000 seconds by the clock leaves the speed as it is."""
+    """An evaluation that takes 1,000 seconds by the clock does not change the logged speed."""
     spent = [0.0]
     now = Taken.now
     monkeypatch.setattr(recorder.Taken, "now", lambda: now().plus(Taken(spent[0], spent[0])))

@@ -86,7 +86,7 @@ def test_without_tuning_all_have_one_rate() -> None:
 
 
 def success(config: TrainConfig) -> float:
-    """The lstm does best at 0.003, and only there better than ours."""
+    """Return the success of a run: the LSTM is best at 0.003, and only there better than ours."""
     if config.core == "lstm":
         return {1e-3: 0.25, 3e-3: 0.75, 1e-2: 0.5}[config.ppo.learning_rate] + config.seed / 100
     return 0.5 + config.seed / 100
@@ -97,7 +97,7 @@ Started = list[str]
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """Runs that do not train: each is finished as soon as it is started. Their names, in this order."""
+    """Replace training by runs that finish as soon as they start; return their names, in this order."""
     names: Started = []
 
     def start(job: SuiteJob) -> None:

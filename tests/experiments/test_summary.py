@@ -125,7 +125,7 @@ def test_the_table_of_a_run() -> None:
 
 
 def test_baselines_stand_in_the_column_of_returns() -> None:
-    """Where success and return differ, a return below `success` would be a lie."""
+    """If success and return differ, a return in the column `success` would be wrong."""
     text = shown(comparison_table(aggregate([run("gru", 0, 30.5, 0.75)]), "t", {"perfect": 51.1}))
     header, gru, perfect = (
         next(line for line in text.splitlines() if name in line) for name in ("core", "gru", "perf")

@@ -23,7 +23,7 @@ SUCCESS = Evaluation(40, 0.75, 0.25, 7.0, 0.5, 1_000_000_000, True)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return [(step, value)] of each tag."""
+    """Return the list of (step, value) of each tag."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

@@ -72,7 +72,7 @@ def test_tensorboard_has_the_held_out_curve_and_what_to_read_it_by(tmp_path: Pat
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return [(step, value)] of each tag of one run."""
+    """Return the list of (step, value) of each tag of one run."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
