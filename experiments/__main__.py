@@ -1,4 +1,4 @@
-"""`python -m ctrl.experiments`, which is what the command `ctrl` runs."""
+"""Entry point of the command `ctrl` and of `python -m ctrl.experiments`."""
 
 from __future__ import annotations
 

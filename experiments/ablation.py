@@ -1,6 +1,7 @@
-"""Every compressor with every loss on one recall task, several seeds each; see `ablation_config` for what and how.
+"""`ctrl ablate`: every compressor with every loss on one recall task, with several seeds each.
 
-Results are written as they come, and `--resume` goes on where an ablation was stopped.
+`ablation_config` has the settings. Results are written whenever a run ends, and `--resume` continues an ablation that
+was stopped.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ TABLE = "table.md"
 
 
 def plan(config: AblateConfig) -> list[tuple[Variant, TrainConfig]]:
-    """Return one run for each variant and seed, seeds outermost, so that a stop leaves comparable runs.
+    """Return one run for each variant and seed.
 
-    :raises UserError: where the task or an agent cannot be built
+    All variants with one seed come before the next seed, so that a stop leaves comparable runs.
+
+    :raises UserError: if the task or an agent cannot be built
     """
     runs = [(variant, train_config(config, variant)) for variant in config.chosen]
     check = make_task(replace(config.task, num_envs=1), seed=0, training=True)
@@ -51,13 +54,13 @@ def plan(config: AblateConfig) -> list[tuple[Variant, TrainConfig]]:
 
 
 def train_config(config: AblateConfig, variant: Variant) -> TrainConfig:
-    """Return the run of a variant, with seed 0."""
+    """Return the options of a variant's run with seed 0."""
     run = replace(config.run, threads=config.run.threads or 1)
     return TrainConfig(task=config.task, run=run, memory=variant.memory(config.memory), ppo=config.ppo)
 
 
 class Ablation:
-    """The runs of an ablation and what is written about them."""
+    """Runs of an ablation, and the files about them."""
 
     def __init__(self, config: AblateConfig, folder: Path, jobs: Sequence[Job], command: str) -> None:
         self.config = config
@@ -75,11 +78,11 @@ class Ablation:
 
     @property
     def failures(self) -> list[FailedRun]:
-        """The runs that did not."""
+        """Runs that did not finish."""
         return [job.result for job in self.jobs if isinstance(job.result, FailedRun)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what there is so far as plain data."""
+        """Return the results so far as plain data."""
         return {
             "schema": SCHEMA,
             "command": self.command,
@@ -95,16 +98,16 @@ class Ablation:
         }
 
     def write(self) -> None:
-        """Write `summary.json` and the table with what there is so far."""
+        """Write the results so far to `summary.json` and as a table."""
         data = self.to_json()
         write_json(self.folder / SUMMARY, data, indent=None)
         (self.folder / TABLE).write_text(markdown_table(aggregate(_runs(data))))
 
 
 def resumed(job: Job) -> Job:
-    """Give a job the result of its run where that has finished already.
+    """Return a job, with the result of its run if that has finished already.
 
-    :raises UserError: where that run had other options
+    :raises UserError: if the finished run had other options
     """
     if not (job.place.folder / SUMMARY).is_file():
         return job
@@ -120,13 +123,13 @@ def resumed(job: Job) -> Job:
 def ablate(
     config: AblateConfig, runs: Sequence[tuple[Variant, TrainConfig]], folder: Path, console: Console, command: str
 ) -> tuple[Ablation, int]:
-    """Train what `config` asks for and write what comes out.
+    """Train every variant with every seed and write the results.
 
-    :param config: the ablation
-    :param runs: what `plan` made of it
-    :param folder: where to write, and with `config.resume` where earlier runs may be
-    :param console: where to show the progress
-    :param command: the command line to keep with the results
+    :param config: options of the ablation
+    :param runs: runs that `plan` made of it
+    :param folder: folder for the results; with `config.resume` it may hold earlier runs
+    :param console: shows the progress
+    :param command: command line to keep with the results
     :return: the ablation, and the exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C
     """
     jobs = [Job.within(folder, variant.name, run, command) for variant, run in runs]
@@ -149,7 +152,7 @@ def _plain(config: AblateConfig) -> dict[str, Any]:
 
 
 def show(data: dict[str, Any], console: Console) -> None:
-    """Print the table of what a `summary.json` holds, and the runs that failed."""
+    """Print the table of the data of a `summary.json`, and the failed runs."""
     caption = (
         f"memory {data['memory']}; {count_text(data['steps'])} steps of training, then {data['eval_episodes']} "
         "held-out episodes a seed\n"
@@ -170,7 +173,7 @@ def _runs(data: dict[str, Any]) -> list[AblationRun]:
 def read(path: Path) -> dict[str, Any]:
     """Read an ablation's `summary.json`.
 
-    :raises UserError: where the file is missing or something else
+    :raises UserError: if the file is missing or is something else
     """
     data = read_json(path)
     try:
@@ -182,7 +185,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def run_command(config: AblateConfig, console: Console) -> int:
-    """Carry out `ctrl ablate`."""
+    """Run `ctrl ablate` and return its exit code."""
     if config.table is not None:
         data = read(config.table)
         if config.markdown:
@@ -190,7 +193,7 @@ def run_command(config: AblateConfig, console: Console) -> int:
         else:
             show(data, console)
         return 0
-    runs = plan(config)  # first, so that a mistake leaves earlier results alone
+    runs = plan(config)  # first, so that an error leaves earlier results alone
     folder = _open(config)
     ablation, exit_code = ablate(config, runs, folder, console, provenance.command())
     show(ablation.to_json(), console)

@@ -1,4 +1,4 @@
-"""What `ctrl ablate` compares and on what. All its numbers are here; the command line can change them."""
+"""Options of `ctrl ablate` and its default settings, all of which are here."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ctrl.experiments.config import (
 from ctrl.experiments.errors import require, unknown
 
 LOSSES = ("attention_reconstruction", "auto_encoding", "task")
-"""What a learned compressor can learn from; `task` is the task loss, without one of reconstruction."""
+"""Losses that can train a learned compressor; `task` is the task loss, without a reconstruction loss."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compress."""
+    """Compressor, and the loss that trains it."""
 
     compressor: str
     loss: str
     """One of `LOSSES`, or `none`."""
     paper: float | None = None
-    """The paper's bits per character on Enwik8, lower is better (Rae et al. 2020, arXiv 1911.05507, section 5.2)."""
+    """Bits per character on Enwik8 in the paper, lower is better (Rae et al. 2020, arXiv 1911.05507, section 5.2)."""
 
     @property
     def name(self) -> str:
-        """As `--variants` takes it."""
+        """Name of the variant, as `--variants` takes it."""
         return f"{self.compressor}+{self.loss}"
 
     def memory(self, options: MemoryOptions) -> MemoryOptions:
@@ -56,7 +56,7 @@ VARIANTS = (
     Variant("dilated_conv", "auto_encoding"),
     Variant("dilated_conv", "task"),
     *(Variant(compressor, loss) for compressor in ("gru", "attention", "select") for loss in LOSSES),
-    Variant("select", "none"),  # the other learned ones start as the mean, so without a loss they are `mean`
+    Variant("select", "none"),  # other learned compressors start as the mean, so without a loss they equal `mean`
     Variant("surprise", "none"),
     Variant("most_missed", "none"),
     Variant("most_used", "none", paper=0.980),
@@ -64,44 +64,45 @@ VARIANTS = (
     Variant("max", "none", paper=0.986),
 )
 REFERENCE = VARIANTS[0]
-"""The paper's choice; the cost of a step is told as a multiple of its."""
+"""Variant that the paper chose; the cost of a step is given as a multiple of its cost."""
 
 LENGTH = 24
-"""Steps from cue to query: three times what the raw memory holds, so the answer must come through a compressed slot.
+"""Steps from cue to query.
 
-Less than half of what an update sees of an env, so that the task loss can reach the compressors: most windows that
-hold a query also saw its cue compressed.
+They are three times as many as the raw memory holds, so the answer must come from a compressed slot. They are less than
+half of the steps of an env in an update, so that the task loss can reach the compressors: in most windows with a query,
+its cue was compressed too.
 """
 MEMORY = "8,8x4"
-"""8 raw steps and 8 slots of 4 steps: 40 steps of reach, and a cue is one of the 4 steps that its slot stands for."""
+"""8 raw slots and 8 slots of 4 steps: 40 steps of reach. A cue is one of the 4 steps that its slot stands for."""
 TASK = TaskOptions(env_kwargs=(f"length={LENGTH}", "num_cues=4"), num_envs=32)
 RUN = RunOptions(steps=180_000, eval_episodes=200)
 PPO = PPOOptions(n_steps=64, gamma=0.9)
 CORE = "compressive"
-"""The core of all variants."""
+"""Core of all variants."""
 
 
 @dataclass(frozen=True)
 class AblateConfig:
     """Train every compressor with every loss that it can learn from, on one task with several seeds.
 
-    Unless other options say so, on ctrl/Recall-v0 with length=24 and num_cues=4.
+    The default task is ctrl/Recall-v0 with length=24 and num_cues=4.
     """
 
     variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")] = ()
-    """What to train, such as `conv+attention_reconstruction mean+none`."""
+    """Variants to train, such as `conv+attention_reconstruction mean+none`."""
     seeds: int = 3
-    """Runs of each variant, with seeds 0, 1, 2 …"""
+    """Number of runs of each variant, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core")] = None
-    """Runs at the same time, each a process of its own."""
+    """Number of runs at the same time, each in a process of its own."""
     out: Out = None
     """Folder for the results."""
     overwrite: Switch = False
     """Replace the results that --out holds already."""
     resume: Switch = False
-    """Keep the runs in --out that finished, and train the others."""
+    """Keep the finished runs in --out and train the others."""
     table: Annotated[Path | None, open_option("train", "FILE")] = None
-    """Print the table of an earlier ablation's summary.json again, and train nothing."""
+    """Print the table of this summary.json of an earlier ablation, and train nothing."""
     markdown: Switch = False
     """Print the table of --table as markdown."""
     task: TaskOptions = field(default_factory=lambda: TASK)
@@ -124,7 +125,7 @@ class AblateConfig:
 
     @property
     def chosen(self) -> tuple[Variant, ...]:
-        """The variants to train, in the order in which they were named."""
+        """Variants to train, in the order in which they were named."""
         by_name = {variant.name: variant for variant in VARIANTS}
         for name in self.variants:
             if name not in by_name:

@@ -1,4 +1,4 @@
-"""What an ablation brought, as data and as a table. No training here."""
+"""Results of an ablation, as data and as a table. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from ctrl.experiments.ablation_config import REFERENCE, VARIANTS
 from ctrl.experiments.summary import MISSING, Point, RunSummary, count_text, number_text, titled
 
 LEVEL = 0.9
-"""Success in training that counts as having learned the task."""
+"""Success rate in training that counts as having learned the task."""
 EPISODES = 200
-"""Over how many episodes, at least, that success is taken."""
+"""Smallest number of episodes that this success rate is taken over."""
 CURVE_POINTS = 60
-"""At most so many are kept of a run's curve."""
+"""Largest number of points that are kept of a run's curve."""
 LOSS_TEXTS = {
     "attention_reconstruction": "attention",
     "auto_encoding": "auto-encoding",
     "task": "task gradient",
 }
-"""As the paper calls them."""
+"""Names of the losses in the paper."""
 COLUMNS = ("compressor", "loss", "success (range)", f"until {LEVEL}", "error", "cost", "paper")
 
 
 @dataclass(frozen=True)
 class AblationRun:
-    """One agent's training, in short."""
+    """Results of one training run, in short form."""
 
     variant: str
     seed: int
     success: float | None
-    """Held-out; None where the task reports none."""
+    """Success rate of the held-out episodes; None if the task reports none."""
     steps_to_level: int | None
-    """Env steps until success in training was first at `LEVEL`; None if it never was."""
+    """Env steps until the success rate in training first reached `LEVEL`; None if it never did."""
     steps: int
     wall_seconds: float
-    """Of acting and learning."""
+    """Wall time of acting and learning."""
     cpu_seconds: float
-    """Likewise, of the processor."""
+    """Processor time of acting and learning."""
     steps_per_second: float
-    """By wall time."""
+    """Env steps per second of wall time."""
     reconstruction_error: dict[str, float]
-    """By layer and tier; see `evaluate.reconstruction_errors`."""
+    """Reconstruction errors by layer and tier; see `evaluate.reconstruction_errors`."""
     curve: list[list[float]] = field(default_factory=list)
-    """[steps, success in training]; see `thinned`."""
+    """Points [steps, success rate in training]; see `thinned`."""
 
     @classmethod
     def of(cls, variant: str, run: RunSummary, curve: Sequence[Point]) -> AblationRun:
-        """Shorten a finished run."""
+        """Return the short form of a finished run."""
         return cls(
             variant=variant,
             seed=run.seed,
@@ -75,14 +75,14 @@ class AblationRun:
 
     @property
     def seconds_per_step(self) -> float:
-        """Processor time of one env step, acting and learning."""
+        """Processor time of one env step in seconds, acting and learning."""
         return self.cpu_seconds / self.steps
 
 
 def steps_to_level(curve: Sequence[Point], level: float = LEVEL, episodes: int = EPISODES) -> int | None:
-    """Return after how many env steps the last `episodes` episodes, or a few more, first had a success of `level`.
+    """Return the env steps until the success rate of the last `episodes` episodes first reached `level`.
 
-    An update's episodes are taken as a whole. None if that never was.
+    The episodes of an update are taken as a whole, so the rate may be over a few more. None if it never did.
     """
     known = [point for point in curve if point.episodes and not math.isnan(point.success)]
     first = 0
@@ -96,9 +96,9 @@ def steps_to_level(curve: Sequence[Point], level: float = LEVEL, episodes: int =
 
 
 def thinned(curve: Sequence[Point], most: int = CURVE_POINTS) -> list[list[float]]:
-    """Return [steps, success] of at most `most` stretches of equally many updates; those without episodes are left out.
+    """Return points [steps, success rate] for at most `most` stretches of a curve, with equally many updates in each.
 
-    The steps are those at a stretch's end.
+    The steps are those at the end of a stretch. Updates in which no episode ended are left out.
     """
     known = [point for point in curve if point.episodes and not math.isnan(point.success)]
     size = max(1, math.ceil(len(known) / most))
@@ -116,33 +116,33 @@ def _success(points: Sequence[Point]) -> float:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """The runs of one variant, over its seeds."""
+    """Results of one variant over its seeds."""
 
     variant: str
     seeds: list[int]
     success: list[float]
-    """Held-out success of each seed; empty where the task reports none."""
+    """Held-out success rate of each seed; empty if the task reports none."""
     reached: int
-    """Seeds that reached `LEVEL` in training."""
+    """Number of seeds that reached `LEVEL` in training."""
     steps_to_level: float
-    """Median over the seeds, those that never reached it counted as infinite."""
+    """Median over the seeds; a seed that never reached `LEVEL` counts as infinite."""
     reconstruction_error: dict[str, float]
-    """By layer and tier, mean over the seeds."""
+    """Reconstruction errors by layer and tier, mean over the seeds."""
     cost: float | None
-    """Median processor time of a step, as a multiple of the reference's; None without runs of that one."""
+    """Median processor time of a step, as a multiple of that of `REFERENCE`; None without runs of `REFERENCE`."""
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """What results are sorted by: held-out success, in twentieths, then how soon the task was learned.
+        """Sort key of the results: held-out success rate in twentieths, then steps until the task was learned.
 
-        Not whether it was: what does not stay learned has little success in the end.
+        The held-out success comes first because an agent may learn the task in training and forget it again.
         """
         success = fmean(self.success or [0.0])
         return -round(20 * success), self.steps_to_level, -success
 
 
 def aggregate(runs: Iterable[AblationRun]) -> list[VariantResult]:
-    """Summarise runs by variant, the best first."""
+    """Summarise the runs by variant, the best variant first."""
     by_variant: dict[str, list[AblationRun]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         by_variant.setdefault(run.variant, []).append(run)
@@ -173,7 +173,7 @@ def _step_cost(runs: Sequence[AblationRun]) -> float | None:
 
 
 def result_cells(result: VariantResult) -> tuple[str, ...]:
-    """Return a result as the texts of `COLUMNS`."""
+    """Return the cells of a result, in the order of `COLUMNS`."""
     compressor, _, loss = result.variant.partition("+")
     paper = next((variant.paper for variant in VARIANTS if variant.name == result.variant), None)
     return (
@@ -198,9 +198,9 @@ def _steps_text(steps: float) -> str:
 def ablation_table(results: Sequence[VariantResult], title: str, caption: str) -> RenderableType:
     """Build the table for a terminal of 80 columns.
 
-    :param results: what `aggregate` returned
-    :param title: the line above
-    :param caption: the line below
+    :param results: results that `aggregate` returned
+    :param title: line above the table
+    :param caption: lines below the table
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in COLUMNS:

@@ -1,4 +1,4 @@
-"""`ctrl bench`: measure something, show it, and keep the numbers with what they depend on."""
+"""`ctrl bench`: run a benchmark, show its table, and keep its numbers together with machine and versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ctrl.experiments.bench_config import (
 from ctrl.experiments.errors import require
 from ctrl.experiments.folders import write_json
 
-# Imported on use, as the benchmark of the envs needs no SB3.
+# Imported only when used: the benchmark of the envs needs no SB3.
 MODULES: dict[type, str] = {
     BenchTrain: "bench_train",
     BenchEnvs: "bench_envs",
@@ -34,25 +34,25 @@ MODULES: dict[type, str] = {
 }
 
 WIDTH = 100
-"""Columns that a table may have."""
+"""Largest width of a table, in characters."""
 
 
 class BenchModule(Protocol):
-    """What every module of a benchmark has."""
+    """Interface of the module of a benchmark."""
 
     def run(self, config: AnyBench, console: Console) -> dict[str, Any]:
-        """Measure, show the table, and return what the report holds of it."""
+        """Run the benchmark, print its table and return its part of the report."""
 
 
 def run_command(config: BenchConfig, console: Console) -> int:
-    """Carry out `ctrl bench`."""
+    """Run `ctrl bench` and return its exit code."""
     asked = config.what
     if asked.out is not None:
         require(
             asked.overwrite or not asked.out.exists(), f"--out {asked.out} exists; name another, or add --overwrite"
         )
     if not console.is_terminal:
-        console.width = max(console.width, WIDTH)  # a file or a pipe has room, and a table is not cut for it
+        console.width = max(console.width, WIDTH)  # a file or a pipe has room for a whole table
     module = importlib.import_module(f"ctrl.experiments.{MODULES[type(asked)]}")
     measured = cast(BenchModule, module).run(asked, console)
     if asked.out is not None:

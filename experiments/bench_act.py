@@ -1,11 +1,11 @@
-"""`ctrl bench act`: how long one acting step takes, without gradient and with weights that stay as they are.
+"""`ctrl bench act`: time of one acting step, without gradients and with fixed weights.
 
 The compressive core (2 layers, width 64, 32 raw and 32 compressed slots) and the LSTM core act by `core.acting`, beside
-one step of `torch.nn.LSTM`. Both LSTMs have one layer, and parameters within 10 % of the compressive core's. All slots
-are full, and the envs' episodes are of different ages, so that at each step some of them are due to compress.
+one step of `torch.nn.LSTM`. Both LSTMs have one layer, and their parameter counts are within 10 % of the compressive
+core's. All slots are full. The episodes of the envs have different ages, so that some envs compress at each step.
 
-For one env, `predict` of a `MemoryPPO` policy is timed beside `core.step` on the same state: the difference is what
-encoder, heads, and the way from numpy and back cost.
+For one env, `predict` of a `MemoryPPO` policy is timed beside `core.step` on the same state. The difference is the cost
+of the encoder, the heads and the conversion from numpy and back.
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ INPUT_SIZE = 64
 REFERENCE = "torch.nn.LSTM"
 CORES = ("compressive", "lstm")
 WARM_UP = 20
-"""Steps of a turn that are not timed."""
+"""Number of steps at the start of a turn that are not timed."""
 
 Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of one model at one batch size."""
+    """Results of one model at one batch size, in all turns."""
 
     model: str
     batch_size: int
     parameters: int
     seconds: list[float]
-    """Of one step of all envs, in each turn."""
+    """Seconds of one step of all envs, in each turn."""
     ratio: float | None = None
-    """Of seconds to the reference's; None where there is none."""
+    """Ratio of seconds to those of the reference; None if there is no reference."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turns and what they come to."""
+        """Return the results of all turns, and their median and range, as plain data."""
         return {**asdict(self), "seconds_per_step": summarise(self.seconds)}
 
 
 def matched_units(target: int) -> int:
-    """Return the units at which one layer of `torch.nn.LSTM` has about `target` parameters."""
+    """Return the number of units with which one layer of `torch.nn.LSTM` has about `target` parameters."""
     units, parameters = closest(lambda size: count(nn.LSTM(INPUT_SIZE, size)), target, highest=1024)
     if abs(parameters / target - 1) > TOLERANCE:
         raise UserError(f"no LSTM comes within {TOLERANCE:.0%} of {target:,} parameters")
@@ -77,7 +77,7 @@ def matched_units(target: int) -> int:
 
 
 def models() -> dict[str, nn.Module]:
-    """Build those that are compared, by name."""
+    """Build the models to compare, by name."""
     torch.manual_seed(SEED)
     compressive = ctrl.make_core("compressive", INPUT_SIZE, **core_kwargs(TARGET, memory_config(TARGET).memory))
     units = matched_units(count(compressive))
@@ -89,7 +89,7 @@ def models() -> dict[str, nn.Module]:
 
 
 def stepper(model: nn.Module, batch_size: int) -> Step:
-    """Return what takes one acting step in so many envs, from a warm state on."""
+    """Return a function that takes one acting step in `batch_size` envs, starting from a warm state."""
     inputs = torch.randn(batch_size, INPUT_SIZE, generator=torch.Generator().manual_seed(SEED))
     if isinstance(model, nn.LSTM):
         return _torch_stepper(model, inputs)
@@ -113,14 +113,14 @@ def _torch_stepper(lstm: nn.LSTM, inputs: torch.Tensor) -> Step:
 
 
 def run_turn(make: Callable[[], Step], steps: int) -> float:
-    """Return the seconds of a step, from a state that is the same in each turn."""
+    """Return the mean seconds of a step; every turn starts from the same state, which `make` sets up."""
     step = make()
     seconds_per_call(step, WARM_UP)
     return seconds_per_call(step, steps)
 
 
 def predictors(core: str) -> dict[str, Callable[[], Step]]:
-    """Return what makes the steps of `predict` and of its core alone, for one env and the same state."""
+    """Return, for `run_turn`, makers of two steps of one env on the same state: `predict`, and its core alone."""
     env = make_cartpole(1)
     try:
         target = parameter_count(build_model(memory_config(TARGET), env))
@@ -139,7 +139,7 @@ def predictors(core: str) -> dict[str, Callable[[], Step]]:
 def measured(
     counts: Mapping[str, int], batch_size: int, turns: Mapping[str, list[float]], reference: str = REFERENCE
 ) -> list[Measured]:
-    """Put together what was measured at one batch size."""
+    """Combine the results at one batch size."""
     return [
         Measured(name, batch_size, counts[name], seconds, ratio(seconds, turns[reference]))
         for name, seconds in turns.items()
@@ -148,27 +148,27 @@ def measured(
 
 @dataclass(frozen=True)
 class Prediction:
-    """All turns of `predict`, and of its core alone, for one env."""
+    """Results of `predict`, and of its core alone, for one env, in all turns."""
 
     core: str
     predict: list[float]
-    """Seconds of a call, in each turn."""
+    """Seconds of a call of `predict`, in each turn."""
     core_step: list[float]
-    """Seconds of `core.step` on the same state, in each turn."""
+    """Seconds of a call of `core.step` on the same state, in each turn."""
 
     @property
     def overhead(self) -> float:
-        """Seconds that a call takes beyond its core: the median over turns of the difference within a turn."""
+        """Seconds that `predict` takes beyond its core: the median over turns of the difference within a turn."""
         return median(a - b for a, b in zip(self.predict, self.core_step, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turns and what they come to."""
+        """Return the results of all turns, and their median and range, as plain data."""
         summed = {"predict_seconds": summarise(self.predict), "core_step_seconds": summarise(self.core_step)}
         return {**asdict(self), **summed, "overhead_seconds": self.overhead}
 
 
 def measure_steps(config: BenchAct, console: Console) -> list[Measured]:
-    """Let the models take turns, at each batch size."""
+    """Time the models in turns, at each batch size."""
     compared = models()
     counts = {name: count(model) for name, model in compared.items()}
     results = []
@@ -184,7 +184,7 @@ def measure_steps(config: BenchAct, console: Console) -> list[Measured]:
 
 
 def measure_predictions(config: BenchAct, console: Console) -> list[Prediction]:
-    """Let `predict` and `core.step` take turns, for each core."""
+    """Time `predict` and `core.step` in turns, for each core."""
     results = []
     for core in CORES:
         console.print(f"predict, {core}")
@@ -239,7 +239,7 @@ def predictions_table(results: Sequence[Prediction], threads: int) -> Renderable
 
 
 def run(config: BenchAct, console: Console) -> dict[str, Any]:
-    """Measure, show the tables, and return what the report holds of them."""
+    """Run the benchmark, print its tables and return its part of the report."""
     threads = use_threads(config.threads)
     steps = measure_steps(config, console)
     predictions = measure_predictions(config, console)

@@ -1,4 +1,4 @@
-"""What can be asked of `ctrl bench`: one frozen dataclass for each thing that is measured; see `config`."""
+"""Options of `ctrl bench`: one frozen dataclass for each benchmark; see `config`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ AGENTS = (
     "matched_ppo",
     "default_ppo",
 )
-"""What `ctrl bench train` compares: MemoryPPO by its core, and the PPOs of others."""
+"""Agents of `ctrl bench train`: MemoryPPO by the name of its core, and PPO of other packages."""
 MODELS = ("compressive", "compressive_long", "lstm", "package")
-"""What `ctrl bench unroll` compares; "long" has the memory that the package asks for."""
+"""Models of `ctrl bench unroll`; `compressive_long` has the memory that the package needs."""
 
 MINIBATCHES = 4
-"""Of each epoch of training, at every number of envs."""
+"""Number of minibatches in each epoch of training, for every number of envs."""
 
 Name = TypeVar("Name", int, str)
 Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
@@ -37,7 +37,7 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
 
 
 def require_distinct(option: str, values: tuple[Name, ...]) -> None:
-    """Raise a `UserError` unless `values` are some, and none comes twice."""
+    """Raise a `UserError` if there are no `values`, or one comes twice."""
     require(bool(values), f"{option} must name at least one")
     listed = " ".join(map(str, values))
     require(len(set(values)) == len(values), f"{option} names one twice: {listed}")
@@ -51,7 +51,7 @@ def require_counts(option: str, values: tuple[int, ...], *, least: int = 1) -> N
 
 
 def require_num_envs(values: tuple[int, ...]) -> None:
-    """Raise a `UserError` unless a minibatch of windows can be a quarter of all envs."""
+    """Raise a `UserError` unless a minibatch can be the windows of a quarter of all envs."""
     require_counts("--num-envs", values)
     for value in values:
         require(value % MINIBATCHES == 0, f"--num-envs must be multiples of {MINIBATCHES}, got {value}")
@@ -59,10 +59,10 @@ def require_num_envs(values: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What all benchmarks have."""
+    """Options of all benchmarks."""
 
     repeats: int = 3
-    """Turns of each of those compared; median and range are reported."""
+    """Number of turns; median and range over the turns are reported."""
     out: Annotated[Path | None, open_option("printed only", "FILE")] = None
     """JSON file for the results."""
     overwrite: Switch = False
@@ -74,10 +74,10 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class TorchBench(BenchOptions):
-    """What benchmarks of networks have."""
+    """Options of benchmarks that use torch."""
 
     threads: Annotated[int | None, open_option("torch's own")] = None
-    """CPU threads that torch may use."""
+    """Number of CPU threads that torch may use."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,11 +89,11 @@ class BenchTrain(TorchBench):
     """Training speed of MemoryPPO beside stable-baselines3's PPO and sb3-contrib's RecurrentPPO."""
 
     num_envs: Integers = (8,)
-    """Copies of the task that are stepped together; each number is measured."""
+    """Numbers of copies of the task that are stepped together; each is measured."""
     agents: Names = AGENTS
     """Agents to measure: MemoryPPO by the name of its core; recurrent_ppo; matched_ppo and default_ppo (no memory)."""
     updates: int = 4
-    """Timed updates of a turn, after one that is not timed."""
+    """Number of timed updates in a turn, after one that is not timed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,10 +107,10 @@ class BenchTrain(TorchBench):
 
 @dataclass(frozen=True)
 class BenchEnvs(BenchOptions):
-    """Our native vector envs beside gymnasium's SyncVectorEnv of the same task."""
+    """Speed of our native vector envs beside gymnasium's SyncVectorEnv of the same task."""
 
     num_envs: int = 256
-    """Copies of a task that are stepped together."""
+    """Number of copies of a task that are stepped together."""
     tasks: Annotated[tuple[str, ...], open_option("all of ours", "[ID ...]")] = ()
     """Tasks to measure."""
 
@@ -121,14 +121,14 @@ class BenchEnvs(BenchOptions):
 
 @dataclass(frozen=True)
 class BenchAct(TorchBench):
-    """How long one acting step takes, beside torch.nn.LSTM, and what `predict` adds to it."""
+    """Time of one acting step beside torch.nn.LSTM, and the time that `predict` adds to it."""
 
     repeats: int = 5
-    """Turns of each of those compared; median and range are reported."""
+    """Number of turns; median and range over the turns are reported."""
     batch_sizes: Integers = (1, 16, 64, 256)
-    """Envs that act together; each number is measured."""
+    """Numbers of envs that act together; each is measured."""
     steps: int = 400
-    """Timed steps of a turn, after some that are not timed."""
+    """Number of timed steps in a turn, after some that are not timed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,16 +138,16 @@ class BenchAct(TorchBench):
 
 @dataclass(frozen=True)
 class BenchUnroll(TorchBench):
-    """Forward and backward of a window, beside torch.nn.LSTM, a published package, and the matrix-product peak."""
+    """Speed of forward and backward of a window, beside torch.nn.LSTM, a published package and the hardware's peak."""
 
     lengths: Integers = (32, 128, 512, 2048)
-    """Steps of a window; each number is measured."""
+    """Numbers of steps of a window; each is measured."""
     widths: Integers = (64, 256, 512)
-    """Features of a layer; each number is measured."""
+    """Numbers of features of a layer; each is measured."""
     models: Names = MODELS
-    """Models to measure; package is compressive-transformer-pytorch, compressive_long has its memory."""
+    """Models to measure; package is compressive-transformer-pytorch, and compressive_long has as much memory."""
     tokens: int = 4096
-    """Steps of all windows of a batch together; a batch has at least one window."""
+    """Number of steps in all windows of a batch together; a batch has at least one window."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,18 +163,18 @@ class BenchUnroll(TorchBench):
 
 
 def heads_of(width: int) -> int:
-    """Return the attention heads at a width in `ctrl bench unroll`."""
+    """Return the number of attention heads for a width in `ctrl bench unroll`."""
     return 4 if width <= 64 else 8
 
 
 @dataclass(frozen=True)
 class BenchScale(TorchBench):
-    """What a long episode, more slots, envs and layers cost in time and in bytes."""
+    """Cost of a long episode, and of more slots, envs and layers, in time and in bytes."""
 
     episode_steps: int = 1_000_000
-    """Steps of the long episode, in one env; a multiple of 10."""
+    """Number of steps of the long episode, in one env; a multiple of 10."""
     steps: int = 200
-    """Timed steps of a turn when slots, envs or layers vary."""
+    """Number of timed steps in a turn, for each number of slots, envs or layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,14 +185,14 @@ class BenchScale(TorchBench):
 
 @dataclass(frozen=True)
 class BenchProfile(TorchBench):
-    """Where the time of an update of MemoryPPO goes, by phase."""
+    """Time of an update of MemoryPPO by phase."""
 
     num_envs: Integers = (8, 64)
-    """Copies of the task that are stepped together; each number is measured."""
+    """Numbers of copies of the task that are stepped together; each is measured."""
     cores: Names = ("compressive",)
     """Memories to measure: compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     updates: int = 4
-    """Timed updates of a turn, after one that is not timed."""
+    """Number of timed updates in a turn, after one that is not timed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,23 +204,23 @@ class BenchProfile(TorchBench):
 
 
 IMPALA_AGENTS = ("impala_compressive", "impala_lstm", "ppo_compressive", "ppo_lstm", "rllib_lstm")
-"""What `ctrl bench impala` compares: algorithm and memory."""
+"""Agents of `ctrl bench impala`: algorithm and core."""
 
 
 @dataclass(frozen=True)
 class BenchImpala(TorchBench):
-    """Training speed of MemoryImpala beside MemoryPPO and RLlib's IMPALA with its LSTM, on all cores."""
+    """Training speed of MemoryImpala beside MemoryPPO and RLlib's IMPALA with its LSTM, on all CPU cores."""
 
     actors: int = 2
-    """Processes that act, of MemoryImpala and of RLlib."""
+    """Number of actor processes, of MemoryImpala and of RLlib."""
     num_envs: int = 8
-    """Copies of the task in each of them; MemoryPPO steps all of them together."""
+    """Number of copies of the task in each actor process; MemoryPPO steps all of them together."""
     agents: Names = IMPALA_AGENTS[:-1]
     """Agents to measure: impala_compressive, impala_lstm, ppo_compressive, ppo_lstm, and with --rllib rllib_lstm."""
     rllib: Annotated[Path | None, open_option("leave RLlib out", "PYTHON")] = None
-    """The Python of an environment of its own, where RLlib is installed: pip install "ray[rllib]==2.60.0" torch."""
+    """Python of a separate environment where RLlib is installed: pip install "ray[rllib]==2.60.0" torch."""
     seconds: float = 20.0
-    """Timed seconds of a turn, after some that are not timed."""
+    """Number of timed seconds in a turn, after some that are not timed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
-"""`ctrl bench envs`: steps a second of our native vector envs beside gymnasium's `SyncVectorEnv` of the same task.
+"""`ctrl bench envs`: env steps per second of our native vector envs beside gymnasium's `SyncVectorEnv`.
 
-One process and one thread; the actions are drawn beforehand. The two take turns (A B, A B, …), each turn with fresh
-envs of the same seed, so that what else the machine does meets both.
+Both run the same task in one process and one thread, with actions that are drawn beforehand. They take turns (A B, A B,
+…), so that other load on the machine affects both. Each turn has fresh envs with the same seed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ctrl.experiments.summary import count_text
 SEED = 0
 TURN_SECONDS = 0.8
 WARM_UP = 3
-"""Calls of `step` that are not timed."""
+"""Number of calls of `step` at the start of a turn that are not timed."""
 DRAWN = 100
-"""Actions that are drawn beforehand, for all copies; after the last the first comes again."""
+"""Number of actions drawn beforehand for all copies; they are repeated in a cycle."""
 FORMS: dict[str, dict[str, Any]] = {
     "native": {"vectorization_mode": "vector_entry_point"},
-    # Without the checker that gymnasium puts around single envs: it looks at each step, which takes time.
+    # Without gymnasium's checker around single envs, since it takes time at each step.
     "sync": {
         "vectorization_mode": "sync",
         "disable_env_checker": True,
@@ -41,30 +41,30 @@ FORMS: dict[str, dict[str, Any]] = {
     },
 }
 VARIANTS: dict[str, list[dict[str, Any]]] = {"ctrl/SelectNonmatchingObject-v0": [{"observation": "pixels"}]}
-"""Arguments, beside the default ones, with which a task is so different that it is measured twice."""
+"""Further arguments with which a task is measured a second time, since it differs much from the default."""
 
 Builder = Callable[[], VectorEnv[Any, Any, Any]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of one task."""
+    """Results of one task, in all turns."""
 
     task: str
     arguments: dict[str, Any]
     native: list[float]
-    """Env steps a second of our vector env in each turn, all copies together."""
+    """Env steps per second of our vector env in each turn, all copies together."""
     sync: list[float]
-    """The same of `SyncVectorEnv`."""
+    """Env steps per second of `SyncVectorEnv` in each turn, all copies together."""
 
     @property
     def name(self) -> str:
-        """The id, and the values that are not as by default."""
+        """Id of the task, and the values of its arguments that differ from the default."""
         return " ".join([self.task, *map(str, self.arguments.values())])
 
     @property
     def ratio(self) -> float:
-        """How many times as fast the native one is."""
+        """Speed of our vector env, as a multiple of the speed of `SyncVectorEnv`."""
         return ratio(self.native, self.sync)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Measured:
 
 
 def cases(tasks: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return ids with arguments: of the given tasks, or of all.
+    """Return the ids to measure with their arguments: of the given tasks, or of all our tasks if none is given.
 
     :raises UserError: for an id that is not one of ours
     """
@@ -85,13 +85,13 @@ def cases(tasks: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def builder(task: str, form: str, num_envs: int, arguments: dict[str, Any]) -> Builder:
-    """Return what builds the copies in one of `FORMS`."""
+    """Return a function that builds the copies of a task in one of `FORMS`."""
     options: dict[str, Any] = {**FORMS[form], **arguments}
     return partial(gym.make_vec, task, num_envs=num_envs, **options)
 
 
 def run_turn(build: Builder, seconds: float) -> float:
-    """Return env steps a second, all copies together, over at least `seconds`."""
+    """Return the env steps per second of all copies together, measured over at least `seconds`."""
     envs = build()
     envs.action_space.seed(SEED)
     actions = itertools.cycle([np.asarray(envs.action_space.sample()) for _ in range(DRAWN)])
@@ -107,7 +107,7 @@ def run_turn(build: Builder, seconds: float) -> float:
 
 
 def measure(config: BenchEnvs, console: Console) -> list[Measured]:
-    """Let both forms of each task take turns."""
+    """Measure both forms of each task in turns."""
     results = []
     for task, arguments in cases(config.tasks):
         turns = take_turns(
@@ -142,7 +142,7 @@ def envs_table(results: Sequence[Measured], num_envs: int) -> RenderableType:
 
 
 def run(config: BenchEnvs, console: Console) -> dict[str, Any]:
-    """Measure, show the table, and return what the report holds of it."""
+    """Run the benchmark, print its table and return its part of the report."""
     results = measure(config, console)
     console.print(envs_table(results, config.num_envs))
     sizes = {"num_envs": config.num_envs, "turn_seconds": TURN_SECONDS, "seed": SEED}

@@ -1,8 +1,9 @@
 """`ctrl bench impala`: training speed of `MemoryImpala` beside `MemoryPPO` and RLlib's IMPALA with its LSTM.
 
-All train on CartPole without its velocities, with as many envs in total and parameters within 10 % of the compressive
-agent's, for so many seconds; what the first seconds bring is not counted. IMPALA's are in actor processes, a learner
-beside them; PPO steps all of them in its own process and learns on all cores. An env step counts when a learner has it.
+All agents train on CartPole without its velocities, with equally many envs in total, and with parameter counts within
+10 % of the compressive agent's. A turn has a fixed number of seconds after a warm-up that is not timed. The envs of
+IMPALA are in actor processes beside a learner. PPO steps all envs in its own process and learns on all CPU cores. An
+env step counts when a learner has it.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from ctrl.experiments.errors import UserError
 from ctrl.experiments.models import build_model, parameter_count
 
 WINDOW = 64
-"""Steps of a window of IMPALA, ours and RLlib's; PPO's are 128, as by default."""
+"""Steps of a window of IMPALA, ours and RLlib's; those of PPO have 128, see `bench_train`."""
 WARM_UP = 5.0
-"""Seconds that are not timed, from the first steps that reach a learner on."""
+"""Seconds that are not timed, counted from the first steps that reach a learner."""
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "rllib_impala.py"
 
 LABELS = {
@@ -55,18 +56,18 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What one agent did in one turn."""
+    """Results of one agent in one turn."""
 
     steps_per_second: float
     parameters: int
     policy_lag: float | None = None
-    """By how many updates the weights that acted were older, at the end; None for PPO and where it is not told."""
+    """Number of updates by which the acting weights were older, at the end; None for PPO and if it is not reported."""
     ray: str | None = None
-    """Version of ray, for RLlib's: the report's other versions are those of our own environment."""
+    """Version of ray, for RLlib only; the other versions in the report are those of our own environment."""
 
 
 class Timed(BaseCallback):
-    """Ends training so many seconds after the warm-up, and notes the env steps in between."""
+    """Callback that ends training `seconds` after the warm-up and measures the speed in between."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Timed(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        """Look at the clock between two updates only, so that whole updates are timed."""
+        """Read the clock only between two updates, so that whole updates are timed."""
         now = time.perf_counter()
         if self.first is None and self.num_timesteps:
             self.first = now
@@ -95,11 +96,11 @@ class Timed(BaseCallback):
 
 
 class _Done(Exception):
-    """The turn's time is up."""
+    """Signal that the time of the turn is up."""
 
 
 def configs(asked: BenchImpala) -> dict[str, TrainConfig]:
-    """Return the config of each of our agents that is asked for, matched in parameters."""
+    """Return the configs of our own agents among those to measure, with matched parameter counts."""
     env = make_cartpole(asked.num_envs)
     try:
         target = parameter_count(build_model(memory_config(TARGET), env))
@@ -112,7 +113,7 @@ def configs(asked: BenchImpala) -> dict[str, TrainConfig]:
         if algorithm == "ppo":
             found[agent] = cores[core]
         if algorithm == "impala":
-            # What PPO alone has is back at its default, or IMPALA would refuse it.
+            # Options that only PPO has go back to their default, since IMPALA refuses them.
             ppo = replace(cores[core].ppo, n_steps=WINDOW, n_epochs=type(cores[core].ppo).n_epochs)
             found[agent] = replace(
                 cores[core], algorithm="impala", ppo=ppo, impala=ImpalaOptions(num_actors=asked.actors)
@@ -121,12 +122,12 @@ def configs(asked: BenchImpala) -> dict[str, TrainConfig]:
 
 
 def envs_of_a_process(agent: str, asked: BenchImpala) -> int:
-    """Return how many envs each process that acts has, so that there are as many in total for all agents."""
+    """Return the number of envs of each acting process, so that all agents have equally many in total."""
     return asked.num_envs * (asked.actors if agent.startswith("ppo") else 1)
 
 
 def run_turn(config: TrainConfig, num_envs: int, seconds: float) -> Turn:
-    """Train a fresh agent of ours."""
+    """Train a fresh agent of ours and return its results."""
     env = make_cartpole(num_envs)
     try:
         model = build_model(config, env)
@@ -140,7 +141,10 @@ def run_turn(config: TrainConfig, num_envs: int, seconds: float) -> Turn:
 
 
 def run_rllib(asked: BenchImpala, parameters: int) -> Turn:
-    """Let RLlib train in its own environment."""
+    """Train RLlib's agent in its own Python environment and return its results.
+
+    :raises UserError: if it fails; the message has the end of its stderr
+    """
     options = {
         "--parameters": parameters,
         "--actors": asked.actors,
@@ -159,7 +163,7 @@ def run_rllib(asked: BenchImpala, parameters: int) -> Turn:
 
 
 def measure(asked: BenchImpala, console: Console) -> dict[str, list[Turn]]:
-    """Let the agents take turns."""
+    """Measure the agents in turns."""
     ours = configs(asked)
     env = make_cartpole(asked.num_envs)
     try:
@@ -207,7 +211,7 @@ def _cells(agent: str, turns: dict[str, list[Turn]], reference: str) -> Sequence
 
 
 def run(config: BenchImpala, console: Console) -> dict[str, Any]:
-    """Measure, show the table, and return what the report holds of it."""
+    """Run the benchmark, print its table and return its part of the report."""
     threads = use_threads(config.threads)
     turns = measure(config, console)
     console.print(impala_table(turns, config, threads))

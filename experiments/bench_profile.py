@@ -1,12 +1,12 @@
-"""`ctrl bench profile`: where the time of an update of `MemoryPPO` goes, by phase.
+"""`ctrl bench profile`: time of an update of `MemoryPPO` by phase.
 
-The task and the sizes are those of `ctrl bench train`. The methods of one model, its env, buffer and policy are wrapped
-in clocks, one instance each; the library itself holds none. Phases do not overlap:
+The task and the sizes are those of `ctrl bench train`. Clocks are wrapped around the methods of one model and of its
+env, buffer and policy; the library itself has none. Phases do not overlap:
 
-    env         the envs' step
-    act         the policy's step, and values that only bootstrap
+    env         step of the envs
+    act         step of the policy, and values that only bootstrap
     buffer      storing steps and states, laying them out as windows
-    plan        what the core works out once for the rollout
+    plan        the core's plan of the windows, once for the rollout
     advantage   returns and advantages
     forward     from `evaluate_windows` to the losses
     backward    from `zero_grad` to the last gradient
@@ -36,12 +36,12 @@ from ctrl.experiments.bench_turns import SEED, framed, number_of, shower, summar
 PHASES = ("env", "act", "buffer", "plan", "advantage", "forward", "backward", "optimizer", "rest")
 
 Turn = dict[str, float]
-"""Seconds of an update by phase, and under `TOTAL` all of it."""
+"""Seconds of an update by phase, and of the whole update under `TOTAL`."""
 TOTAL = "total"
 
 
 class Case(NamedTuple):
-    """What is measured."""
+    """Core and number of envs to measure."""
 
     core: str
     num_envs: int
@@ -51,9 +51,9 @@ class Case(NamedTuple):
 
 
 class Clocks:
-    """Times the phases of a model's updates, from now on.
+    """Clocks that time the phases of a model's updates, from now on.
 
-    :param model: one that has acted, so that all its parts are there
+    :param model: agent that has acted already, so that all its parts exist
     """
 
     def __init__(self, model: MemoryPPO) -> None:
@@ -64,7 +64,7 @@ class Clocks:
         self._wrap_learning(model)
 
     def wrap(self, owner: Any, name: str, phase: str) -> None:
-        """Count the time in a method of one object as a phase, less what wrapped methods within it take."""
+        """Add the time in a method of one object to a phase, without the time in wrapped methods that it calls."""
         method: Callable[..., Any] = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ class Clocks:
         self.wrap(model, "_optimize", "optimizer")
 
     def _wrap_learning(self, model: MemoryPPO) -> None:
-        """Forward ends where the gradients are zeroed, and backward with the last gradient."""
+        """Time forward and backward: forward ends where the gradients are zeroed, backward with the last gradient."""
         policy: Any = model.policy
         evaluate_windows, zero_grad = policy.evaluate_windows, policy.zero_grad
 
@@ -113,7 +113,7 @@ class Clocks:
             parameter.register_post_accumulate_grad_hook(end)
 
     def _count(self, phase: str) -> None:
-        """Count the time since the last mark, and set it to now."""
+        """Add the time since the last mark to a phase, and set the mark to now."""
         now = time.perf_counter()
         self.seconds[phase] += now - self._mark
         self._mark = now
@@ -121,22 +121,22 @@ class Clocks:
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of one core at one number of envs."""
+    """Results of one core at one number of envs, in all turns."""
 
     core: str
     num_envs: int
     turns: list[Turn]
 
     def milliseconds(self, phase: str) -> float:
-        """Return the time of a phase in an update, median over the turns."""
+        """Return the milliseconds of a phase in an update, median over the turns."""
         return 1e3 * median(turn[phase] for turn in self.turns)
 
     def share(self, phase: str) -> float:
-        """Return the share of a phase: the median over turns of the share within a turn."""
+        """Return the share of a phase in an update: the median over turns of the share within a turn."""
         return median(turn[phase] / turn[TOTAL] for turn in self.turns)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turns and what they come to."""
+        """Return the results of all turns, and their median and range, as plain data."""
         seconds = {phase: summarise([turn[phase] for turn in self.turns]) for phase in (*PHASES, TOTAL)}
         shares = {phase: self.share(phase) for phase in PHASES}
         about = {"core": self.core, "num_envs": self.num_envs, "turns": self.turns}
@@ -144,13 +144,13 @@ class Measured:
 
 
 def per_update(seconds: Mapping[str, float], total: float, updates: int) -> Turn:
-    """Return the seconds of an update by phase; what no clock counted is the rest."""
+    """Return the seconds of an update by phase; the phase `rest` has the time that no clock counted."""
     rest = total - sum(seconds.values())
     return {phase: each / updates for phase, each in {**seconds, "rest": rest, TOTAL: total}.items()}
 
 
 def run_turn(build: Callable[[VecEnv], Any], num_envs: int, updates: int) -> Turn:
-    """Train a fresh agent for one update without clocks and `updates` with them."""
+    """Train a fresh agent for one update without clocks and `updates` with them; return the seconds of an update."""
     env = make_cartpole(num_envs)
     try:
         model = build(env)
@@ -165,7 +165,7 @@ def run_turn(build: Callable[[VecEnv], Any], num_envs: int, updates: int) -> Tur
 
 
 def measure(config: BenchProfile, console: Console) -> list[Measured]:
-    """Let all cores at all numbers of envs take turns."""
+    """Measure all cores at all numbers of envs in turns."""
     builders, _ = agents(config.cores)
     workers = {
         Case(core, num_envs): partial(run_turn, builders[core], num_envs, config.updates)
@@ -178,7 +178,7 @@ def measure(config: BenchProfile, console: Console) -> list[Measured]:
 
 
 def profile_table(results: Sequence[Measured], threads: int) -> RenderableType:
-    """Build the table of one core, a pair of columns for each number of envs."""
+    """Build the table of one core, with two columns for each number of envs."""
     columns = ["phase", *(head for result in results for head in (f"{result.num_envs} envs\nms", "\nshare"))]
     rows = [[phase, *(cell for result in results for cell in _cells(result, phase))] for phase in (*PHASES, TOTAL)]
     notes = [
@@ -193,7 +193,7 @@ def _cells(result: Measured, phase: str) -> tuple[str, str]:
 
 
 def run(config: BenchProfile, console: Console) -> dict[str, Any]:
-    """Measure, show the tables, and return what the report holds of them."""
+    """Run the benchmark, print its tables and return its part of the report."""
     threads = use_threads(config.threads)
     results = measure(config, console)
     for core in config.cores:

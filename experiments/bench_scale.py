@@ -1,9 +1,10 @@
-"""`ctrl bench scale`: what a long episode, more slots, more envs and more layers cost, in time and in bytes.
+"""`ctrl bench scale`: cost of a long episode, and of more slots, envs and layers, in time and in bytes.
 
-All with the compressive core and the paper's kind of memory (2 layers, width 64, 32 raw slots and 32 of 4 steps that a
-convolution compresses), but for what is said. The long episode is one env's; its steps are timed in ten equal slices,
-and the process's resident memory is read at the end of each: neither should grow. Bytes of a rollout are those of a
-real one: the states that the buffer keeps, one for each window, beside what keeping one for each step would take.
+The core is the compressive one with the paper's kind of memory: 2 layers, width 64, 32 raw slots and 32 slots of 4
+steps that a convolution compresses. Only the size that varies is changed. The long episode is that of one env. Its
+steps are timed in ten equal slices, and the resident memory of the process is read at the end of each slice; neither
+should grow. The bytes of a rollout are those of a real one: the states that the buffer keeps, one for each window,
+beside the bytes of one state for each step.
 """
 
 from __future__ import annotations
@@ -48,28 +49,28 @@ from ctrl.experiments.summary import bytes_text, duration_text
 INPUT_SIZE = 64
 SLICES = 10
 WARM_UP = 20
-"""Steps that are not timed."""
+"""Number of steps at the start of a turn that are not timed."""
 DRAWN = 128
-"""Inputs that are drawn beforehand; after the last the first comes again."""
+"""Number of inputs drawn beforehand; they are repeated in a cycle."""
 ROLLOUT_ENVS = 8
 WINDOWS = (128, 32, 16)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A tenth of the long episode."""
+    """Results of a tenth of the long episode."""
 
     seconds_per_step: float
     resident_bytes: int
-    """Of the process, at the end."""
+    """Resident memory of the process at the end of the slice."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a step is timed with."""
+    """Sizes with which an acting step is timed."""
 
     slots: int = 32
-    """Raw ones of a layer; there are as many compressed ones."""
+    """Number of raw slots of a layer; it has as many compressed ones."""
     envs: int = 16
     layers: int = 2
 
@@ -88,30 +89,30 @@ VARIED: dict[str, list[Case]] = {
     "envs": [replace(DEFAULT, envs=envs) for envs in (1, 4, 16, 64, 256)],
     "layers": [replace(DEFAULT, layers=layers) for layers in (1, 2, 4, 8)],
 }
-"""What varies, and with what; `DEFAULT` is in each."""
+"""Cases by the size that varies; `DEFAULT` is in each list."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of one case."""
+    """Results of one case, in all turns."""
 
     varied: str
     case: Case
     state_bytes: int
-    """Of one env."""
+    """Bytes of the state of one env."""
     seconds: list[float]
-    """Of one step of all envs, in each turn."""
+    """Seconds of one step of all envs, in each turn."""
     ratio: float
-    """Of seconds to those of `DEFAULT`."""
+    """Ratio of seconds to those of `DEFAULT`."""
 
     @property
     def value(self) -> int:
-        """The value of what varies."""
+        """Value of the size that varies."""
         value: int = getattr(self.case, self.varied)
         return value
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turns and what they come to."""
+        """Return the results of all turns, and their median and range, as plain data."""
         return {**asdict(self), "seconds_per_step": summarise(self.seconds)}
 
 
@@ -122,20 +123,20 @@ class Rollout:
     core: str
     window: int
     snapshots: int
-    """Of the states that are kept, one for each window."""
+    """Bytes of the states that are kept, one for each window."""
     rest: int
-    """Of observations, actions and the other arrays."""
+    """Bytes of observations, actions and the other arrays."""
     every_step: int
-    """What the states would take if there were one for each step."""
+    """Bytes of the states if there were one for each step."""
 
     @property
     def saving(self) -> float:
-        """How many times as large the whole rollout would be with a state for each step."""
+        """Size of the whole rollout with a state for each step, as a multiple of its real size."""
         return (self.rest + self.every_step) / (self.rest + self.snapshots)
 
 
 def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
-    """Return the process's resident memory; its largest so far where the system does not tell."""
+    """Return the resident memory of the process in bytes, or its peak if the system reports nothing else."""
     try:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -144,15 +145,15 @@ def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
 
 
 def drawn_inputs(envs: int) -> itertools.cycle[torch.Tensor]:
-    """Return inputs [B, I] without end."""
+    """Return an endless iterator over inputs [B, I]."""
     generator = torch.Generator().manual_seed(SEED)
     return itertools.cycle(torch.randn(DRAWN, envs, INPUT_SIZE, generator=generator).unbind())
 
 
 def play_episode(acting: Acting[Any], steps: int, show: Callable[[int, Slice], None]) -> list[Slice]:
-    """Act for an episode of `steps` steps, and return what each tenth took.
+    """Act for an episode of `steps` steps and return the results of each tenth.
 
-    :param show: called with number (from 1) and slice as it goes on
+    :param show: called with the number (from 1) and the results of each slice when it ends
     """
     inputs = drawn_inputs(acting.batch_size)
     first = torch.ones(acting.batch_size, dtype=torch.bool)
@@ -180,7 +181,7 @@ def measure_episode(steps: int, console: Console) -> list[Slice]:
 
 
 def run_turn(core: ctrl.MemoryCore[Any], envs: int, steps: int) -> float:
-    """Return the seconds of a step of all envs, from a warm state on."""
+    """Return the mean seconds of a step of all envs, starting from a warm state."""
     acting, inputs = core.acting(warm_state(core, envs)), drawn_inputs(envs)
     reset = torch.zeros(envs, dtype=torch.bool)
     seconds_per_call(lambda: acting.step(next(inputs), reset), WARM_UP)
@@ -190,7 +191,7 @@ def run_turn(core: ctrl.MemoryCore[Any], envs: int, steps: int) -> float:
 def measured(
     varied: str, state_bytes: Mapping[Case, int], turns: Mapping[Case, list[float]], default: Case = DEFAULT
 ) -> list[Measured]:
-    """Put together what was measured while one thing varied."""
+    """Combine the results of the cases in which one size varies."""
     return [
         Measured(varied, case, state_bytes[case], seconds, ratio(seconds, turns[default]))
         for case, seconds in turns.items()
@@ -198,7 +199,7 @@ def measured(
 
 
 def measure_cases(config: BenchScale, console: Console) -> list[Measured]:
-    """Let the cases take turns, for each thing that varies."""
+    """Measure the cases in turns, for each size that varies."""
     results = []
     for varied, cases in VARIED.items():
         console.print(f"{varied} vary")
@@ -211,7 +212,7 @@ def measure_cases(config: BenchScale, console: Console) -> list[Measured]:
 
 
 def measure_rollout(core: str, window: int) -> Rollout:
-    """Collect a rollout, and count its bytes."""
+    """Collect a rollout and count its bytes."""
     config = memory_config(core)
     env = make_cartpole(ROLLOUT_ENVS)
     try:
@@ -245,7 +246,7 @@ def episode_table(slices: Sequence[Slice], steps: int, before: int, threads: int
 
 
 def cases_table(results: Sequence[Measured], threads: int) -> RenderableType:
-    """Build the table of what varies."""
+    """Build the table of the cases."""
     rows = [
         [
             f"{result.varied} {result.value}",
@@ -266,7 +267,7 @@ def cases_table(results: Sequence[Measured], threads: int) -> RenderableType:
 
 
 def rollouts_table(results: Sequence[Rollout]) -> RenderableType:
-    """Build the table of a rollout's bytes."""
+    """Build the table of the bytes of rollouts."""
     rows = [
         [
             result.core,
@@ -287,7 +288,7 @@ def rollouts_table(results: Sequence[Rollout]) -> RenderableType:
 
 
 def run(config: BenchScale, console: Console) -> dict[str, Any]:
-    """Measure, show the tables, and return what the report holds of them."""
+    """Run the benchmark, print its tables and return its part of the report."""
     threads = use_threads(config.threads)
     rollouts = [measure_rollout("compressive", window) for window in WINDOWS] + [measure_rollout("lstm", N_STEPS)]
     cases = measure_cases(config, console)

@@ -1,9 +1,9 @@
 """`ctrl bench train`: training speed of `MemoryPPO` beside stable-baselines3's PPO and sb3-contrib's RecurrentPPO.
 
-All train on CartPole without its velocities: 128 steps, 4 epochs × 4 minibatches at every number of envs, Adam, one
-process. All agents have parameters within 10 % of the compressive one's, but for PPO with its default networks, which
-is shown as a ceiling. The agents take turns, each turn with a fresh agent and the same seed, so that all turns of an
-agent do the same work.
+All agents train on CartPole without its velocities: 128 steps, 4 epochs × 4 minibatches at every number of envs, Adam,
+one process. Their parameter counts are within 10 % of the compressive agent's, except for PPO with its default
+networks, which is shown as a ceiling. The agents take turns. Each turn has a fresh agent and the same seed, so that all
+turns of an agent do the same work.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ctrl.experiments.models import TOLERANCE, build_model, closest, match_width
 
 N_STEPS, N_EPOCHS = 128, 4
 TARGET = "compressive"
-"""Whose parameters the others are matched to."""
+"""Agent whose number of parameters the others are matched to."""
 LAYERS, MEMORY = 2, "32,32x4"
-"""Of attention: 32 steps as they are and 32 slots of 4, by the paper's compressor and loss."""
+"""Layers and tiers of attention cores: 32 raw slots and 32 slots of 4 steps, with the paper's compressor and loss."""
 REFERENCES = ("recurrent_ppo", "matched_ppo")
-"""What ratios are taken to."""
+"""Agents that the ratios refer to."""
 
 LABELS = {
     "recurrent_ppo": "RecurrentPPO",
@@ -69,29 +69,29 @@ class PositionsOnly(gym.ObservationWrapper[NDArray[np.float32], int, NDArray[np.
 
 @dataclass(frozen=True)
 class Turn:
-    """What one agent took for the timed updates of one turn."""
+    """Results of one agent in the timed updates of one turn."""
 
     steps_per_second: float
     acting_seconds: float
-    """Time a rollout takes, acting and envs, mean over the updates."""
+    """Seconds of a rollout, acting and env steps, mean over the updates."""
     learning_seconds: float
-    """Time of the gradient steps that follow, mean over the updates."""
+    """Seconds of the gradient steps that follow, mean over the updates."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of one agent at one number of envs."""
+    """Results of one agent at one number of envs, in all turns."""
 
     agent: str
     num_envs: int
     parameters: int
     turns: list[Turn]
     ratios: dict[str, float]
-    """Of steps a second, by `ratio_to_…`; empty where no reference was measured."""
+    """Ratios of steps per second, by `ratio_to_…`; empty if no reference was measured."""
 
     @property
     def label(self) -> str:
-        """What the agent is called in the table."""
+        """Name of the agent in the table."""
         return LABELS.get(self.agent, self.agent)
 
     @property
@@ -100,16 +100,16 @@ class Measured:
         return [turn.steps_per_second for turn in self.turns]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turns, what they come to, and the ratios."""
+        """Return the results of all turns, their median and range, and the ratios, as plain data."""
         data = asdict(self)
         return {**data, **data.pop("ratios"), "steps_per_second": summarise(self.speeds)}
 
 
 def measured(counts: Mapping[str, int], num_envs: int, turns: Mapping[str, list[Turn]]) -> list[Measured]:
-    """Put together what was measured at one number of envs.
+    """Combine the results at one number of envs.
 
-    :param counts: parameters by agent
-    :param turns: by agent
+    :param counts: numbers of parameters by agent
+    :param turns: results of all turns by agent
     """
     speeds = {agent: [turn.steps_per_second for turn in each] for agent, each in turns.items()}
     return [
@@ -119,7 +119,7 @@ def measured(counts: Mapping[str, int], num_envs: int, turns: Mapping[str, list[
 
 
 class Stopwatch(BaseCallback):
-    """Notes when acting starts and ends in each update of so many `steps`, all envs together."""
+    """Callback that notes the start and end of acting in each update of `steps` env steps, all envs together."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Stopwatch(BaseCallback):
         self.starts.append(time.perf_counter())
 
     def turn(self) -> Turn:
-        """Summarise all updates but the first, which also pays for warming up."""
+        """Summarise all updates but the first, which includes the warm-up."""
         starts, ends = self.starts[1:], self.ends[1:]
         acting = fmean(end - start for start, end in zip(starts, ends, strict=False))
         learning = fmean(start - end for start, end in zip(starts[1:], ends, strict=True))
@@ -148,7 +148,7 @@ class Stopwatch(BaseCallback):
 
 
 def run_turn(build: Builder, num_envs: int, updates: int) -> Turn:
-    """Train a fresh agent for one update that is not timed and `updates` that are."""
+    """Train a fresh agent for one update that is not timed and `updates` that are; return the results."""
     env = make_cartpole(num_envs)
     try:
         model = build(env)
@@ -166,10 +166,10 @@ def make_cartpole(num_envs: int) -> VecEnv:
 
 
 def agents(names: Sequence[str]) -> tuple[dict[str, Builder], dict[str, int]]:
-    """Return, by name, what builds each agent and its parameters, which are matched.
+    """Return the builders of the agents and their numbers of parameters, which are matched, both by name.
 
-    :param names: among `bench_config.AGENTS`
-    :raises UserError: where sb3-contrib is asked for and missing, or no size comes close to the target
+    :param names: some of `bench_config.AGENTS`
+    :raises UserError: if sb3-contrib is needed and missing, or no size comes close to the target
     """
     env = make_cartpole(MINIBATCHES)
     try:
@@ -191,7 +191,7 @@ def _builder(name: str, env: VecEnv, target: int) -> Builder:
 
 
 def matched_config(core: str, env: VecEnv, target: int) -> TrainConfig:
-    """Return the config of `MemoryPPO` with a core whose width brings it to about `target` parameters."""
+    """Return the config of `MemoryPPO` with a core, whose width brings it to about `target` parameters."""
     config = memory_config(core)
     if core == TARGET:
         return config
@@ -199,7 +199,7 @@ def matched_config(core: str, env: VecEnv, target: int) -> TrainConfig:
 
 
 def memory_config(core: str) -> TrainConfig:
-    """Return the config of `MemoryPPO` with a core of the paper's kind of memory, and otherwise as it is by default."""
+    """Return the config of `MemoryPPO` with a core and the paper's kind of memory, for rollouts of `N_STEPS`."""
     layers = LAYERS if core in ATTENTION_CORES else None
     memory = MemoryOptions(memory=MEMORY, compressor="conv", layers=layers)
     config = TrainConfig(core=core, seed=SEED, memory=of_core(memory, core))
@@ -236,7 +236,7 @@ def _recurrent_ppo(hidden: int, env: VecEnv) -> Any:
 
 
 def _matched(builder: Callable[[int], Builder], env: VecEnv, target: int) -> int:
-    """Return the size at which what `builder` gives has about `target` parameters."""
+    """Return the size with which the agent of `builder` has about `target` parameters."""
     size, parameters = closest(lambda size: parameter_count(builder(size)(env)), target, highest=1024)
     if abs(parameters / target - 1) > TOLERANCE:
         raise UserError(
@@ -246,7 +246,7 @@ def _matched(builder: Callable[[int], Builder], env: VecEnv, target: int) -> int
 
 
 def measure(config: BenchTrain, console: Console) -> list[Measured]:
-    """Let the agents take turns, at each number of envs."""
+    """Measure the agents in turns, at each number of envs."""
     builders, counts = agents(config.agents)
     results = []
     for num_envs in config.num_envs:
@@ -286,7 +286,7 @@ def _cells(result: Measured) -> list[str]:
 
 
 def run(config: BenchTrain, console: Console) -> dict[str, Any]:
-    """Measure, show the table, and return what the report holds of it."""
+    """Run the benchmark, print its table and return its part of the report."""
     threads = use_threads(config.threads)
     results = measure(config, console)
     console.print(train_table(results, threads))

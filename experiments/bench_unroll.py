@@ -1,28 +1,34 @@
-"""`ctrl bench unroll`: tokens a second of forward and backward of a batch of windows, with all losses.
+"""`ctrl bench unroll`: tokens per second of forward and backward of a batch of windows, with all losses.
 
-Two layers each, at the same width: the compressive core, planning and reconstruction loss included, from a state with
-all slots full; `torch.nn.LSTM`; and the package `compressive-transformer-pytorch`, with its auxiliary loss and full
-memories. The package asks for a memory of at least the window's length T, so its memory is max(32, T) slots, and a
-quarter of them compressed 4 to 1, at least 32. `compressive` has 32 and 32 slots at every T, which its cost does not
-depend on; `compressive_long` has the package's memory, where that is larger. The largest case of those by default
-takes 7 GB, nearly all of it the package's and `compressive_long`'s attention over 2048 + 2048 + 512 slots. The
-package's feed-forward part is twice as wide as the core's; the table has the parameters.
+All models have two layers of the same width. They are:
 
-The share of the matrix-product peak is the FLOPs that are necessary, over those that a product of two large square
-float32 matrices reaches in the same turn. A multiply-add is 2 FLOPs; backward counts as twice the forward, also where
-an input needs no gradient, so the share is a little too high rather than too low. Multiply-adds of the forward of the
-compressive core, for each token, with D features, S slots a layer, m slots merged, Q = min(T, 32) questions of the
-reconstruction loss; D² for its embedding, and for each layer
+- the compressive core from a state with all slots full, including planning and reconstruction loss. `compressive` has
+  32 raw and 32 compressed slots at every window length T, so its cost for a token does not grow with T.
+  `compressive_long` has the package's memory, if that is larger;
+- `torch.nn.LSTM`;
+- the package `compressive-transformer-pytorch`, with its auxiliary loss and full memories. It needs a memory of at
+  least T slots, so it has max(32, T) raw slots, and a quarter as many (at least 32) that are compressed 4 to 1.
+
+The largest case by default takes 7 GB, nearly all of it for the attention of the package and of `compressive_long` over
+2048 + 2048 + 512 slots. The package's feed-forward part is twice as wide as the core's; the table shows the parameters.
+
+The share of the matrix-product peak is the number of necessary FLOPs per second, divided by the FLOPs per second of a
+product of two large square float32 matrices in the same turn. A multiply-add is 2 FLOPs. Backward counts as twice the
+forward, also where an input needs no gradient, so the share is a little too high rather than too low.
+
+The forward of the compressive core has the following multiply-adds for each token, with D features, S slots a layer, m
+slots merged into one, and Q = min(T, 32) query steps of the reconstruction loss: D² for the embedding, and for each
+layer
 
     4 D²                    queries, keys, values, output
     12 D²                   two gates, six maps each
     4 D²                    feed-forward part, 2 D hidden units
     2 S D²/T                keys and values of the stored slots, once a window
-    D² + 2 D²/m             compressor, keys and values of what it forms
+    D² + 2 D²/m             compressor, keys and values of the slots it forms
     2 S D                   attention
     2 Q D (1 + 1/m) + 2 D²/m    the reconstruction loss: two attentions, keys and values
 
-of `torch.nn.LSTM`, for each layer, 8 D².
+`torch.nn.LSTM` has 8 D² for each layer.
 """
 
 from __future__ import annotations
@@ -62,34 +68,34 @@ from ctrl.reconstruction import QUESTIONS
 LAYERS, SLOTS, RATE = 2, 32, 4
 PEAK = "peak"
 PEAK_SIZE = 2048
-"""Rows and columns of the matrices that measure the peak."""
+"""Number of rows and of columns of the matrices that measure the peak."""
 REFERENCES = ("lstm", "package")
 NUM_TOKENS = 16
-"""Different token ids that the package reads; its embedding and its last map cost next to nothing at so few."""
+"""Number of token ids of the package; at so few, its embedding and its last linear map cost next to nothing."""
 TURN_SECONDS = 0.3
-"""A turn is as many batches as fill this, at least one."""
+"""Smallest length of a turn; batches are repeated until it is reached."""
 
 Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of one case."""
+    """Sizes of one case."""
 
     width: int
     length: int
     batch_size: int
-    """Windows."""
+    """Number of windows."""
 
     @property
     def tokens(self) -> int:
-        """Steps of all windows together."""
+        """Number of steps of all windows together."""
         return self.length * self.batch_size
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of one model in one case."""
+    """Results of one model in one case, in all turns."""
 
     model: str
     width: int
@@ -97,27 +103,27 @@ class Measured:
     batch_size: int
     parameters: int
     memory: str
-    """Slots of a layer, such as `32,32x4`; empty where there are none."""
+    """Slots of a layer, such as `32,32x4`; empty if there are none."""
     tokens_per_second: list[float]
-    """In each turn."""
+    """Tokens per second in each turn."""
     share_of_peak: float | None
     ratios: dict[str, float]
-    """Of tokens a second, by `ratio_to_…`; empty where no reference was measured."""
+    """Ratios of tokens per second, by `ratio_to_…`; empty if no reference was measured."""
 
     @property
     def label(self) -> str:
-        """What the model is called in the table."""
+        """Name of the model in the table."""
         return f"compressive {self.memory}" if self.model.startswith("compressive") else self.model
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turns and what they come to."""
+        """Return the results of all turns, and their median and range, as plain data."""
         data = asdict(self)
         speeds = data.pop("tokens_per_second")
         return {**data, **data.pop("ratios"), "turns": speeds, "tokens_per_second": summarise(speeds)}
 
 
 def memory_of(model: str, length: int) -> tuple[int, int] | None:
-    """Return the raw and the compressed slots of a layer, None for a model without."""
+    """Return the numbers of raw and compressed slots of a layer; None for a model without slots."""
     if model == "lstm":
         return None
     raw = SLOTS if model == "compressive" else max(SLOTS, length)
@@ -125,7 +131,7 @@ def memory_of(model: str, length: int) -> tuple[int, int] | None:
 
 
 def forward_multiply_adds(model: str, shape: Shape) -> float | None:
-    """Return the multiply-adds of a token's forward, as the module's docstring counts them; None where it does not."""
+    """Return the multiply-adds of the forward for one token, as in the module's docstring; None for the package."""
     width, length, memory = shape.width, shape.length, memory_of(model, shape.length)
     if memory is None:
         return 8 * LAYERS * width**2
@@ -138,13 +144,13 @@ def forward_multiply_adds(model: str, shape: Shape) -> float | None:
 
 
 def flops_per_token(model: str, shape: Shape) -> float | None:
-    """Return the FLOPs of a token's forward and backward."""
+    """Return the FLOPs of forward and backward for one token; None for the package."""
     forward = forward_multiply_adds(model, shape)
     return None if forward is None else 3 * 2 * forward
 
 
 def build(model: str, shape: Shape) -> tuple[Work, int]:
-    """Return what runs forward and backward of a batch, and the model's parameters."""
+    """Return a function that runs forward and backward of a batch, and the number of parameters of the model."""
     torch.manual_seed(SEED)
     if model == "package":
         return _package(shape)
@@ -165,7 +171,7 @@ def _compressive(model: str, shape: Shape, inputs: Tensor) -> tuple[Work, int]:
         width=shape.width,
         heads=heads_of(shape.width),
         memory=memory,
-        # A layer with a feed-forward part, as the package has it, and nothing that the package has not.
+        # Layers with a feed-forward part, as in the package, and without parts that the package does not have.
         residual="gated",
         forgetting=False,
         clock=False,
@@ -209,8 +215,8 @@ def _package(shape: Shape) -> tuple[Work, int]:
     memories = tuple(torch.randn(LAYERS, shape.batch_size, slots, shape.width) for slots in (raw, compressed))
 
     def loss() -> Tensor:
-        # In each pass it detaches the weights of keys and values for good. Asked for again, their gradients are
-        # computed as they are meant to be, though it then drops them.
+        # In each pass the package detaches the weights of keys and values for good. Here they require gradients again,
+        # so that the pass does all the work it is meant to do, though the package then drops these gradients.
         model.requires_grad_()
         logits, _, auxiliary = model(tokens, memories=memories)
         total: Tensor = F.cross_entropy(logits.transpose(1, 2), targets) + auxiliary.sum()
@@ -231,7 +237,7 @@ def _import_package() -> Any:
 
 
 def tokens_per_second(work: Work, tokens: int, seconds: float) -> float:
-    """Return how many of the `tokens` of a batch pass in a second, over at least `seconds`."""
+    """Return the tokens per second of a batch with `tokens` tokens, measured over at least `seconds`."""
     calls, begin = 0, time.perf_counter()
     while True:
         work()
@@ -242,7 +248,7 @@ def tokens_per_second(work: Work, tokens: int, seconds: float) -> float:
 
 
 def peak_flops(size: int) -> Callable[[], float]:
-    """Return what measures the FLOPs a second of a product of two float32 matrices of `size` × `size`."""
+    """Return a function that measures the FLOPs per second of a product of two float32 matrices of `size` × `size`."""
     one, other = torch.randn(2, size, size)
     result = torch.empty(size, size)
 
@@ -256,23 +262,23 @@ def peak_flops(size: int) -> Callable[[], float]:
 
 
 def cases(config: BenchUnroll) -> list[Shape]:
-    """Return the sizes that are measured."""
+    """Return the sizes of all cases."""
     return [
         Shape(width, length, max(1, config.tokens // length)) for width in config.widths for length in config.lengths
     ]
 
 
 def models_of(models: Sequence[str], length: int) -> list[str]:
-    """Return those of `models` that differ at a window's length."""
+    """Return `models`, without `compressive_long` if it equals `compressive` at this window length."""
     same = memory_of("compressive_long", length) == memory_of("compressive", length)
     return [model for model in models if not (model == "compressive_long" and "compressive" in models and same)]
 
 
 def measured(shape: Shape, counts: Mapping[str, int], turns: Mapping[str, list[float]]) -> list[Measured]:
-    """Put together what was measured in one case.
+    """Combine the results of one case.
 
-    :param counts: parameters by model
-    :param turns: tokens a second by model, and under `PEAK` FLOPs a second
+    :param counts: numbers of parameters by model
+    :param turns: tokens per second in each turn by model, and FLOPs per second under `PEAK`
     """
     results = []
     for model in counts:
@@ -285,7 +291,7 @@ def measured(shape: Shape, counts: Mapping[str, int], turns: Mapping[str, list[f
 
 
 def measure_case(config: BenchUnroll, shape: Shape, peak: Callable[[], float], console: Console) -> list[Measured]:
-    """Let the models and the peak take turns in one case."""
+    """Measure the models and the peak in turns, in one case."""
     counts, workers = {}, {}
     for model in models_of(config.models, shape.length):
         work, counts[model] = build(model, shape)
@@ -325,7 +331,7 @@ def unroll_table(results: Sequence[Measured], peak: Sequence[float], threads: in
 
 
 def run(config: BenchUnroll, console: Console) -> dict[str, Any]:
-    """Measure, show the table, and return what the report holds of it."""
+    """Run the benchmark, print its table and return its part of the report."""
     threads = use_threads(config.threads)
     if "package" in config.models:
         _import_package()

@@ -1,4 +1,4 @@
-"""`ctrl envs --check ID`: what an agent with memory relies on, checked for any task."""
+"""`ctrl envs --check ID`: check any task against the laws that a memory agent relies on."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MARKS = {"kept": ("✓", "green"), "broken": ("✗", "bold red"), "not applicabl
 def check_env(config: EnvsConfig, console: Console) -> int:
     """Print a line for each law and return 1 if one is broken, else 0.
 
-    :raises UserError: where there is no such task or its package is missing
+    :raises UserError: if there is no such task, or its package is missing
     """
     assert config.check is not None
     if config.json:
-        with redirect_stdout(sys.stderr):  # what an env prints is no JSON
+        with redirect_stdout(sys.stderr):  # an env's own prints would break the JSON
             findings = list(check(find_subject(config.check, config)))
         console.print_json(data=[asdict(finding) for finding in findings])
     else:
@@ -42,7 +42,7 @@ def check_env(config: EnvsConfig, console: Console) -> int:
 
 
 def print_findings(subject: Subject, console: Console) -> list[Finding]:
-    """Check all laws, print a line for each and their number, and return them."""
+    """Check all laws, print a line for each and a count by status, and return the findings."""
     findings = []
     with _live(console if console.is_terminal else None) as show:
         for finding in watched(subject, show):
@@ -54,7 +54,10 @@ def print_findings(subject: Subject, console: Console) -> list[Finding]:
 
 
 def find_subject(env_id: str, config: EnvsConfig) -> Subject:
-    """Find the task; a `UserError` says what would work where there is none."""
+    """Find the task to check.
+
+    :raises UserError: if there is none or its package is missing; the message says what would work
+    """
     adapted = field_task(env_id)
     try:
         if adapted is not None:
@@ -69,7 +72,7 @@ def find_subject(env_id: str, config: EnvsConfig) -> Subject:
 
 
 def line(finding: Finding) -> RenderableType:
-    """Say what came of one law; a long detail stays to the right of the mark."""
+    """Return the line for one finding; a long detail is wrapped to the right of the mark."""
     mark, style = MARKS[finding.status]
     detail = f": {finding.detail}" if finding.detail else ""
     row = Table.grid(padding=(0, 1, 0, 0))
@@ -78,7 +81,7 @@ def line(finding: Finding) -> RenderableType:
 
 
 def watched(subject: Subject, show: Callable[[str], None]) -> Iterator[Finding]:
-    """Yield the findings, and meanwhile show which law is checked and how many steps it took so far."""
+    """Yield the findings; meanwhile show the law that is being checked and its number of steps so far."""
     findings = check(subject)
     for law in LAWS:
         subject.tick = _counting(law.name, show)
@@ -104,7 +107,7 @@ def _counting(name: str, show: Callable[[str], None]) -> Callable[[], None]:
 
 @contextmanager
 def _live(console: Console | None) -> Iterator[Callable[[str], None]]:
-    """Give what shows a text below the lines; in no terminal it shows nothing."""
+    """Yield a function that shows a text below the printed lines; without a terminal it shows nothing."""
     if console is None:
         yield lambda text: None
         return

@@ -1,4 +1,4 @@
-"""The command line: what was typed becomes one of the classes in `config`, and is handed to the module that does it."""
+"""Command line of `ctrl`: parse the arguments into a config and run the module of that subcommand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AnyConfig = (
 
 DESCRIPTION = "Compressive memory for reinforcement learning: train, compare and evaluate agents with memory."
 
-# Imported on use: `ctrl --help` needs no gymnasium, no SB3 and no matplotlib.
+# Imported only when used: `ctrl --help` needs no gymnasium, no SB3 and no matplotlib.
 MODULES: dict[type, str] = {
     TrainConfig: "training",
     CompareConfig: "compare",
@@ -97,16 +97,16 @@ EXAMPLES = {
 
 
 class CommandModule(Protocol):
-    """What every module of a subcommand has."""
+    """Interface of the module of a subcommand."""
 
     def run_command(self, config: AnyConfig, console: Console) -> int:
-        """Carry the subcommand out and return the exit code."""
+        """Run the subcommand and return its exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `ctrl` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
 
-    Where nobody reads on, as in `ctrl envs | head -1`, it ends with 1 without a word, as rich's console does.
+    If nobody reads stdout any more, as in `ctrl envs | head -1`, it silently returns 1, like rich's console.
     """
     try:
         try:
@@ -120,7 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_up_unread_stdout() -> bool:
-    """Whether stdout is a pipe that nobody reads; then the interpreter shall not try again as it ends."""
+    """Return True if stdout is a pipe that nobody reads, and redirect it to the null device.
+
+    Otherwise the interpreter would try to flush it again at exit.
+    """
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -130,7 +133,7 @@ def _give_up_unread_stdout() -> bool:
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """Do what `main` says."""
+    """Parse the command line, run its subcommand and return the exit code; print a user's mistake in one line."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
@@ -145,7 +148,7 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> AnyConfig:
-    """Turn the command line into a config; `--help` prints the examples below the options and exits."""
+    """Parse the command line into a config; `--help` prints the examples below the options and exits."""
     try:
         config: AnyConfig = tyro.cli(
             Command,

@@ -1,6 +1,7 @@
-"""Several cores on one task with several seeds: the same steps, the same envs, each run in a process of its own.
+"""Comparison of several cores on one task with several seeds, each run in a process of its own.
 
-Results are written as they come. A run that fails is reported and takes no other with it.
+All runs have the same envs and number of steps. Results are written whenever a run ends. A run that fails is reported
+and does not stop the others.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ from ctrl.experiments.tasks import MEMORYLESS, known_scores, make_task, referenc
 
 PICTURE = "learning_curves.png"
 ROW_NAMES = {MEMORYLESS: "no memory"}
-"""What is too long for the column of names."""
+"""Short names for rows whose names are too long for the first column."""
 
 
 def plan(config: CompareConfig, console: Console) -> list[TrainConfig]:
-    """Return one training run for each core and seed, seeds outermost, so that a stop leaves comparable runs."""
+    """Return one training run for each core and seed.
+
+    All cores with one seed come before the next seed, so that a stop leaves comparable runs.
+    """
     by_core = [_train_config(config, core) for core in config.cores]
     check = make_task(replace(config.task, num_envs=1), seed=0, training=True)
     try:
-        counts = [parameter_count(build_model(core, check)) for core in by_core]  # what doesn't fit is told at once
+        counts = [parameter_count(build_model(core, check)) for core in by_core]  # raises if options don't fit
         if config.match_parameters:
             by_core = [by_core[0], *(_matched(core, check, counts[0], console) for core in by_core[1:])]
     finally:
@@ -76,7 +80,7 @@ def _matched(config: TrainConfig, env: Any, target: int, console: Console) -> Tr
 
 
 class Comparison:
-    """The runs of a comparison and what is written about them."""
+    """Runs of a comparison, and the files and tables about them."""
 
     def __init__(self, config: CompareConfig, folder: Path, jobs: Sequence[Job], command: str) -> None:
         self.config = config
@@ -87,17 +91,17 @@ class Comparison:
 
     @property
     def runs(self) -> list[RunSummary]:
-        """The runs that finished, core by core."""
+        """Runs that finished, core by core."""
         done = [job.result for job in self.jobs if isinstance(job.result, RunSummary)]
         return sorted(done, key=lambda run: (self.config.cores.index(run.core), run.seed))
 
     @property
     def failures(self) -> list[FailedRun]:
-        """The runs that did not."""
+        """Runs that did not finish."""
         return [job.result for job in self.jobs if isinstance(job.result, FailedRun)]
 
     def write(self) -> None:
-        """Write `summary.json` with what there is so far."""
+        """Write the results so far to `summary.json`."""
         scores = known_scores(self.config.task)
         data = {
             "schema": SCHEMA,
@@ -115,7 +119,7 @@ class Comparison:
         write_json(self.folder / SUMMARY, data)
 
     def draw(self) -> Path | None:
-        """Draw the learning curves of all runs that have one; None if none has."""
+        """Draw the learning curves of all runs and return the path of the picture; None if no run has a curve."""
         curves: dict[str, list[list[Point]]] = {}
         for job in self.jobs:
             points = job.points()
@@ -134,7 +138,7 @@ class Comparison:
         return path
 
     def show(self, console: Console) -> None:
-        """Print the table, and below it where everything is."""
+        """Print the table and the failed runs, draw the picture, and print where all results are."""
         if self.runs:
             run, scores = self.config.run, reference_scores(self.config.task)
             baselines = {ROW_NAMES.get(name, name): score for name, score in scores.items()}
@@ -163,13 +167,13 @@ def _failure(run: FailedRun) -> dict[str, Any]:
 def compare(
     config: CompareConfig, runs: Sequence[TrainConfig], folder: Path, console: Console, command: str
 ) -> tuple[Comparison, int]:
-    """Train every core with every seed and write what comes out.
+    """Train every core with every seed and write the results.
 
-    :param config: the comparison
-    :param runs: what `plan` made of it
-    :param folder: where to write
-    :param console: where to show the progress
-    :param command: the command line to keep with the results
+    :param config: options of the comparison
+    :param runs: runs that `plan` made of it
+    :param folder: folder for the results
+    :param console: shows the progress
+    :param command: command line to keep with the results
     :return: the comparison, and the exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C
     """
     write_json(folder / MARKER, {"command": command, "comparison": asdict(config) | {"out": str(folder)}})
@@ -184,13 +188,13 @@ def compare(
 
 
 def runs_at_a_time(config: CompareConfig) -> int:
-    """Return how many runs have a CPU core for each of their processes; at least 1."""
+    """Return the number of runs at a time for which every process has a CPU core; at least 1."""
     return max(1, provenance.usable_cores() // config.impala.processes(config.algorithm))
 
 
 def run_command(config: CompareConfig, console: Console) -> int:
-    """Carry out `ctrl compare`."""
-    runs = plan(config, console)  # first, so that a mistake leaves earlier results alone
+    """Run `ctrl compare` and return its exit code."""
+    runs = plan(config, console)  # first, so that an error leaves earlier results alone
     folder = open_folder(config.out, overwrite=config.overwrite, name=f"{slug(config.task.env)}-compare")
     comparison, exit_code = compare(config, runs, folder, console, provenance.command())
     comparison.show(console)

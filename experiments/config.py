@@ -1,7 +1,7 @@
-"""What can be asked for on the command line, as frozen dataclasses that check themselves.
+"""Options of the command line, as frozen dataclasses that validate themselves.
 
-The text under a field is its `--help`. `tyro` builds the command line from these classes, and each run keeps its
-own as `config.json`, so a run can be read, compared and repeated without the shell's history.
+The text below a field is its `--help`. `tyro` builds the command line from these classes. Each run keeps its options
+in `config.json`, so it can be read, compared and repeated without the shell's history.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ import tyro
 from ctrl.experiments.errors import UserError, require
 
 RAW_CORES = ("transformer_xl", "gtrxl")
-"""Attention without compression."""
+"""Cores with attention but without compression."""
 COMPRESSIVE_CORES = ("compressive", "adaptive")
 ATTENTION_CORES = (*COMPRESSIVE_CORES, *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""Off unless its flag is given; a plain `bool` has a flag for each of its values."""
+"""Option that is off unless its flag is given; a plain `bool` has a second flag to switch it off."""
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
 
 
 def open_option(default: str, metavar: str | None = "INT", text: str | None = None) -> object:
-    """Say in `--help` what happens where an option is left open, instead of `None`.
+    """Return the annotation of an option that may be left open; `--help` then shows `default` instead of `None`.
 
-    :param default: what happens
-    :param metavar: what the option takes; None for a flag
-    :param text: the help, where it is too long for one line below the field: tyro keeps the breaks of a docstring
+    :param default: the default, in words
+    :param metavar: placeholder for the option's value; None for a flag
+    :param text: help text, if it is too long for one line below the field: tyro keeps the line breaks of a docstring
     """
     return tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint=f"(default: {default})")
 
 
 def parse_pairs(pairs: tuple[str, ...], argument: str) -> dict[str, Any]:
-    """Turn `("length=64", "name=abc")` into `{"length": 64, "name": "abc"}`; values are Python literals or text."""
+    """Parse `("length=64", "name=abc")` into `{"length": 64, "name": "abc"}`; values are Python literals or text."""
     parsed: dict[str, Any] = {}
     for pair in pairs:
         key, separator, text = pair.partition("=")
@@ -54,13 +54,13 @@ def parse_pairs(pairs: tuple[str, ...], argument: str) -> dict[str, Any]:
 
 
 def merge_pairs(pairs: tuple[str, ...], changes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `pairs` with the values that `changes` has, and with what only `changes` has behind them."""
+    """Return `pairs` with the values of `changes`; keys that only `changes` has come last."""
     by_key = {pair.partition("=")[0]: pair for pair in (*pairs, *changes)}
     return tuple(by_key.values())
 
 
 def parse_memory(text: str) -> list[tuple[int, int]]:
-    """Turn `"32,32x4"` into `[(32, 1), (32, 4)]`: slots and rate of each tier, the raw memory first."""
+    """Parse `"32,32x4"` into `[(32, 1), (32, 4)]`: slots and rate of each tier, the raw memory first."""
     tiers = []
     for position, part in enumerate(text.split(",")):
         match = re.fullmatch(r"\s*(\d+)\s*(?:x\s*(\d+)\s*)?", part)
@@ -77,14 +77,14 @@ def parse_memory(text: str) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """The task and how many copies of it run side by side."""
+    """Task, its arguments and the number of its copies."""
 
     env: Annotated[str, tyro.conf.arg(metavar="ID")] = "ctrl/Recall-v0"
-    """Gymnasium id of the task; `ctrl envs` lists ours. `my_package:My-v0` imports my_package first."""
+    """Gymnasium id of the task; `ctrl envs` lists memory tasks. `my_package:My-v0` imports my_package first."""
     env_kwargs: KeyValues = ()
     """Arguments of the task, such as `length=64 num_cues=4`."""
     num_envs: int = 64
-    """Copies of the task that are stepped together."""
+    """Number of copies of the task that are stepped together."""
 
     def __post_init__(self) -> None:
         require(bool(self.env), "--env must not be empty")
@@ -93,7 +93,7 @@ class TaskOptions:
 
     @property
     def env_arguments(self) -> dict[str, Any]:
-        """The task's keyword arguments."""
+        """Keyword arguments of the task."""
         return parse_pairs(self.env_kwargs, "--env-kwargs")
 
     @classmethod
@@ -103,7 +103,7 @@ class TaskOptions:
 
     @property
     def title(self) -> str:
-        """The task's name with its arguments."""
+        """Id of the task, with its arguments."""
         return f"{self.env} ({', '.join(self.env_kwargs)})" if self.env_kwargs else self.env
 
 
@@ -124,33 +124,33 @@ _COMPRESSOR_HELP = (
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """The size and shape of the memory. An option that the core does not have is refused.
+    """Size and structure of the memory. An option that the core does not have is refused.
 
-    Among several cores it is refused where none has it, and reaches those that have it.
+    With several cores, an option applies to those that have it, and is refused if none has it.
     """
 
     width: Annotated[int | None, open_option("64 with attention, 128 otherwise")] = None
-    """Features of a layer."""
+    """Number of features of a layer."""
     layers: Annotated[int | None, open_option("1")] = None
-    """Layers of the core."""
+    """Number of layers of the core."""
     heads: Annotated[int | None, open_option("4")] = None
-    """Attention heads of a layer; must divide the width."""
+    """Number of attention heads of a layer; must divide the width."""
     memory: Annotated[
         str | None, tyro.conf.arg(metavar="TIERS", help=_MEMORY_HELP, help_behavior_hint=f"(default: {DEFAULT_TIERS})")
     ] = None
     compressor: Annotated[str | None, open_option("surprise", "NAME", _COMPRESSOR_HELP)] = None
     reconstruction: Annotated[str | None, open_option("attention_reconstruction, where it trains", "LOSS")] = None
-    """What compressors learn from: attention_reconstruction, auto_encoding or none."""
+    """Loss that trains the compressors: attention_reconstruction, auto_encoding or none."""
     compression_gradient: Annotated[str | None, open_option("reconstruction", "reconstruction|task")] = None
-    """task lets the task loss train the compressors instead."""
+    """Gradient that trains the compressors: of the reconstruction loss, or of the task loss instead."""
     residual: Annotated[str | None, open_option("plain", "plain|pre_norm|gated|post_norm")] = None
-    """How a layer joins what it reads to what it had."""
+    """Way to join a layer's attention output to its input; plain is a sum, without a feed-forward part."""
     forgetting: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--forgetting", None)] = None
-    """Let a quarter of the heads learn when to shut out all that is older."""
+    """Let a quarter of the heads have a forget gate, which learns when to shut out all older steps."""
     clock: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--clock", None)] = None
-    """Let a quarter of the heads, and the output, know the step of the episode."""
+    """Let a quarter of the heads, and the output, know the number of the step in its episode."""
     novelty_gain: Annotated[float | None, open_option("4.0 with surprise and most_missed", "FLOAT")] = None
-    """Keys and values of a slot of novelty n are 1 + n times this as large."""
+    """Gain g of novel slots: keys and values of a slot of novelty n are multiplied by 1 + g n."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 
@@ -164,12 +164,15 @@ class MemoryOptions:
 
     @property
     def of_some_cores(self) -> list[str]:
-        """The options that are not left open."""
+        """Names of the options that are given."""
         return [name for name, value in asdict(self).items() if value is not None]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> MemoryOptions:
-        """Rebuild the options from plain data; a `UserError` tells of those that are no more."""
+        """Rebuild the options from plain data.
+
+        :raises UserError: if an option is given that no longer exists
+        """
         names = {field.name for field in fields(cls)}
         gone = [name for name, value in data.items() if name not in names and value is not None]
         require(not gone, f"the run was made with {_flags(gone)}, which this version does not have")
@@ -189,37 +192,37 @@ _REFRESH_HELP = (
 
 @dataclass(frozen=True)
 class PPOOptions:
-    """PPO, with the names and meanings of stable-baselines3; IMPALA shares those that it has."""
+    """Options of PPO, with the names and meanings of stable-baselines3; IMPALA shares some of them."""
 
     learning_rate: float = 1e-3
-    """Adam's step size for all but the compressors."""
+    """Learning rate of Adam for all parameters but the compressors'."""
     anneal: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --anneal)")] = True
     """Let the learning rate fall linearly to 0 over the run, or keep it as it is."""
     memory_learning_rate: Annotated[float | None, open_option("0.005", "FLOAT")] = None
-    """Adam's step size for the compressors."""
+    """Learning rate of Adam for the compressors."""
     n_steps: int = 64
     """Steps of each env between two updates."""
     window: Annotated[int | None, open_option("all of --n-steps")] = None
-    """Steps that gradients flow through at once; must divide --n-steps."""
+    """Steps of a window, which gradients flow through; must divide --n-steps."""
     refresh: Annotated[str | None, open_option("none", "none|recompute|STEPS", _REFRESH_HELP)] = None
     batch_size: Annotated[int | None, open_option("ppo a quarter of the update's steps, impala all of them")] = None
-    """Steps of a minibatch, a multiple of the window; of IMPALA, those of one backward pass."""
+    """Steps of a minibatch, with IMPALA of one backward pass; a multiple of the window."""
     n_epochs: Annotated[int | None, open_option("4")] = None
-    """Passes over the data of each update."""
+    """Number of passes over the data of each update."""
     gamma: float = 0.99
-    """Discount of a reward one step later."""
+    """Discount factor of a reward, for each step that it comes later."""
     gae_lambda: Annotated[float | None, open_option("0.9", "FLOAT")] = None
-    """Weight of long returns against the value estimate, from 0 to 1."""
+    """Lambda of the advantage estimate (GAE), from 0 (trust the values) to 1 (use whole returns)."""
     clip_range: Annotated[float | None, open_option("0.2", "FLOAT")] = None
-    """How far the probability of an action may move in one update, as a fraction."""
+    """Limit on the change of an action's probability in one update, as a fraction."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
     vf_coef: Annotated[float | None, open_option("ppo 0.1, impala 0.5", "FLOAT")] = None
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
-    """Clip of the gradient's norm, all but the compressors."""
+    """Clip of the gradient norm of all parameters but the compressors'."""
     memory_max_grad_norm: Annotated[float | None, open_option("0.1", "FLOAT")] = None
-    """Clip of the gradient's norm, the compressors."""
+    """Clip of the gradient norm of the compressors."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -254,18 +257,18 @@ class PPOOptions:
 
     @property
     def of_ppo_alone(self) -> list[str]:
-        """The options that are not left open and that no other algorithm has."""
+        """Names of the given options that only PPO has."""
         return [name for name in PPO_ALONE if getattr(self, name) is not None]
 
     @property
     def of_some_cores(self) -> list[str]:
-        """The options that are not left open and that only some cores have."""
+        """Names of the given options that only some cores have."""
         return [name for name in ("memory_learning_rate", "memory_max_grad_norm") if getattr(self, name) is not None]
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `MemoryPPO`; what was left open is left to it."""
+        """Return the keyword arguments of `MemoryPPO`, without the options that were left open."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        del given["anneal"]  # a choice of how the learning rate is given, see `models.arguments`
+        del given["anneal"]  # `models.arguments` makes a schedule of it
         if self.refresh is not None and self.refresh.isdecimal():
             given["refresh"] = int(self.refresh)
         return given
@@ -277,34 +280,34 @@ ALGORITHMS = ("ppo", "impala")
 
 @dataclass(frozen=True)
 class ImpalaOptions:
-    """What `--algorithm impala` has beside the options that it shares with PPO; --n-steps are the steps of a window."""
+    """Options of `--algorithm impala`, beside those that it shares with PPO; --n-steps is the length of a window."""
 
     num_actors: Annotated[int | None, open_option("2")] = None
-    """Processes that act, each in --num-envs copies of the task; 0 acts in the learner's."""
+    """Number of actor processes, each with --num-envs copies of the task; with 0, the learner acts itself."""
     windows_per_update: Annotated[int | None, open_option("1")] = None
-    """Windows of one actor's copies that an update learns from."""
+    """Number of windows that an update learns from, each of all copies of one actor."""
     vtrace_lambda: Annotated[float | None, open_option("1.0", "FLOAT")] = None
-    """Weight of long returns against the value estimate, from 0 to 1."""
+    """Lambda of V-trace, from 0 (trust the values) to 1 (use whole returns)."""
     rho_bar: Annotated[float | None, open_option("1.0", "FLOAT")] = None
-    """Clip of the importance weights."""
+    """Clip of the importance weights of temporal differences and of the policy gradient."""
     c_bar: Annotated[float | None, open_option("1.0", "FLOAT")] = None
-    """Clip of the importance weights that carry back what later steps bring."""
+    """Clip of the importance weights that carry later temporal differences back to earlier steps."""
     reward_clipping: Annotated[str | None, open_option("none", "abs_one|soft_asymmetric")] = None
-    """How rewards are clipped before learning."""
+    """Clipping of the rewards before learning."""
     use_rms_prop: Switch = False
-    """RMSProp instead of Adam, for all but the compressors."""
+    """Use RMSProp instead of Adam, for all parameters but the compressors'."""
     actor_timeout: Annotated[float | None, open_option("60", "SECONDS")] = None
-    """How long a step of an actor's copies may take before the actor counts as hung."""
+    """Seconds that a step of an actor's copies may take before the actor counts as hung."""
     max_restarts: Annotated[int | None, open_option("5")] = None
-    """How often actors that died, hung or raised are restarted, all together."""
+    """Number of restarts of actors that died, hung or raised an error, all actors together."""
 
     @property
     def given(self) -> dict[str, Any]:
-        """Keyword arguments of `MemoryImpala`; what was left open is left to it."""
+        """Keyword arguments of `MemoryImpala`, without the options that were left open."""
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
     def processes(self, algorithm: str) -> int:
-        """Return how many processes a run keeps busy: the learner and its actors."""
+        """Return the number of processes that a run keeps busy: the learner and its actors."""
         if algorithm == "ppo":
             return 1
         return 1 + (2 if self.num_actors is None else self.num_actors)
@@ -329,19 +332,19 @@ _EVAL_HELP = (
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How long to train, how to evaluate, and on what."""
+    """Length of training, evaluations and checkpoints, and the device."""
 
     steps: int = 300_000
     """Env steps to train for, all copies together; rounded up to whole updates."""
     eval_episodes: int = 100
-    """Episodes of the evaluation after training, on seeds that training never sees; 0 skips all evaluation."""
+    """Held-out episodes (seeds that training never uses) of the evaluation after training; 0 skips all evaluations."""
     eval_every: Annotated[int | None, open_option("a tenth of --steps", text=_EVAL_HELP)] = None
     checkpoint_every: Annotated[int | None, open_option("a tenth of --steps")] = None
     """Env steps between two checkpoints."""
     device: str = "auto"
-    """cpu, cuda or auto."""
+    """Device of the agent: cpu, cuda or auto."""
     threads: Annotated[int | None, open_option("train: torch's own, else 1 a process")] = None
-    """CPU threads that torch may use."""
+    """Number of CPU threads that torch may use."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
@@ -359,7 +362,7 @@ class RunOptions:
 
     @property
     def evaluation_interval(self) -> int | None:
-        """Env steps between two evaluations during training; None where there are none."""
+        """Env steps between two evaluations during training; None if there are none."""
         if self.eval_episodes == 0 or self.eval_every == 0:
             return None
         return self.eval_every or self._tenth
@@ -374,14 +377,14 @@ Out = Annotated[Path | None, open_option("a new numbered folder in runs/", "DIR"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train one agent and keep the model, its checkpoints, its curves and what they cost."""
+    """Train one agent; save the model, checkpoints, learning curves and a summary with the costs."""
 
     core: Annotated[str, tyro.conf.arg(metavar="NAME")] = "compressive"
     """Memory of the agent: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru or feedforward (none)."""
     seed: int = 0
     """Seed of weights, actions and task."""
     algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
-    """What learns."""
+    """Learning algorithm."""
     out: Out = None
     """Folder for the results."""
     overwrite: Switch = False
@@ -401,7 +404,7 @@ class TrainConfig:
 
     @property
     def heads(self) -> int:
-        """Attention heads of a layer; 1 where the core has none."""
+        """Number of attention heads of a layer; 1 if the core has none."""
         from ctrl.experiments.core_options import parameters
 
         has_heads = "heads" in parameters(self.core)
@@ -413,7 +416,7 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
-        """Rebuild a config from `to_json`."""
+        """Rebuild a config from the data of `to_json`."""
         from ctrl.experiments.core_options import of_core
 
         return cls(
@@ -423,29 +426,29 @@ class TrainConfig:
             overwrite=data["overwrite"],
             task=TaskOptions.from_json(data["task"]),
             run=RunOptions(**data["run"]),
-            memory=of_core(MemoryOptions.from_json(data["memory"]), data["core"]),  # older runs name those of all cores
+            memory=of_core(MemoryOptions.from_json(data["memory"]), data["core"]),  # older runs have all cores' options
             ppo=of_core(PPOOptions(**data["ppo"]), data["core"]),
-            algorithm=data.get("algorithm", "ppo"),  # older runs have no other
+            algorithm=data.get("algorithm", "ppo"),  # older runs name none: all were PPO
             impala=ImpalaOptions(**data.get("impala", {})),
         )
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Train several cores on one task with several seeds; table, learning curves and TensorBoard side by side."""
+    """Train several cores on one task with several seeds; show a table, learning curves and TensorBoard logs."""
 
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("compressive", "lstm")
     """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
-    """Runs of each core, with seeds 0, 1, 2 …"""
+    """Number of runs of each core, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core, fewer with actors")] = None
-    """Runs at the same time, each a process of its own."""
+    """Number of runs at the same time, each in a process of its own."""
     learning_rates: KeyValues = ()
-    """Step size by core where it differs from --learning-rate: `compressive=1e-3 lstm=3e-3`."""
+    """Learning rates of single cores, in place of --learning-rate: `compressive=1e-3 lstm=3e-3`."""
     match_parameters: Switch = False
-    """Choose the width of the other cores so that their parameters are within 10 % of the first core's."""
+    """Choose the widths of the other cores so that their parameter counts are within 10 % of the first core's."""
     algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
-    """What learns."""
+    """Learning algorithm."""
     out: Out = None
     """Folder for the results."""
     overwrite: Switch = False
@@ -471,7 +474,7 @@ class CompareConfig:
 
     @property
     def rates(self) -> dict[str, Any]:
-        """Learning rate by core, where it differs."""
+        """Learning rates of the cores that do not use --learning-rate."""
         return parse_pairs(self.learning_rates, "--learning-rates")
 
 
@@ -479,7 +482,7 @@ class CompareConfig:
 class EvaluateConfig:
     """Play episodes with a trained agent and report return, success and length.
 
-    With a run alone it repeats the run's own evaluation, to the same numbers as in its summary.json.
+    Without options it repeats the run's own evaluation, with the same results as in its summary.json.
     """
 
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -487,17 +490,17 @@ class EvaluateConfig:
     env: Annotated[str | None, open_option("the run's", "ID")] = None
     """Gymnasium id of the task."""
     env_kwargs: Annotated[tuple[str, ...], open_option("the run's, unless --env is given", "[KEY=VALUE ...]")] = ()
-    """Arguments of the task. Without --env, those of the run that are not named here stay as they are."""
+    """Arguments of the task. Without --env, arguments of the run that are not named here stay as they are."""
     episodes: Annotated[int | None, open_option("those of the run's own evaluation, else 100")] = None
-    """Episodes to play."""
+    """Number of episodes to play."""
     seed: Annotated[int | None, open_option("the run's, else 0")] = None
-    """Seed of the task; evaluation seeds never overlap with training's."""
+    """Seed of the task; seeds of evaluations never overlap with those of training."""
     num_envs: Annotated[int | None, open_option("those of the run's own evaluation, 50 or one an episode")] = None
-    """Copies of the task that are stepped together; another number plays other episodes."""
+    """Number of copies of the task that are stepped together; another number plays other episodes."""
     stochastic: Switch = False
-    """Sample actions as in training; by default the likeliest one is taken."""
+    """Sample the actions, as in training, instead of taking the likeliest."""
     device: Annotated[str | None, open_option("the run's, else auto", "STR")] = None
-    """cpu, cuda or auto."""
+    """Device of the agent: cpu, cuda or auto."""
     json: Switch = False
     """Print JSON instead of a table."""
 
@@ -511,18 +514,18 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class EnvsConfig:
-    """List the memory tasks, ours and installed ones of others; check the contract of any; draw ours."""
+    """List the memory tasks, ours and those of installed packages; check any task; draw ours."""
 
     family: Annotated[str | None, open_option("all", "NAME")] = None
-    """List one family alone: ctrl, popgym, minigrid, memory-gym or bsuite."""
+    """Family to list, instead of all: ctrl, popgym, minigrid, memory-gym or bsuite."""
     check: Annotated[str | None, open_option("list tasks", "ID")] = None
-    """Check what an agent with memory relies on, for any id; `my_package:My-v0` imports my_package first."""
+    """Task to check against the laws that a memory agent relies on; `my_package:My-v0` imports my_package first."""
     env_kwargs: KeyValues = ()
     """Arguments of the task to check, such as `length=64 num_cues=4`."""
     steps: Annotated[int | None, open_option("100000")] = None
-    """Steps of the check that nothing is left behind in memory."""
+    """Number of steps of the check for memory leaks."""
     sheet: Annotated[Path | None, open_option("list tasks", "FILE")] = None
-    """PNG file to draw episodes of our tasks in, as a person sees them."""
+    """PNG file for pictures of episodes of our tasks, as a person sees them."""
     overwrite: Switch = False
     """Replace the file that --sheet names."""
     json: Switch = False
@@ -541,30 +544,30 @@ class EnvsConfig:
 
     @property
     def checked_steps(self) -> int:
-        """Steps of the check that nothing is left behind."""
+        """Number of steps of the check for memory leaks."""
         return 100_000 if self.steps is None else self.steps
 
     @property
     def env_arguments(self) -> dict[str, Any]:
-        """The checked task's keyword arguments."""
+        """Keyword arguments of the task to check."""
         return parse_pairs(self.env_kwargs, "--env-kwargs")
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Compressed memory against an LSTM in under five minutes, on a task that outlasts the raw memory."""
+    """Compare compressive memory with an LSTM in under five minutes, on a task that outlasts the raw memory."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/demo")
-    """Folder for the results; those of an earlier demo are replaced, nothing else is."""
+    """Folder for the results. Results of an earlier run in it are replaced; other files are not."""
     jobs: int = 2
-    """Runs at the same time."""
+    """Number of runs at the same time."""
 
     def __post_init__(self) -> None:
         require(self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
 
 
 def require_cores(names: Sequence[str], memory: MemoryOptions, ppo: PPOOptions) -> None:
-    """Raise a `UserError` unless `names` are cores that have, one or all of them, every option that is given."""
+    """Raise a `UserError` unless `names` are cores and at least one of them has each option that is given."""
     from ctrl.experiments.core_options import check_options
 
     for name in names:
@@ -573,7 +576,7 @@ def require_cores(names: Sequence[str], memory: MemoryOptions, ppo: PPOOptions) 
 
 
 def require_core(name: str) -> None:
-    """Raise a `UserError` that lists the cores unless `name` is one."""
+    """Raise a `UserError` that lists the cores unless `name` is one of them."""
     import ctrl
     from ctrl.experiments.errors import unknown
 

@@ -1,7 +1,7 @@
-"""`ctrl envs --sheet FILE`: what a person sees of our tasks, played by an agent that knows how.
+"""`ctrl envs --sheet FILE`: pictures of our tasks as a person sees them, played by their perfect agents.
 
-Each task has a line of pictures from one episode: its start, the step before and after the first reward of each size,
-the end, and moments between them.
+Each task has a row of pictures from one episode: its start, the steps before and after the first reward of each size,
+its end, and moments between them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ctrl.experiments.plots import save_figure
 
 SEED = 4
 PICTURES = 5
-"""Pictures of each task."""
+"""Number of pictures of each task."""
 WIDTH, MARGIN, GAP = 10.0, 0.2, 0.15  # inches
-HEADER, TITLE, LINE, SPACE = 1.05, 0.5, 0.15, 0.3  # inches: of the sheet, of a task, a line of captions, below them
+HEADER, TITLE, LINE, SPACE = 1.05, 0.5, 0.15, 0.3  # inches: sheet's head, task's head, line of a caption, gap below
 PICTURE_WIDTH = (WIDTH - 2 * MARGIN - (PICTURES - 1) * GAP) / PICTURES
 CAPTION_COLUMNS = 28
 ID_WIDTH = 3.0
@@ -39,17 +39,17 @@ grid world: the room from above, beside it what the agent sees and the match obj
 
 
 class Moment(NamedTuple):
-    """What is seen at one step."""
+    """One step of an episode, as a person sees it."""
 
     picture: NDArray[np.uint8]
-    """[height, width, 3]"""
+    """RGB picture [height, width, 3]."""
     text: str
     reward: float
-    """Of the step that led here."""
+    """Reward of the step that led here."""
 
 
 def write_sheet(config: EnvsConfig, console: Console) -> int:
-    """Draw all tasks of ours and write the PNG file."""
+    """Draw all our tasks and write the PNG file."""
     path = config.sheet
     assert path is not None
     require(config.overwrite or not path.exists(), f"--sheet {path} exists; name another, or add --overwrite")
@@ -64,7 +64,7 @@ def write_sheet(config: EnvsConfig, console: Console) -> int:
 
 
 def play_perfectly(task: Task, seed: int = SEED) -> list[Moment]:
-    """Play one episode of a task with its perfect agent, and keep what is seen of all of it, also of its end."""
+    """Play one episode of a task with its perfect agent and return all its moments, including the end."""
     drawn, told = (
         gym.make_vec(task.id, 1, render_mode=mode, autoreset_mode=AutoresetMode.NEXT_STEP)
         for mode in ("rgb_array", "ansi")
@@ -88,10 +88,13 @@ def _moment(drawn: VectorEnv[Any, Any, Any], told: VectorEnv[Any, Any, Any], rew
 
 
 def telling(rewards: Sequence[float], count: int = PICTURES) -> list[int]:
-    """Choose the moments to show by what happens.
+    """Choose the moments to show: start, end, and the moments before and after the first reward of each size.
 
-    :param rewards: the reward of the step that led to each moment
-    :param count: how many, if there are as many
+    If these are fewer than `count`, the middles of the longest gaps are added.
+
+    :param rewards: reward of the step that led to each moment
+    :param count: number of moments to choose; an episode with fewer shows all
+    :return: indices of the chosen moments, in order
     """
     firsts = [rewards.index(size) for size in dict.fromkeys(rewards) if size != 0]
     wanted = dict.fromkeys([0, *(moment for first in firsts for moment in (first - 1, first)), len(rewards) - 1])
@@ -103,23 +106,23 @@ def telling(rewards: Sequence[float], count: int = PICTURES) -> list[int]:
 
 
 def caption(text: str) -> list[str]:
-    """Break a line of text for a human into the step and what is seen then, without what only the viewer knows."""
+    """Split the text of a moment into its step and wrapped description, without facts that the agent does not see."""
     step, rest = re.split(r"\s{2,}", text.rsplit("  (", 1)[0], maxsplit=1)
     return [step, *textwrap.wrap(rest, CAPTION_COLUMNS)]
 
 
 class Strip(NamedTuple):
-    """The pictures of one task, and their sizes in inches."""
+    """Row of pictures of one task, with sizes in inches."""
 
     task: Task
     moments: list[Moment]
     picture_height: float
     height: float
-    """With title, captions and the space below."""
+    """Height with title, captions and the space below."""
 
 
 def contact_sheet(tasks: Mapping[str, Task]) -> Figure:
-    """Draw a line of pictures for each task."""
+    """Draw a row of pictures for each task."""
     strips = [_strip(task) for task in tasks.values()]
     total = HEADER + sum(strip.height for strip in strips)
     figure = Figure(figsize=(WIDTH, total), dpi=160)
@@ -144,7 +147,7 @@ def _strip(task: Task) -> Strip:
 
 
 def _draw(figure: Figure, strip: Strip, top: float) -> None:
-    """Draw one task below `top`, in inches from the lower edge."""
+    """Draw the row of one task; `top` is its upper edge, in inches from the lower edge of the sheet."""
     _write(figure, MARGIN, top, strip.task.id, size=10.5, weight="bold")
     arguments = ", ".join(f"{name}={value}" for name, value in strip.task.defaults.items())
     _write(figure, MARGIN + ID_WIDTH, top - 0.02, arguments, colour=GREY)
@@ -169,6 +172,6 @@ def _write(
     weight: str = "normal",
     colour: str = "black",
 ) -> None:
-    """Write text at a place in inches."""
+    """Write text at a position in inches, from the left and the lower edge of the sheet."""
     width, height = figure.get_size_inches()
     figure.text(left / width, top / height, text, fontsize=size, fontweight=weight, va="top", color=colour)

@@ -1,4 +1,4 @@
-"""`ctrl demo`: the comparison that shows the point. All its numbers are here."""
+"""`ctrl demo`: a short comparison of compressive memory with an LSTM. All its settings are here."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ SEEDS = 3
 STEPS = 250_000
 """Env steps of each run."""
 LENGTH = 250
-"""Steps from cue to query: far more than the raw memory holds, so the answer must come through compressed slots."""
+"""Steps from cue to query: far more than the raw memory holds, so the answer must come from compressed slots."""
 NUM_CUES = 4
 LEARNING_RATES = {"lstm": 1e-2}
-"""Compressive memory has the default. With this one an LSTM learns the shortest recall of `ctrl suite` best, see
-docs/suite.md."""
+"""Learning rates that differ from the default. An LSTM learns the shortest recall task of `ctrl suite` best with this
+one, see docs/suite.md."""
 EVAL_EPISODES = 200
 
 
 def demo_config(options: DemoConfig) -> CompareConfig:
-    """Return the comparison that the demo is."""
+    """Return the config of the comparison."""
     return CompareConfig(
         cores=CORES,
         seeds=SEEDS,
@@ -36,7 +36,7 @@ def demo_config(options: DemoConfig) -> CompareConfig:
 
 
 def run_command(options: DemoConfig, console: Console) -> int:
-    """Carry out `ctrl demo`."""
+    """Run `ctrl demo` and return its exit code."""
     console.print(
         f"One of {NUM_CUES} cues is shown once and asked for {LENGTH} steps later. Compressive memory as it is by "
         "default against an LSTM with more parameters, as many steps and a learning rate of its own.",

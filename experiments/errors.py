@@ -1,4 +1,4 @@
-"""Mistakes of the user, told in one line instead of a traceback."""
+"""Mistakes of the user, reported in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """What was asked for cannot be done; the message says why and what would work.
+    """Request that cannot be carried out; the message says why, and what would work.
 
-    Not a ValueError: the command line parser would catch that and draw a box of its own around some of them.
+    It is not a ValueError: the command line parser would catch that, and print some of them in a box of its own.
     """
 
 
@@ -20,7 +20,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], *, show: int = 12) -> UserError:
-    """Build the error for a name that is not among `choices`: the closest ones first, at most `show` of them."""
+    """Build the error for a name that is not among `choices`. It lists at most `show` of them, the closest first."""
     names = sorted(choices)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     listed = close + [other for other in names if other not in close]

@@ -1,4 +1,4 @@
-"""Playing episodes with a trained agent, on seeds that training never sees."""
+"""Evaluation of trained agents on held-out episodes, whose seeds training never uses."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from ctrl.experiments.summary import Evaluation, GroupEvaluation, titled
 from ctrl.experiments.tasks import evaluation_seed, known_rules, known_scores, make_task, stated_scores
 
 MOST_ENVS = 50
-"""Copies of the task in an evaluation; with another number of them other episodes would be played."""
+"""Largest number of copies of the task in an evaluation; another number would play other episodes."""
 WINDOW_ENVS = 16
-"""Copies of the task in which reconstruction errors are measured."""
+"""Number of copies of the task in which reconstruction errors are measured."""
 WINDOWS = 4
-"""In which reconstruction errors are measured; the first begins with empty memories."""
+"""Number of windows in which reconstruction errors are measured; the first begins with empty memories."""
 _ERROR = "reconstruction_error/"
 
 
 class Player:
-    """A policy that plays with its state kept in place, as in training.
+    """Policy that plays with its state kept in place between steps, as in training.
 
-    `predict`, which hands the state over as numpy arrays, takes several times as long.
+    The policy's own `predict` passes the state as numpy arrays, which takes several times as long.
     """
 
     def __init__(self, policy: MemoryPolicy) -> None:
@@ -54,7 +54,7 @@ class Player:
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, tuple[()]]:
-        """Choose actions as the policy's own `predict` does; a call without `state` begins anew."""
+        """Choose actions as the policy's own `predict` does; a call without `state` starts from the initial state."""
         check_finite(observation, "observation", self._steps)
         if state is None:
             self.policy.set_training_mode(False)
@@ -65,19 +65,19 @@ class Player:
         return self.policy.env_actions(acted.actions), ()
 
     def tell_rewards(self, rewards: Any) -> None:
-        """Give the rewards [B] that the last actions brought, which some policies see."""
+        """Pass on the rewards [B] of the last actions, which some policies take as input."""
         self._actor.tell_rewards(rewards)
 
 
 def evaluate(
     model: Any, env: VecEnv, task: TaskOptions, *, episodes: int, seed: int, deterministic: bool = True
 ) -> Evaluation:
-    """Play `episodes` with the agent.
+    """Play episodes with the agent and return the results.
 
     :param model: one of our agents, or another with stable-baselines3's `predict`
     :param env: the task, wrapped so that it reports whole episodes
-    :param task: what `env` was built from
-    :param episodes: how many to play, divided evenly among the copies so that short ones are not preferred
+    :param task: options that `env` was built from
+    :param episodes: number of episodes, divided evenly among the copies so that short ones are not preferred
     :param seed: task seed of the first copy
     :param deterministic: take the likeliest action instead of sampling
     """
@@ -117,7 +117,7 @@ def _normalised(task: TaskOptions, score: float) -> float | None:
 
 
 def _by_name(task: TaskOptions, grouped: dict[int, list[float]]) -> dict[str, GroupEvaluation]:
-    """Return the number of episodes and the success of each group of one of our tasks."""
+    """Return the number of episodes and the success rate of each group, by name; empty for tasks of other packages."""
     rules = known_rules(task)
     names = () if rules is None else rules.group_names
     return {
@@ -131,8 +131,8 @@ def evaluate_run(model: MemoryAlgorithm, config: TrainConfig, *, episodes: int |
     """Evaluate the agent of a training run on its own task.
 
     :param model: the agent
-    :param config: the run's
-    :param episodes: how many to play, if not those that `config` asks for after training
+    :param config: options of the run
+    :param episodes: number of episodes; None for those that `config` asks for after training
     """
     episodes = config.run.eval_episodes if episodes is None else episodes
     task = replace(config.task, num_envs=min(MOST_ENVS, episodes))
@@ -145,13 +145,13 @@ def evaluate_run(model: MemoryAlgorithm, config: TrainConfig, *, episodes: int |
 
 
 def reconstruction_errors(model: MemoryAlgorithm, config: TrainConfig) -> dict[str, float]:
-    """Measure what a training run's agent loses where it compresses, on seeds that training never sees.
+    """Measure how much the agent of a training run loses by compressing, on seeds that training never uses.
 
-    In windows as in training, with copies of the task that are not in step, so that questions come from all parts of
-    an episode. Agents that learn from different losses can be compared by it.
+    The windows are as long as in training. The copies of the task are not in step, so that query steps come from all
+    parts of an episode. Agents that learned from different losses can be compared by this measure.
 
-    :return: by layer and tier, as `layer0/tier1`, the mean of `ctrl.reconstruction.reconstruction_error`: 0 if nothing
-        is lost, 1 if nothing is kept; nothing for a core that does not compress, or where nothing was compressed
+    :return: mean of `ctrl.reconstruction.reconstruction_error` by layer and tier, such as `layer0/tier1`: 0 if nothing
+        is lost, 1 if nothing is kept; empty for a core that does not compress, or if nothing was compressed
     """
     if config.core not in COMPRESSIVE_CORES:
         return {}
@@ -171,7 +171,7 @@ def reconstruction_errors(model: MemoryAlgorithm, config: TrainConfig) -> dict[s
 
 
 def held_out_windows(policy: MemoryPolicy, env: VecEnv, *, length: int) -> Iterator[Windows]:
-    """Yield `WINDOWS` windows of `length` steps, one after another, in which the likeliest actions are taken."""
+    """Play with the likeliest actions and yield `WINDOWS` windows of `length` steps, one after another."""
     policy.set_training_mode(False)
     buffer = WindowBuffer(
         length, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, window=length
@@ -194,7 +194,7 @@ def held_out_windows(policy: MemoryPolicy, env: VecEnv, *, length: int) -> Itera
 
 @dataclass(frozen=True)
 class OwnRun:
-    """What an evaluation takes over from the run that a model belongs to."""
+    """Options that an evaluation takes over from the run that a model belongs to."""
 
     task: TaskOptions
     seed: int
@@ -202,7 +202,7 @@ class OwnRun:
 
     @classmethod
     def of(cls, model: Path) -> OwnRun | None:
-        """Read the config of the run that `model` belongs to; None where it lies in no run's folder."""
+        """Read the config of the run that `model` belongs to; None if it lies in no run's folder."""
         for folder in (model.parent, model.parent.parent):  # a checkpoint lies one folder deeper
             options = read_json(folder / MARKER).get("options") if (folder / MARKER).is_file() else None
             if options is not None:
@@ -212,7 +212,7 @@ class OwnRun:
 
 @dataclass(frozen=True)
 class Order:
-    """What is played: as `ctrl evaluate` was asked to, and where it was not as by the run itself."""
+    """Options of an evaluation: those given to `ctrl evaluate`, and the run's own in place of the others."""
 
     task: TaskOptions
     episodes: int
@@ -222,9 +222,9 @@ class Order:
 
     @classmethod
     def of(cls, config: EvaluateConfig, model: Path) -> Order:
-        """Fill in what `config` leaves open.
+        """Complete the options that `config` leaves open.
 
-        :raises UserError: where the task is not known
+        :raises UserError: if the task is not known
         """
         own = OwnRun.of(model)
         run = RunOptions() if own is None else own.run
@@ -235,14 +235,14 @@ class Order:
 
 
 def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluation]:
-    """Load a model and evaluate it as `ctrl evaluate` was asked to.
+    """Load a model and evaluate it with the options of `ctrl evaluate`.
 
-    :return: the model's file, the task and what the evaluation brought
+    :return: the model's file, the task and the results
     """
     path = find_model(config.path)
     order = Order.of(config, path)
     if order.threads is not None:
-        torch.set_num_threads(order.threads)  # sums in another order could tip the scales between two actions
+        torch.set_num_threads(order.threads)  # another order of summing could change the likeliest action
     seed = evaluation_seed(order.seed)
     env = make_task(order.task, seed=seed, training=False)
     try:
@@ -255,7 +255,10 @@ def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluatio
 
 
 def find_model(path: Path) -> Path:
-    """Find the model that `path` names: a zip, or a run's folder; a `UserError` tells what is there instead."""
+    """Find the model that `path` names: a zip file, or the model in a run's folder.
+
+    :raises UserError: if there is none; the message says what is there instead
+    """
     if path.is_dir():
         if (path / MODEL).is_file():
             return path / MODEL
@@ -270,9 +273,11 @@ def find_model(path: Path) -> Path:
 
 
 def find_task(config: EvaluateConfig, model: Path, own: OwnRun | None) -> TaskOptions:
-    """Return the task to evaluate on: the one that was asked for, or the one of the run that `model` belongs to.
+    """Return the task to evaluate on: the one in `config`, or the one of the run that `model` belongs to.
 
-    Of the run's arguments those hold that were not asked to be others.
+    Arguments in `config` replace those of the run's task with the same names.
+
+    :raises UserError: if there is no task in `config` and no run
     """
     if config.env is not None:
         return TaskOptions(env=config.env, env_kwargs=config.env_kwargs)
@@ -303,7 +308,7 @@ def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> Rend
 
 
 def run_command(config: EvaluateConfig, console: Console) -> int:
-    """Carry out `ctrl evaluate`."""
+    """Run `ctrl evaluate` and return its exit code."""
     path, task, brought = evaluate_saved(config)
     if config.json:
         what = {"model": str(path), "env": task.env, "env_kwargs": task.env_arguments}

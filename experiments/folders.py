@@ -1,4 +1,4 @@
-"""Where results go: a new folder each time, and never over what is there unless that was asked for."""
+"""Folders and files of results: a new folder for each run; existing results are replaced only on request."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ CHECKPOINTS = "checkpoints"
 def open_folder(out: Path | None, *, overwrite: bool, name: str, root: Path = Path("runs")) -> Path:
     """Create the folder for results and return it.
 
-    :param out: the folder that the user named; None chooses the first free `root/name-N`
-    :param overwrite: whether results in `out` may be replaced
-    :param name: what the folder is named after if the user named none
-    :param root: where folders that the user did not name are created
-    :raises UserError: where `out` holds something already that may not be replaced
+    :param out: folder that the user named; None takes the first free `root/name-N`
+    :param overwrite: replace results in `out`
+    :param name: beginning of the folder's name if the user named none
+    :param root: parent folder if the user named none
+    :raises UserError: if `out` is a file, or holds files that may not be replaced
     """
     if out is None:
         return _next_numbered(root, name)
     require(not out.exists() or out.is_dir(), f"--out {out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()):
         require(overwrite, f"--out {out} holds results already; name another folder, or add --overwrite")
-        # Whoever types --out ~ --overwrite does not mean it.
+        # A guard against `--out ~ --overwrite`: only folders of results are removed.
         require((out / MARKER).is_file(), f"--out {out} is not a results folder (no {MARKER}), so it is not replaced")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,19 +53,22 @@ def _next_numbered(root: Path, name: str) -> Path:
 
 
 def slug(env_id: str) -> str:
-    """Return an env id as part of a folder's name: `ctrl/Recall-v0` becomes `recall-v0`."""
+    """Return the short form of an env id for folder names: `ctrl/Recall-v0` becomes `recall-v0`."""
     return env_id.rsplit(":", 1)[-1].rsplit("/", 1)[-1].lower()
 
 
 def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
-    """Write `data` so that a reader, or a crash, never meets half a file; without `indent` in one line."""
+    """Write `data` as JSON; no reader ever sees half a file, even after a crash. Without `indent` it is one line."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(data, indent=indent, allow_nan=False) + "\n")
     os.replace(partial, path)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a `UserError` says which one is broken or missing."""
+    """Read a JSON file.
+
+    :raises UserError: if it is missing or is not JSON; the message names the file
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

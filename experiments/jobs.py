@@ -1,4 +1,4 @@
-"""Training runs side by side, each in a process of its own. A run that fails is reported and takes no other with it."""
+"""Parallel training runs, each in a process of its own. A run that fails is reported and does not stop the others."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from ctrl.experiments.training import FINISHED, Place
 
 POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 60
-"""How long a stopped run may take to save before it is killed."""
+"""Seconds that a stopped run may take to save before it is killed."""
 LOG = "log.txt"
 
 
 @dataclass
 class Job:
-    """One run and, once it is started, its process."""
+    """One training run and, once it is started, its process."""
 
     label: str
-    """What is compared: runs with the same label differ in their seed alone."""
+    """Name of the compared setting; runs with the same label differ only in their seed."""
     config: TrainConfig
     place: Place
     process: subprocess.Popen[bytes] | None = None
     result: RunSummary | FailedRun | None = None
     worker: str = "ctrl.experiments.worker"
-    """The module that the process runs."""
+    """Module that the process runs."""
     cwd: Path | None = None
-    """Where the process runs, which is where it imports from first; `place` must then be absolute. None for here."""
+    """Working directory of the process, from which it imports first; `place` must then be absolute. None for ours."""
 
     @classmethod
     def within(cls, folder: Path, label: str, config: TrainConfig, command: str) -> Job:
-        """Lay a run out in the folder of what it belongs to."""
+        """Create a job whose run has its folders inside `folder`."""
         name = Path(label) / f"seed{config.seed}"
         return cls(label, config, Place(folder / "runs" / name, folder / "tensorboard" / name, command))
 
     @property
     def name(self) -> str:
-        """The run's name, here and in TensorBoard."""
+        """Name of the run, here and in TensorBoard."""
         return f"{self.label}/seed{self.config.seed}"
 
     def start(self) -> None:
-        """Start the process; what it prints goes to its folder."""
+        """Start the process; its output goes to a log file in its folder."""
         self.place.write_config(self.config)
         arguments = [sys.executable, "-m", self.worker, str(self.place.folder), str(os.getpid())]
         with (self.place.folder / LOG).open("wb") as log:
@@ -70,19 +70,19 @@ class Job:
             )
 
     def poll(self) -> bool:
-        """Return whether the run has ended, and read its result if so."""
+        """Return True if the run has ended, and read its result then."""
         if self.process is None or self.process.poll() is None:
             return False
         self.result = self._read_result(self.process.returncode)
         return True
 
     def ask_to_stop(self) -> None:
-        """Ask the run, if it is running, to save and end."""
+        """Ask the run to save and end, if it is running."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
 
     def wait_for_stop(self) -> None:
-        """Wait for the run's end; kill it if it does not listen."""
+        """Wait for the end of the run; kill it after `PATIENCE_SECONDS`."""
         if self.process is None:
             return
         try:
@@ -92,11 +92,11 @@ class Job:
             self.process.wait()
 
     def points(self) -> list[Point]:
-        """Return the run's curve so far."""
+        """Return the learning curve so far."""
         return read_curve(self.place.folder / CURVE)
 
     def held_out(self) -> list[Point]:
-        """Return what held-out episodes brought so far."""
+        """Return the results of the held-out episodes so far."""
         return read_curve(self.place.folder / HELD_OUT)
 
     def _read_result(self, exit_code: int) -> RunSummary | FailedRun:
@@ -118,13 +118,13 @@ def _worker_env() -> dict[str, str]:
 
 
 def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, on_end: Callable[[], None]) -> bool:
-    """Carry out all jobs, `parallel` at a time, in their order.
+    """Run all jobs in their order, `parallel` at a time.
 
-    :param jobs: none of them started
-    :param parallel: how many processes there may be
-    :param console: where to show the progress
+    :param jobs: jobs that are not started yet
+    :param parallel: largest number of processes at a time
+    :param console: shows the progress
     :param on_end: called whenever a run has ended, and after Ctrl-C
-    :return: whether all ran; False after Ctrl-C, which lets the runs save what they have
+    :return: True if all ran; False after Ctrl-C, once the runs have saved their results so far
     """
     with _display(jobs, console) as display:
         try:
@@ -137,7 +137,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, on_end: Calla
             on_end()
             return False
         except BaseException:
-            _stop(jobs)  # whatever went wrong here, no process is left behind
+            _stop(jobs)  # after any other error, no process is left behind
             raise
     return True
 
@@ -165,7 +165,7 @@ def _run_all(jobs: Sequence[Job], parallel: int, display: Display, on_end: Calla
 
 
 class Display:
-    """One bar for each run; where there is no terminal, one line when a run ends."""
+    """Progress of all runs: one bar for each; without a terminal, one line when a run ends."""
 
     def __init__(self, jobs: Sequence[Job], console: Console) -> None:
         self.console = console
@@ -175,7 +175,7 @@ class Display:
         }
 
     def update(self, job: Job) -> None:
-        """Show where a run is."""
+        """Show the progress of a run."""
         points = job.points()
         steps = min(points[-1].steps, job.config.run.steps) if points else 0
         state = point_text(recent(points)) if points else "starting"
@@ -189,7 +189,7 @@ class Display:
 
 
 def result_text(result: RunSummary | FailedRun) -> str:
-    """Say in a few words how a run ended."""
+    """Describe in a few words how a run ended."""
     if isinstance(result, FailedRun):
         return f"[red]failed[/]: {result.message}"
     if result.evaluation is None:

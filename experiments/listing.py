@@ -1,4 +1,4 @@
-"""`ctrl envs`: the memory tasks, ours and those of others that are installed, and what is known of them."""
+"""`ctrl envs`: list our memory tasks and those of installed packages, with the facts known about them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ctrl.experiments.errors import unknown
 from ctrl.experiments.summary import MISSING, number_text, titled
 
 OURS = "ctrl"
-"""What `--family` calls our own tasks."""
+"""Family name of our own tasks, as `--family` takes it."""
 POPGYM = field.popgym.FAMILY
 LEVELS = field.popgym.LEVELS
 
@@ -27,7 +27,7 @@ Facts = dict[str, Any]
 
 
 def task_facts(task: Task) -> Facts:
-    """Return what is known of a task of ours with its default arguments, as plain data."""
+    """Return the facts about one of our tasks with its default arguments, as plain data."""
     env, rules = gym.make(task.id), task.rules()
     facts = {
         "id": task.id,
@@ -46,7 +46,7 @@ def task_facts(task: Task) -> Facts:
 
 
 def field_facts(task: FieldTask) -> Facts:
-    """Return what is known of a task of another package, which must be installed, as plain data."""
+    """Return the facts about a task of another package, as plain data; the package must be installed."""
     env = field.make(task.id)
     facts = {
         "id": task.id,
@@ -64,12 +64,12 @@ def field_facts(task: FieldTask) -> Facts:
 
 
 def missing_facts(family: Family, problem: str) -> Facts:
-    """Return why a family's tasks cannot be built, and what installs them."""
+    """Return the reason why the tasks of a family cannot be built, and the commands that install them."""
     return {"family": family.name, "problem": problem, "install": list(family.install)}
 
 
 def problem_of(family: Family) -> str | None:
-    """Say why a family's tasks cannot be built; None where they can."""
+    """Return the reason why the tasks of a family cannot be built; None if they can."""
     try:
         family.load()
     except gym.error.DependencyNotInstalled as error:
@@ -82,7 +82,7 @@ def _spaces(env: gym.Env[Any, Any]) -> Facts:
 
 
 def space_text(space: spaces.Space[Any]) -> str:
-    """Describe a space in a word or two."""
+    """Describe a space in a few words."""
     if isinstance(space, spaces.Discrete):
         return f"{space.n} choices"
     if isinstance(space, spaces.MultiDiscrete):
@@ -95,13 +95,13 @@ def space_text(space: spaces.Space[Any]) -> str:
 
 
 def short(space: str) -> str:
-    """Shorten what `space_text` says of numbers and choices to their counts, for a narrow column."""
+    """Shorten a text of `space_text` to the counts of numbers and choices, for a narrow column."""
     parts = [part.rsplit(": ", 1)[-1].rsplit(" ", 1)[0] for part in space.split("; ")]
     return " + ".join(part.replace(" × ", "×") for part in parts)
 
 
 def compact_table(first: str, columns: Sequence[str]) -> Table:
-    """Start a table whose columns stand close together: long ids must fit into 80 columns."""
+    """Create a table whose columns are close together, so that long ids fit into 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column(first, style="bold", no_wrap=True)
     for name in columns:
@@ -110,7 +110,7 @@ def compact_table(first: str, columns: Sequence[str]) -> Table:
 
 
 def our_table(tasks: Iterable[Facts]) -> RenderableType:
-    """Build the table of our own tasks, and below it what each is about."""
+    """Build the table of our own tasks, and below it a summary of each."""
     table = compact_table("task", ["sees", "does", "steps", "memory", "random", "no\nmemory", "perfect"])
     notes = Table.grid(padding=(0, 2, 0, 0))
     for facts in tasks:
@@ -138,7 +138,7 @@ def field_table(tasks: Iterable[Facts]) -> RenderableType:
 
 
 def popgym_table(tasks: Sequence[Facts]) -> RenderableType:
-    """Build the table of popgym's tasks, with their three levels in one line."""
+    """Build the table of popgym's tasks, with the three levels of a task in one line."""
     table = compact_table("task", ["steps", "memory", "random", "best"])
     levels: dict[str, list[Facts]] = {}
     for facts in tasks:
@@ -162,12 +162,12 @@ def _count(number: int | None) -> str:
 
 
 def _merged(texts: Sequence[str]) -> str:
-    """Return the one text that all are, or all of them."""
+    """Return the text that all are, or all of them joined by slashes if they differ."""
     return texts[0] if len(set(texts)) == 1 else "/".join(texts)
 
 
 def missing_lines(families: Iterable[Facts]) -> list[Text]:
-    """Say how to install what is missing; the commands stand alone, to be copied."""
+    """Return the lines on missing families; each install command has its own line, so that it can be copied."""
     lines = []
     for facts in families:
         lines += [
@@ -185,10 +185,10 @@ NOTE = (
 
 
 def catalogue(family: str | None = None) -> dict[str, list[Facts]]:
-    """Return the facts of our tasks, of installed ones of others, and of families that are missing.
+    """Return the facts about our tasks, the tasks of installed packages, and the families that are missing.
 
-    :param family: one family alone
-    :raises UserError: if there is none of that name
+    :param family: name of one family; None for all
+    :raises UserError: if there is no family of that name
     """
     if family not in (None, OURS, *field.FAMILIES):
         raise unknown("family", str(family), [OURS, *field.FAMILIES])
@@ -203,7 +203,7 @@ def catalogue(family: str | None = None) -> dict[str, list[Facts]]:
 
 
 def envs_text(found: Mapping[str, list[Facts]], *, fold_popgym: bool) -> Group:
-    """Build all tables."""
+    """Build all tables; `fold_popgym` puts the three levels of a popgym task in one line."""
     folded = [facts for facts in found["field"] if fold_popgym and facts["family"] == POPGYM.name]
     listed = [facts for facts in found["field"] if facts not in folded]
     parts: list[RenderableType] = [our_table(found["ours"])] if found["ours"] else []
@@ -214,7 +214,7 @@ def envs_text(found: Mapping[str, list[Facts]], *, fold_popgym: bool) -> Group:
 
 
 def run_command(config: EnvsConfig, console: Console) -> int:
-    """Carry out `ctrl envs`."""
+    """Run `ctrl envs` and return its exit code."""
     if config.check is not None:
         from ctrl.experiments.checking import check_env
 

@@ -1,4 +1,4 @@
-"""From options to an agent, and to cores of equal size."""
+"""Agents built from options or loaded from files, and cores matched in size."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ctrl.experiments.errors import UserError
 from ctrl.experiments.tasks import policy_name
 
 TOLERANCE = 0.1
-"""How far matched parameter counts may be apart, as a share of the first."""
+"""Largest difference between matched parameter counts, as a share of the target."""
 WIDEST = 4096
 OF_TIERS = ("memory", "compressor")
-"""Options that together make the tiers; the others go to the core as they are."""
+"""Options that together define the tiers; the other options go to the core unchanged."""
 
 
 def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
-    """Return the options of `core` that `memory` asks for; what was left open is left to the core."""
+    """Return the keyword arguments of `core` for the options in `memory`, without those that were left open."""
     asked = asdict(of_core(memory, core))
     options = {name: value for name, value in asked.items() if value is not None and name not in OF_TIERS}
     if core in COMPRESSIVE_CORES and any(asked[name] is not None for name in OF_TIERS):
@@ -38,11 +38,11 @@ def core_kwargs(core: str, memory: MemoryOptions) -> dict[str, Any]:
 
 
 CLASSES: dict[str, type[MemoryAlgorithm]] = {"ppo": MemoryPPO, "impala": MemoryImpala}
-"""By the name on the command line."""
+"""Classes of the agents, by the algorithm's name on the command line."""
 
 
 def arguments(config: TrainConfig) -> dict[str, Any]:
-    """Return the keyword arguments of the algorithm, with the learning rate as a schedule where it anneals."""
+    """Return the keyword arguments of the algorithm; the learning rate is a schedule if it anneals."""
     options = config.ppo.arguments()
     if config.ppo.anneal:
         options["learning_rate"] = LinearSchedule(config.ppo.learning_rate, 0.0, 1.0)
@@ -53,7 +53,10 @@ def arguments(config: TrainConfig) -> dict[str, Any]:
 
 
 def build_model(config: TrainConfig, env: VecEnv) -> MemoryAlgorithm:
-    """Build the agent that `config` asks for; a `UserError` says what does not fit."""
+    """Build the agent of a config.
+
+    :raises UserError: if the options do not fit each other or the env
+    """
     build: Any = CLASSES[config.algorithm]
     try:
         model: MemoryAlgorithm = build(
@@ -70,9 +73,9 @@ def build_model(config: TrainConfig, env: VecEnv) -> MemoryAlgorithm:
 
 
 def load_model(path: Path, env: VecEnv, device: str) -> MemoryAlgorithm:
-    """Load an agent of either algorithm, to play and not to learn.
+    """Load a saved agent of either algorithm, for playing and not for learning.
 
-    :raises UserError: where the file is no agent's, or its spaces are not the env's
+    :raises UserError: if the file holds no agent, or its spaces differ from those of the env
     """
     try:
         data, _, _ = load_from_zip_file(path, device="cpu")
@@ -84,13 +87,13 @@ def load_model(path: Path, env: VecEnv, device: str) -> MemoryAlgorithm:
 
 
 def parameter_count(model: Any) -> int:
-    """Return how many numbers training changes, all networks of the agent together."""
+    """Return the number of parameters of the agent, all its networks together."""
     return sum(parameter.numel() for parameter in model.policy.parameters())
 
 
 @dataclass(frozen=True)
 class Match:
-    """The width that brings a core's agent close to a number of parameters."""
+    """Width that brings the agent of a core close to a target number of parameters."""
 
     width: int
     parameters: int
@@ -98,14 +101,14 @@ class Match:
 
     @property
     def difference(self) -> float:
-        """Signed distance from the target, as a share of it."""
+        """Signed difference from the target, as a share of it."""
         return self.parameters / self.target - 1
 
 
 def match_width(config: TrainConfig, env: VecEnv, target: int) -> Match:
-    """Find the width at which the agent of `config` has closest to `target` parameters.
+    """Find the width with which the agent of `config` has closest to `target` parameters.
 
-    :raises UserError: where no width comes within 10 %
+    :raises UserError: if no width comes within 10 %
     """
     unit = config.heads
 
@@ -124,7 +127,7 @@ def match_width(config: TrainConfig, env: VecEnv, target: int) -> Match:
 
 
 def closest(count: Any, target: int, *, highest: int) -> tuple[int, int]:
-    """Find the size in 1 … `highest` whose `count(size)`, which grows with it, is closest to `target`.
+    """Find the size from 1 to `highest` whose `count(size)` is closest to `target`; the count must grow with the size.
 
     :return: the size and its count
     """

@@ -1,4 +1,4 @@
-"""Learning curves as matplotlib figures. Nothing here needs a display, trains, or keeps global state."""
+"""Learning curves as matplotlib figures. Nothing here needs a display, trains an agent or keeps global state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = {
     "gtrxl": "#F0E442",
     "feedforward": "#7F7F7F",
 }
-# Of pictures in which all have the same core.
+# Colours for pictures in which all series have the same core.
 SERIES_COLOURS = {
     "MemoryPPO": "#0072B2",
     "MemoryImpala": "#D55E00",
@@ -44,7 +44,7 @@ SMOOTHING = 0.03
 """Width of the moving mean, as a share of the whole run."""
 
 LABEL_WIDTH = 13
-"""Letters in a line of the labels beside the picture."""
+"""Characters in a line of the labels beside the picture."""
 TRAINING = "in training, actions sampled"
 HELD_OUT = "held out, likeliest actions"
 GREY: Any = {"color": "#555555"}
@@ -53,7 +53,7 @@ Floats = NDArray[np.float64]
 
 
 def colour_of(core: str) -> str:
-    """Return the colour of a core or another series; unknown ones get a stable one of their own."""
+    """Return the colour of a core or another series; an unknown name gets the same colour every time."""
     return COLOURS.get(core) or SERIES_COLOURS.get(core) or OTHER_COLOURS[sum(map(ord, core)) % len(OTHER_COLOURS)]
 
 
@@ -66,13 +66,13 @@ def learning_curves(
     metric: str | None = None,
     by: str = "steps",
 ) -> Figure:
-    """Draw mean and range over seeds of every core.
+    """Draw the learning curve of every core, as mean and range over its seeds.
 
-    :param curves: for each core, or by any other name, the curve of each seed
-    :param title: the line above the picture
-    :param held_out: by the same names, what held-out episodes brought each seed; the mean over seeds is drawn as dots
-    :param references: scores to compare with by name, drawn as dashed lines
-    :param metric: `success` or `return`; by default success where any curve has it
+    :param curves: curves of all seeds, by core or by any other name
+    :param title: line above the picture
+    :param held_out: results of held-out episodes of all seeds, by the same names; dots show their mean over the seeds
+    :param references: scores of baselines by name, drawn as dashed lines
+    :param metric: `success` or `return`; by default success if any curve has it
     :param by: `steps`, or `seconds` since training began
     """
     metric = metric or metric_of(curves)
@@ -89,7 +89,7 @@ def learning_curves(
 
 
 def metric_of(curves: Mapping[str, Sequence[Sequence[Point]]]) -> str:
-    """Return `success` where any curve has it, else `return`."""
+    """Return `success` if any curve has it, else `return`."""
     points = (point for seeds in curves.values() for curve in seeds for point in curve)
     return "success" if any(not np.isnan(point.success) for point in points) else "return"
 
@@ -100,7 +100,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def resample(curve: Sequence[Point], metric: str, grid: Floats, by: str = "steps") -> Floats:
-    """Return a curve's smoothed values at the steps, or seconds, of `grid`; NaN outside of it."""
+    """Return the smoothed values of a curve at the steps, or seconds, of `grid`; NaN outside of the curve."""
     steps = _positions(curve, by)
     values = np.array([_value(point, metric) for point in curve], dtype=np.float64)
     weights = np.array([point.episodes for point in curve], dtype=np.float64)
@@ -127,7 +127,7 @@ def _positions(curve: Sequence[Point], by: str) -> Floats:
 
 
 def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> None:
-    # By seconds, seeds end at different times; a mean over those that are left would be another one.
+    # By seconds, seeds end at different times. The curve stops with the first, so its mean is always over all seeds.
     ends = [_positions(curve, by)[-1] for curve in seeds if curve]
     last = (max if by == "steps" else min)(ends, default=0)
     if last == 0:
@@ -146,7 +146,7 @@ def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: 
 
 
 def _draw_held_out(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> bool:
-    """Draw each evaluation as a dot, the mean over the seeds that have it; return whether there was any."""
+    """Draw each evaluation as a dot, the mean over the seeds that have it; return True if there is any."""
     places, values = [], []
     for of_seeds in itertools.zip_longest(*seeds):
         points = [point for point in of_seeds if point is not None]
@@ -162,7 +162,7 @@ def _draw_reference(axes: Axes, name: str, value: float, metric: str) -> None:
     shown = f"{value:.0%}" if metric == "success" else f"{value:.2f}"
     axes.axhline(value, color="#555555", linestyle="--", linewidth=1.2, zorder=1)
     words = "\n".join(textwrap.wrap(f"{name} {shown}", LABEL_WIDTH))
-    beside = axes.get_yaxis_transform()  # x in parts of the width, y on the axis
+    beside = axes.get_yaxis_transform()  # x as a share of the width, y in data units
     axes.text(1.02, value, words, transform=beside, fontsize=9, color="#555555", va="center")
 
 

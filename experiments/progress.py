@@ -1,4 +1,4 @@
-"""What training shows while it runs: a live bar in a terminal, a line now and then elsewhere."""
+"""Progress of training: a live bar in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rich.text import Text
 from ctrl.experiments.summary import Point, count_text, number_text
 
 PLAIN_LINES = 10
-"""Lines that a whole run prints where there is no terminal."""
+"""Number of lines that a whole run prints if there is no terminal."""
 
 
 class Reporter(Protocol):
-    """Where a training run tells how far it is."""
+    """Receiver of the progress of a training run."""
 
     def advance(self, steps: int) -> None:
-        """Env steps so far."""
+        """Take the number of env steps so far."""
 
     def record(self, point: Point) -> None:
-        """What the latest training episodes brought."""
+        """Take the results of the latest training episodes."""
 
 
 class SilentReporter:
-    """Shows nothing; whoever started the run reads its `curve.csv`."""
+    """Reporter that shows nothing; the parent process reads the `curve.csv` of the run instead."""
 
     def advance(self, steps: int) -> None:
         """Show nothing."""
@@ -36,7 +36,7 @@ class SilentReporter:
 
 
 class StepsColumn(ProgressColumn):
-    """Env steps as `123k/300k`."""
+    """Column that shows env steps as `123k/300k`."""
 
     def render(self, task: Task) -> Text:
         """Draw the column."""
@@ -56,7 +56,7 @@ def training_progress(console: Console) -> Progress:
 
 
 def point_text(point: Point) -> str:
-    """Say how a run stands: `1,234 steps/s · return 0.87 · success 0.91`."""
+    """Describe the latest results of a run: `1,234 steps/s · return 0.87 · success 0.91`."""
     parts = [f"{point.steps_per_second:,.0f} steps/s"]
     if point.episodes:
         parts.append(f"return {number_text(point.return_)}")
@@ -66,7 +66,7 @@ def point_text(point: Point) -> str:
 
 
 class LiveReporter:
-    """A progress bar with steps/s and return; plain lines where the output is no terminal."""
+    """Progress bar with steps/s, return and success; plain lines if the output is no terminal."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:
         self.console = console

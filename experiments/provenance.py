@@ -1,4 +1,4 @@
-"""What a number depends on besides the code: versions, machine and command."""
+"""Provenance of results beside the code: package versions, machine and command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("ctrl-memory", "torch", "numpy", "gymnasium", "stable-baselines3", "
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return Python's version and those of the installed ones among `packages`."""
+    """Return the versions of Python and of those `packages` that are installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -26,19 +26,19 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, usable cores and system."""
+    """Return the processor, the number of usable CPU cores and the system."""
     return {"cpu": _cpu_model(), "cores": usable_cores(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, which a container can limit below `os.cpu_count()`."""
+    """Return the number of CPU cores that this process may use; a container can limit it below `os.cpu_count()`."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def command(arguments: Sequence[str] | None = None) -> str:
-    """Return the command line as it can be typed again."""
+    """Return the command line, quoted so that it can be typed again."""
     return shlex.join(["ctrl", *(sys.argv[1:] if arguments is None else arguments)])
 
 
@@ -52,7 +52,10 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def tool(name: str) -> str:
-    """Return how to call a command that was installed beside this Python, relative to the working directory."""
+    """Return the shell command for a tool that was installed beside this Python.
+
+    This is its name if it is on the PATH, else its path, relative if it lies below the working directory.
+    """
     path = Path(sys.executable).parent / name
     if not path.exists() or str(path.parent) in os.environ.get("PATH", "").split(os.pathsep):
         return name

@@ -1,4 +1,4 @@
-"""What a run keeps while it learns: its curves, its checkpoints, and how much time learning took."""
+"""Recording of a training run: its curves, its checkpoints, and the time that learning took."""
 
 from __future__ import annotations
 
@@ -26,36 +26,37 @@ from ctrl.experiments.summary import CURVE_COLUMNS, Evaluation, Point, recent
 from ctrl.experiments.tensorboard import log_evaluation
 
 SHARE, NATIVE_SHARE = 0.1, 0.4
-"""Env steps of evaluations during training, as a share of those between them.
+"""Env steps of an evaluation during training, as a share of the training steps between two evaluations.
 
-That is about a twentieth of the time, since nothing is learned; copies that step together hardly take longer for more.
+An evaluation then takes about a twentieth of the time, since nothing is learned in it. `NATIVE_SHARE` is for native
+vector envs, in which more copies hardly take longer.
 """
 MOST_EPISODES = 32
-"""Of one evaluation during training."""
+"""Largest number of episodes in an evaluation during training."""
 
 
 class Taken(NamedTuple):
-    """Time in seconds, on the wall and of the processor with all its threads."""
+    """Elapsed time in seconds: wall time, and processor time of all threads."""
 
     wall: float = 0.0
     cpu: float = 0.0
 
     @classmethod
     def now(cls) -> Taken:
-        """Read both clocks."""
+        """Return the present readings of both clocks."""
         return cls(time.perf_counter(), time.process_time())
 
     def plus(self, other: Taken) -> Taken:
-        """Return both together."""
+        """Return the sum of both times."""
         return Taken(self.wall + other.wall, self.cpu + other.cpu)
 
     def minus(self, other: Taken) -> Taken:
-        """Return what is left without `other`, or what has passed since."""
+        """Return the time without `other`, or the time since the reading `other`."""
         return Taken(self.wall - other.wall, self.cpu - other.cpu)
 
 
 class CurveFile:
-    """A curve as a CSV file that can be read while it grows."""
+    """Learning curve as a CSV file that can be read while it grows."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", newline="")
@@ -73,10 +74,10 @@ class CurveFile:
 
 
 class Recorder(BaseCallback):
-    """Writes the curves, keeps checkpoints, moves the progress bar and hears requests to stop.
+    """Callback that writes curves and checkpoints, reports the progress and ends training when a stop is requested.
 
-    Now and then it evaluates the agent between two updates. Training goes on as if that had not happened, and the time
-    that it takes is not counted as learning's.
+    Now and then it evaluates the agent between two updates. An evaluation does not change training, and its time does
+    not count as time of learning.
     """
 
     def __init__(self, config: TrainConfig, folder: Path, reporter: Reporter, stop: StopRequests) -> None:
@@ -86,9 +87,9 @@ class Recorder(BaseCallback):
         self.reporter = reporter
         self.stop = stop
         self.points: list[Point] = []
-        """The curve so far."""
+        """Learning curve so far."""
         self.evaluating = Taken()
-        """Time of the evaluations so far."""
+        """Time that the evaluations so far have taken."""
         self._returns: list[float] = []
         self._successes: list[float] = []
         self._next_checkpoint = 0
@@ -110,12 +111,12 @@ class Recorder(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            if "episode" in info:  # which a Monitor adds when an episode ends
+            if "episode" in info:  # a Monitor adds it when an episode ends
                 self._count_episode(info)
         self.reporter.advance(self.num_timesteps)
         return not self.stop.requested
 
-    # An update lies between two rollouts, so its time is part of the speed that is recorded here.
+    # The update of the last rollout is done by now, so its time is part of the speed that is recorded here.
     def _on_rollout_start(self) -> None:
         if self.num_timesteps:
             self._record()
@@ -129,16 +130,16 @@ class Recorder(BaseCallback):
         self._record()
 
     def keep_last_good(self) -> Path:
-        """Save the weights as they are if they are finite, and return the last good checkpoint.
+        """Save the present weights if they are finite, and return the path of the last good checkpoint.
 
-        A number that is not finite is noticed before it changes a weight, so these weights are good as a rule.
+        A number that is not finite is noticed before it changes a weight, so the present weights are usually good.
         """
         if all(bool(torch.isfinite(parameter).all()) for parameter in self.model.policy.parameters()):
             self._checkpoint()
         return max((self.folder / CHECKPOINTS).glob("*.zip"))
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
-        """Write what held-out episodes brought after the updates so far, and show it in TensorBoard."""
+        """Write the results of held-out episodes at the present step, also to TensorBoard."""
         success = math.nan if evaluation.success is None else evaluation.success
         speed = self.points[-1].steps_per_second
         self._held_out.add(Point(self.num_timesteps, evaluation.return_mean, success, evaluation.episodes, speed))
@@ -182,10 +183,10 @@ class Recorder(BaseCallback):
 
 
 def affordable_episodes(lengths: Sequence[float], steps: float) -> int:
-    """Return how many episodes an evaluation during training plays.
+    """Return the number of episodes of an evaluation during training.
 
     :param lengths: steps of the latest training episodes
     :param steps: env steps that the evaluation may take
-    :return: at most `MOST_EPISODES`; 0 before the first training episode has ended, since they may be of any length
+    :return: at most `MOST_EPISODES`; 0 before the first training episode has ended, since its length is not known
     """
     return min(MOST_EPISODES, int(steps / fmean(lengths))) if lengths else 0

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: training stops between two steps, when the weights are whole and can be saved."""
+"""Ctrl-C as a request: training stops between two steps, when the weights are complete and can be saved."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class StopRequests:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second SIGINT interrupts at once.
+    """Context in which the first SIGINT or SIGTERM sets `requested`; a SIGINT after that interrupts at once.
 
-    :param parent: process id of whoever started this run; its death counts as a request
+    :param parent: id of the process that started this run; its end counts as a request
     """
 
     def __init__(self, parent: int | None = None) -> None:
@@ -21,12 +21,12 @@ class StopRequests:
 
     @property
     def requested(self) -> bool:
-        """Whether training should stop."""
+        """True if training should stop."""
         return self.signal is not None or (self.parent is not None and os.getppid() != self.parent)
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that a signal ended."""
+        """Exit code that a shell expects of a process ended by a signal."""
         return 128 + (signal.SIGINT if self.signal is None else self.signal)
 
     def __enter__(self) -> StopRequests:

@@ -1,8 +1,8 @@
-"""`ctrl suite`: our default and its rivals on all memory tasks; `suite_tasks` says what on.
+"""`ctrl suite`: train our default core and its rivals on the memory tasks of `suite_tasks`.
 
-The first seed of everything comes first, recurrent cores with each learning rate; then the further seeds with the best
-rates. So a stop at any time leaves results that can be compared. Each run is a process that imports the copy of the
-code that its folder began with.
+Seed 0 of all cores and tasks comes first, with each learning rate for recurrent cores. The further seeds follow, with
+the best learning rates. A stop at any time thus leaves results that can be compared. Each run is a process that imports
+the copy of the code made when the suite's folder was created.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ CODE = "code"
 
 @dataclass(frozen=True)
 class Contender:
-    """A core on a task with one learning rate."""
+    """One core on one task with one learning rate."""
 
     task: SuiteTask
     config: TrainConfig
-    """Of its run with seed 0."""
+    """Options of its run with seed 0."""
 
     @property
     def label(self) -> str:
-        """Where its runs lie."""
+        """Label of its runs, which is also their folder below `runs/`."""
         return contender_label(self.task.name, self.config.core, self.config.ppo.learning_rate)
 
 
 def chosen_tasks(names: Sequence[str]) -> list[SuiteTask]:
-    """Return the tasks of these names, all where there are none."""
+    """Return the tasks with these names, or all tasks if there are no names."""
     for name in names:
         if name not in TASKS:
             raise unknown("task", name, TASKS, show=len(TASKS))
@@ -72,9 +72,9 @@ def chosen_tasks(names: Sequence[str]) -> list[SuiteTask]:
 
 
 def plan(config: SuiteConfig) -> list[Contender]:
-    """Return what takes part, task by task.
+    """Return all contenders, task by task.
 
-    :raises UserError: where a task or an agent cannot be built
+    :raises UserError: if a task or an agent cannot be built
     """
     return [contender for task in chosen_tasks(config.tasks) for contender in _of_task(config, task)]
 
@@ -94,7 +94,7 @@ def _of_task(config: SuiteConfig, task: SuiteTask) -> list[Contender]:
 
 
 def train_config(config: SuiteConfig, task: SuiteTask, core: str) -> TrainConfig:
-    """Return the run of a core on a task with seed 0, before its width and learning rate are chosen."""
+    """Return the options of a core's run on a task with seed 0, before its width and learning rate are chosen."""
     steps = max(1, round(task.steps * config.steps_scale))
     run = RunOptions(
         steps=steps,
@@ -109,9 +109,9 @@ def train_config(config: SuiteConfig, task: SuiteTask, core: str) -> TrainConfig
 
 
 def _sized(config: TrainConfig, env: VecEnv, target: int) -> TrainConfig:
-    """Give a recurrent core the least width with at least `target` parameters; the others stay as they are."""
+    """Give a recurrent core the smallest width with at least `target` parameters; other cores are unchanged."""
     if config.core not in TUNED:
-        build_model(config, env)  # what doesn't fit is told at once
+        build_model(config, env)  # raises if options don't fit
         return config
     match = match_width(config, env, target)
     width = match.width + (match.parameters < target)
@@ -120,13 +120,13 @@ def _sized(config: TrainConfig, env: VecEnv, target: int) -> TrainConfig:
 
 @dataclass
 class SuiteJob(Job):
-    """A run of a suite; it begins with an empty folder."""
+    """Run of a suite; it starts with an empty folder."""
 
     order: dict[str, Any] | None = None
-    """What the worker and whoever reads the results must know beside the run's config."""
+    """Facts that the worker and readers of the results need beside the run's config."""
 
     def start(self) -> None:
-        """Remove what an earlier try left, and start the process."""
+        """Remove the files of an earlier attempt and start the process."""
         for folder in (self.place.folder, self.place.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
         self.place.folder.mkdir(parents=True)
@@ -135,7 +135,7 @@ class SuiteJob(Job):
 
 
 def read_run(folder: Path) -> SuiteRun | None:
-    """Return what the run in a folder brought; None unless it and all its evaluations are finished."""
+    """Return the results of the run in a folder; None unless it and all its evaluations are finished."""
     if not (folder / SUMMARY).is_file():
         return None
     summary, order = RunSummary.from_json(read_json(folder / SUMMARY)), read_json(folder / ORDER)
@@ -147,13 +147,13 @@ def read_run(folder: Path) -> SuiteRun | None:
 
 
 def read_runs(folder: Path) -> list[SuiteRun]:
-    """Return all finished runs of a suite's folder."""
+    """Return all finished runs in the folder of a suite."""
     found = (read_run(order.parent) for order in sorted(folder.glob(f"runs/*/*/*/{ORDER}")))
     return [run for run in found if run is not None]
 
 
 class Suite:
-    """The runs of a suite and what is written about them."""
+    """Runs of a suite, and the files about them."""
 
     def __init__(
         self,
@@ -174,9 +174,9 @@ class Suite:
         self.failures: list[FailedRun] = []
 
     def jobs(self, contenders: Iterable[Contender], seeds: Iterable[int]) -> list[SuiteJob]:
-        """Return the runs that are not finished, seeds outermost.
+        """Return the jobs that are not finished; all contenders with one seed come before the next seed.
 
-        :raises UserError: where a finished run had other options
+        :raises UserError: if a finished run had other options
         """
         found = [self._job(contender, seed) for seed in seeds for contender in contenders]
         return [job for job in found if job.name not in self.known and not is_finished(job)]
@@ -191,7 +191,7 @@ class Suite:
         return SuiteJob(plain.label, config, plain.place, worker=worker, cwd=self.folder / CODE, order=order)
 
     def run(self, jobs: Sequence[SuiteJob]) -> bool:
-        """Carry runs out and write as they end; False after Ctrl-C."""
+        """Run the jobs and write the results whenever one ends; return False after Ctrl-C."""
         earlier = list(self.failures)
 
         def on_end() -> None:
@@ -200,12 +200,12 @@ class Suite:
 
         parallel = min(self.config.jobs or provenance.usable_cores(), len(jobs))
         self.console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {self.folder}", soft_wrap=True)
-        # A line for each run that ends: bars for hundreds of runs fit no terminal.
+        # One line for each run that ends: bars for hundreds of runs fit no terminal.
         plain = Console(file=self.console.file, force_terminal=False, highlight=False)
         return run_jobs(jobs, parallel, plain, on_end)
 
     def rest(self, contenders: Sequence[Contender]) -> list[SuiteJob]:
-        """Return the runs with further seeds, of each core and task with the learning rate that did best."""
+        """Return the jobs with further seeds, for each core and task with its best learning rate."""
         results = self.results()
         best = [
             contender
@@ -215,7 +215,7 @@ class Suite:
         return self.jobs(best, range(1, self.config.seeds))
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that is finished in the folder as plain data, also what earlier commands asked for."""
+        """Return all finished runs in the folder as plain data, including those of earlier commands."""
         runs = list({**self.known, **{run.job_name: run for run in read_runs(self.folder)}}.values())
         asked = {task.name for task in chosen_tasks(self.config.tasks)} | {run.task for run in runs}
         cores = list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)]))
@@ -235,11 +235,11 @@ class Suite:
         }
 
     def results(self) -> Results:
-        """Return what is finished so far."""
+        """Return the results so far."""
         return Results.from_json(self.to_json())
 
     def write(self) -> None:
-        """Write the JSON and the table."""
+        """Write the results so far as JSON and as a table."""
         data = self.to_json()
         results = Results.from_json(data)
         write_json(self.folder / RESULTS, data | {"tuning": results.tuning()}, indent=None)
@@ -247,9 +247,9 @@ class Suite:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the run is there already.
+    """Return True if the folder of a job holds its finished run already.
 
-    :raises UserError: where the finished run had other options
+    :raises UserError: if that run had other options
     """
     if read_run(job.place.folder) is None:
         return False
@@ -263,7 +263,7 @@ REMEDY = "name another --out, or add --overwrite to remove all that is there and
 
 
 def task_facts(task: SuiteTask, config: SuiteConfig) -> dict[str, Any]:
-    """Return what a reader of the results must know of a task."""
+    """Return the facts about a task that a reader of the results needs."""
     other = task.transferred()
     transfer = {"changes": list(task.transfer), "chance": other.chance, "perfect": other.perfect}
     return {
@@ -278,7 +278,7 @@ def task_facts(task: SuiteTask, config: SuiteConfig) -> dict[str, Any]:
 
 
 def notes(config: SuiteConfig, cores: Sequence[str]) -> list[str]:
-    """Return what a reader of the tables, which show `cores`, must know."""
+    """Return the notes that explain the tables, which show `cores`."""
     own, rates = f"{config.ppo.learning_rate:g}", ", ".join(f"{rate:g}" for rate in RATES)
     tuned, others = (", ".join(core for core in cores if (core in TUNED) is part) for part in (True, False))
     found = [
@@ -298,9 +298,9 @@ def notes(config: SuiteConfig, cores: Sequence[str]) -> list[str]:
 
 
 def open_suite(config: SuiteConfig) -> tuple[Path, str]:
-    """Return the folder, new or to go on in, and the fingerprint of the code that its runs are made with.
+    """Return the folder, new or to be continued, and the fingerprint of the code that its runs are made with.
 
-    :raises UserError: where the results there were made by other code or with other settings
+    :raises UserError: if the results in it were made by other code or with other settings
     """
     code = fingerprint(sources())
     found = None if config.overwrite or not (config.out / MARKER).is_file() else read_json(config.out / MARKER)
@@ -308,7 +308,7 @@ def open_suite(config: SuiteConfig) -> tuple[Path, str]:
         _check_same(config, found, code)
         copy_known(config, code, config.out)
         return config.out, code
-    copy_known(config, code)  # first, so that a mistake leaves earlier results alone
+    copy_known(config, code)  # first, so that an error leaves earlier results alone
     folder = open_folder(config.out, overwrite=config.overwrite, name="suite")
     copy_code(folder / CODE)
     write_json(folder / MARKER, {"suite": config.settings, "code": code})
@@ -328,9 +328,9 @@ def _check_same(config: SuiteConfig, found: dict[str, Any], code: str) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Read a `suite.json`, or that of a folder.
+    """Read a `suite.json`, or the one in a folder.
 
-    :raises UserError: where it is missing or something else
+    :raises UserError: if it is missing or holds something else
     """
     path = path / RESULTS if path.is_dir() else path
     data = read_json(path)
@@ -341,19 +341,19 @@ def read_results(path: Path) -> Results:
 
 
 def show(results: Results, console: Console) -> None:
-    """Print the tables, and the runs that failed."""
+    """Print the tables and the failed runs."""
     console.print(tables(results))
     for failure in results.failures:
         console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True, markup=False)
 
 
 def run_command(config: SuiteConfig, console: Console) -> int:
-    """Carry out `ctrl suite`: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C."""
+    """Run `ctrl suite` and return its exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C."""
     if config.table is not None:
         show(read_results(config.table), console)
         return 0
-    torch.set_num_threads(1)  # more would only wait for each other where other runs keep the machine busy
-    contenders = plan(config)  # first, so that a mistake leaves earlier results alone
+    torch.set_num_threads(1)  # more threads only wait for each other while other runs keep the machine busy
+    contenders = plan(config)  # first, so that an error leaves earlier results alone
     folder, code = open_suite(config)
     suite = Suite(config, folder, code, provenance.command(), console, read_known(folder))
     complete = suite.run(suite.jobs(contenders, [0])) and suite.run(suite.rest(contenders))

@@ -1,6 +1,6 @@
-"""The code that a suite's runs are made with: a copy beside the results, and a fingerprint that tells it from others.
+"""Code that the runs of a suite are made with: a copy beside the results, and a fingerprint to compare it with others.
 
-The copy lets a suite that takes a day go on unchanged while the source is worked on.
+With the copy, a suite that takes a day goes on unchanged while the source is edited.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WORKER = f"{EXPERIMENTS}suite_worker.py"
 
 
 def sources() -> dict[str, Path]:
-    """Return the source files of all four packages, by their place below the folder that holds `ctrl`."""
+    """Return the source files of all four packages, by their path below the folder that holds `ctrl`."""
     found = {}
     for package in PACKAGES:
         folder = Path(str(importlib.import_module(package).__file__)).parent
@@ -29,11 +29,11 @@ def sources() -> dict[str, Path]:
 
 
 def training_sources(files: Mapping[str, Path]) -> list[str]:
-    """Return the names of the files that have a part in what a run brings.
+    """Return the names of the files that can change the results of a run.
 
-    Of `ctrl.experiments` these are the worker and all that it imports; the others only start it and tell of it.
+    From `ctrl.experiments` these are the worker and its imports; the other files only start runs and report on them.
 
-    :param files: by name, as `sources` returns them
+    :param files: source files by name, as `sources` returns them
     """
     found, left = {name for name in files if not name.startswith(EXPERIMENTS)}, [WORKER]
     while left:
@@ -45,7 +45,7 @@ def training_sources(files: Mapping[str, Path]) -> list[str]:
 
 
 def imported(text: str) -> Iterator[str]:
-    """Yield the names that the modules imported by a source file would have; not each of them is a file."""
+    """Yield the file names that the imports of a source file may refer to; not all of them exist."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
@@ -55,7 +55,7 @@ def imported(text: str) -> Iterator[str]:
 def fingerprint(files: Mapping[str, Path]) -> str:
     """Return a short hash of the code that trains; comments, docstrings and layout do not change it.
 
-    :param files: by name, as `sources` returns them
+    :param files: source files by name, as `sources` returns them
     """
     found = hashlib.sha256()
     for name in training_sources(files):
@@ -78,7 +78,7 @@ def _is_text(statement: ast.AST) -> bool:
 
 
 def copy_code(target: Path) -> None:
-    """Copy `sources` into `target`, laid out as in a wheel; a process that runs there imports the copy."""
+    """Copy `sources` into `target`, laid out as in a wheel; a process that starts in `target` imports the copy."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, path in sources().items():
@@ -88,5 +88,5 @@ def copy_code(target: Path) -> None:
 
 
 def copied(target: Path) -> dict[str, Path]:
-    """Return the files of a copy, as `sources` returns those that run here."""
+    """Return the files of a copy by name, as `sources` does for the running code."""
     return {path.relative_to(target).as_posix(): path for path in target.rglob("*.py")}

@@ -1,4 +1,4 @@
-"""What `ctrl suite` can be asked for."""
+"""Options of `ctrl suite`."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ from ctrl.experiments.errors import require
 RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates that a recurrent core is tried with on each task."""
 TUNED = RECURRENT_CORES
-"""Cores that get the best of `RATES` and as many parameters as ours; the others have one rate for all tasks."""
+"""Cores with the best of `RATES` and as many parameters as ours; the others have one learning rate for all tasks."""
 REFERENCE = "compressive"
-"""The core whose parameters the tuned ones must have."""
+"""Core whose number of parameters the tuned ones must reach."""
 SETTINGS = ("tune", "steps_scale", "num_envs", "eval_episodes", "device", "memory", "ppo")
 """Options that all results in a folder share."""
 
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """Train our default and its rivals on all memory tasks, with several seeds; one JSON and one table.
+    """Train our default core and its rivals on all memory tasks with several seeds; write one JSON file and one table.
 
-    Started again with the same --out it goes on where it was stopped.
+    If it is started again with the same --out, it continues where it was stopped.
     """
 
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")] = ()
-    """What to train on, such as `recall-250 copy-4-8`."""
+    """Tasks to train on, such as `recall-250 copy-4-8`."""
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
         *(REFERENCE, "transformer_xl"),
         *("lstm", "gru"),
     )
     """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
-    """Runs of each core on each task, with seeds 0, 1, 2 …"""
+    """Number of runs of each core on each task, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core")] = None
-    """Runs at the same time, each a process of its own with one thread."""
+    """Number of runs at the same time, each in a process of its own with one thread."""
     tune: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: --tune)")] = True
-    """Try lstm, gru and mingru with three learning rates on each task, by seed 0, or with --learning-rate alone."""
+    """Choose one of three learning rates for lstm, gru and mingru on each task by seed 0, or use --learning-rate."""
     steps_scale: float = 1.0
-    """Multiple of each task's steps of training; for a short trial below 1."""
+    """Factor on the training steps of each task; below 1 for a short trial."""
     num_envs: int = 64
-    """Copies of a task that are stepped together."""
+    """Number of copies of a task that are stepped together."""
     eval_episodes: int = 100
-    """Episodes of the evaluation after training, on seeds that training never sees."""
+    """Held-out episodes (seeds that training never uses) of the evaluation after training."""
     device: str = "auto"
-    """cpu, cuda or auto."""
+    """Device of the agents: cpu, cuda or auto."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results/suite")
-    """Folder for the results; what is finished there is kept."""
+    """Folder for the results; finished runs in it are kept."""
     overwrite: Switch = False
-    """Start anew: remove the results that --out holds."""
+    """Remove the results that --out holds, and start anew."""
     known: Annotated[Path | None, open_option("none", "FILE")] = None
-    """A suite.json of the same code and options, whose runs are taken over and not repeated."""
+    """File suite.json of another suite with the same code and options; its runs are taken over and not repeated."""
     table: Annotated[Path | None, open_option("train", "DIR")] = None
-    """Show the tables of that folder, or of a suite.json, and train nothing."""
+    """Show the tables of this folder, or of this suite.json, and train nothing."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     ppo: PPOOptions = field(default_factory=PPOOptions)
 
@@ -85,5 +85,5 @@ class SuiteConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that all results in a folder share, as plain data."""
+        """Options that all results in a folder share, as plain data."""
         return {name: value for name, value in asdict(self).items() if name in SETTINGS}

@@ -1,4 +1,4 @@
-"""Runs that a suite takes over from the results of another one."""
+"""Runs that a suite takes over from the results of another suite."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from ctrl.experiments.suite_config import SuiteConfig
 from ctrl.experiments.suite_results import RESULTS, Results, SuiteRun, differences
 
 KNOWN = "known.json"
-"""The copy of such results in a suite's folder."""
+"""File with the copy of these results in the folder of a suite."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """Runs that need not be repeated."""
+    """Runs that are taken over and not repeated."""
 
     runs: dict[str, SuiteRun]
-    """By the name of their job."""
+    """Runs by the name of their job."""
     notes: list[str]
-    """Where they come from."""
+    """Notes on the origin of the runs."""
     code: str
-    """Fingerprint of the code that trained."""
+    """Fingerprint of the code that made the runs."""
     settings: dict[str, Any]
-    """Options of that suite."""
+    """Options of the suite that made the runs."""
 
 
 def copy_known(config: SuiteConfig, code: str, folder: Path | None = None) -> None:
-    """Check the results that `config.known` names and copy them into a suite's folder.
+    """Check the results that `config.known` names, and copy them into the folder of a suite.
 
-    :param code: fingerprint of the code that trains now
-    :param folder: None to check them only
-    :raises UserError: where they were made by other code or with other options
+    :param config: options of the suite
+    :param code: fingerprint of the present code
+    :param folder: folder of the suite; None to check the results only
+    :raises UserError: if they were made by other code or with other options
     """
     if config.known is None:
         return
@@ -49,15 +50,17 @@ def copy_known(config: SuiteConfig, code: str, folder: Path | None = None) -> No
 
 
 def read_known(folder: Path) -> Known | None:
-    """Return what was taken over into a suite's folder; None if nothing was."""
+    """Return the runs that were taken over into the folder of a suite; None if there are none."""
     path = folder / KNOWN
     return known_of(read_json(path), path) if path.is_file() else None
 
 
 def known_of(data: dict[str, Any], path: Path) -> Known:
-    """Read results as runs to take over.
+    """Return the runs to take over from the results of a suite.
 
-    :raises UserError: where `data`, read from `path`, are no results of a suite
+    :param data: results, as in a `suite.json`
+    :param path: file that they were read from
+    :raises UserError: if `data` are no results of a suite
     """
     try:
         runs = {run.job_name: run for run in Results.from_json(data).runs}

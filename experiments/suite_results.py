@@ -1,4 +1,4 @@
-"""What a suite brought, as data and as tables. No training here."""
+"""Results of a suite, as data and as tables. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ from ctrl.experiments.summary import (
 )
 
 RESULTS = "suite.json"
-"""The file that holds them."""
+"""File with the results of a suite."""
 CURVE_POINTS = 20
-"""At most so many are kept of a run's curve."""
+"""Largest number of points that are kept of a run's curve."""
 FIELDS = {"success": "success", "normalised": "normalised", "return": "return_mean"}
-"""Of `HeldOut`, by the score that a task shows."""
+"""Fields of `HeldOut`, by the score that a task shows."""
 TEXTS = 2
-"""How many columns of a table hold names, before those with numbers."""
+"""Number of columns with names in a table; the columns after them have numbers."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What episodes on seeds that training never sees brought."""
+    """Results of held-out episodes, whose seeds training never uses."""
 
     episodes: int
     return_mean: float
     success: float | None
-    """None where the task reports none."""
+    """Success rate; None if the task reports none."""
     normalised: float | None
-    """None where the scores of random and perfect agents are not known."""
+    """`return_mean` scaled to 0 for a random agent and 1 for a perfect one; None if their scores are not known."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> HeldOut:
-        """Shorten an evaluation."""
+        """Return the short form of an evaluation."""
         return cls(evaluation.episodes, evaluation.return_mean, evaluation.success, evaluation.normalised)
 
     def score(self, name: str) -> float:
-        """Return the score that the task shows.
+        """Return a score by the name that the task gives it.
 
-        :raises ValueError: where the evaluation has none
+        :param name: one of `FIELDS`
+        :raises ValueError: if the evaluation has no such score
         """
         value = getattr(self, FIELDS[name])
         if value is None:
@@ -66,29 +67,29 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """One agent's training, in short."""
+    """Results of one training run, in short form."""
 
     task: str
     core: str
     learning_rate: float
     seed: int
     width: int | None
-    """Of a layer; None for the core's own default."""
+    """Number of features of a layer; None for the default of the core."""
     steps: int
     parameters: int
     state_bytes: int
     steps_per_second: float
     wall_seconds: float
-    """Of acting and learning."""
+    """Wall time of acting and learning."""
     held_out: HeldOut
     transfer: HeldOut | None = None
-    """Of the second evaluation, where the task has one."""
+    """Results of the second evaluation, if the task has one."""
     curve: list[list[float]] = field(default_factory=list)
-    """[steps, mean return in training]; the steps are those at a stretch's end."""
+    """Points [steps, mean return in training]; see `ablation_results.thinned`."""
 
     @classmethod
     def of(cls, task: str, run: RunSummary, transfer: HeldOut | None, curve: Sequence[Point]) -> SuiteRun:
-        """Shorten a finished and evaluated run."""
+        """Return the short form of a finished and evaluated run."""
         assert run.evaluation is not None
         return cls(
             task=task,
@@ -108,7 +109,7 @@ class SuiteRun:
 
     @property
     def job_name(self) -> str:
-        """Name of the job that it came from."""
+        """Name of the job that the run came from."""
         return f"{contender_label(self.task, self.core, self.learning_rate)}/seed{self.seed}"
 
     @classmethod
@@ -123,16 +124,16 @@ class SuiteRun:
 
     @property
     def merit(self) -> tuple[float, float]:
-        """What learning rates are judged by: the return in the last fifth of training, then in all of it.
+        """Values that learning rates are compared by: mean return in the last fifth of training, then in all of it.
 
-        Held-out episodes have no part in it.
+        Held-out episodes are not used.
         """
         returns = [value for _, value in self.curve]
         return (fmean(returns[-(len(returns) // 5 or 1) :]), fmean(returns)) if returns else (-inf, -inf)
 
 
 def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Say where plain data differ, by name."""
+    """Yield a text for each entry that differs between two pieces of plain data, with its name."""
     there, now = json.loads(json.dumps([there, now]))
     if isinstance(there, dict) and isinstance(now, dict):
         for key in sorted({*there, *now}):
@@ -142,14 +143,14 @@ def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def contender_label(task: str, core: str, learning_rate: float) -> str:
-    """Return the name of a core's runs on a task with one learning rate."""
+    """Return the label of a core's runs on a task with one learning rate."""
     return f"{task}/{core}-{learning_rate:g}"
 
 
 def best_rate(runs: Sequence[SuiteRun]) -> float | None:
-    """Return the learning rate whose first seed did best; None without such a run.
+    """Return the learning rate with which seed 0 did best; None if no run has seed 0.
 
-    :param runs: of one core on one task
+    :param runs: runs of one core on one task
     """
     first = [run for run in runs if run.seed == 0]
     return max(first, key=lambda run: run.merit).learning_rate if first else None
@@ -157,22 +158,22 @@ def best_rate(runs: Sequence[SuiteRun]) -> float | None:
 
 @dataclass(frozen=True)
 class Results:
-    """What a `suite.json` holds and tables show."""
+    """Contents of a `suite.json` that tables show."""
 
     command: str
     tasks: dict[str, dict[str, Any]]
-    """By name: what it is, which score it shows, and that score by chance and by perfect play."""
+    """Facts about each task by name, such as the score it shows and that score by chance and by perfect play."""
     cores: list[str]
     notes: list[str]
-    """What a reader must know of the numbers."""
+    """Notes that explain the numbers."""
     runs: list[SuiteRun]
     failures: list[FailedRun]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Results:
-        """Read the parts that tables show.
+        """Read the parts that tables show from the data of a `suite.json`.
 
-        :raises KeyError, TypeError: where `data` is something else
+        :raises KeyError, TypeError: if `data` is something else
         """
         runs = [SuiteRun.from_json(run) for run in data["runs"]]
         failures = [FailedRun(**failure) for failure in data["failures"]]
@@ -183,7 +184,7 @@ class Results:
         return [run for run in self.runs if (run.task, run.core) == (task, core)]
 
     def rate(self, task: str, core: str) -> float | None:
-        """Return the learning rate that does best; None without a run."""
+        """Return the best learning rate of a core on a task; None without a run."""
         return best_rate(self.of(task, core))
 
     def chosen(self, task: str, core: str) -> list[SuiteRun]:
@@ -192,9 +193,9 @@ class Results:
         return sorted((run for run in self.of(task, core) if run.learning_rate == rate), key=lambda run: run.seed)
 
     def tuning(self) -> dict[str, dict[str, Any]]:
-        """Return by task and core the return late in training of seed 0 by learning rate, and the chosen rate.
+        """Return the chosen learning rate of each core on each task, and the late return of seed 0 with every rate.
 
-        Cores with one rate are left out.
+        The late return is the mean of the last fifth of training. Cores with one rate are left out.
         """
         found: dict[str, dict[str, Any]] = {}
         for task, core in dict.fromkeys((run.task, run.core) for run in self.runs):
@@ -207,18 +208,18 @@ class Results:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of scores: a task, and each core's scores by seed."""
+    """Row of the table of scores: a task, and the scores of each core by seed."""
 
     title: str
     score: str
-    """Which one is shown."""
+    """Name of the score that is shown."""
     chance: float | None
     perfect: float | None
     scores: dict[str, list[float]]
 
     @property
     def best(self) -> str | None:
-        """The core whose lowest seed is above all seeds of all others; None if there is none, or but one seed."""
+        """Core whose lowest seed is above every seed of the others; None if there is none, or a core has one seed."""
         known = {core: values for core, values in self.scores.items() if values}
         if len(known) < 2 or min(map(len, known.values())) < 2:
             return None
@@ -228,7 +229,7 @@ class Row:
 
 
 def rows(results: Results) -> list[Row]:
-    """Return the table of scores."""
+    """Return the rows of the table of scores."""
     found = []
     for name, task in results.tasks.items():
         runs = {core: results.chosen(name, core) for core in results.cores}
@@ -249,19 +250,19 @@ def _transfer_row(name: str, task: dict[str, Any], runs: dict[str, list[SuiteRun
 
 
 def score_text(values: Sequence[float]) -> str:
-    """Return the mean and, of more than one seed, the range."""
+    """Return the mean as text, with the range if there is more than one seed."""
     if len(values) < 2:
         return number_text(values[0] if values else None)
     return f"{fmean(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 def score_columns(results: Results) -> tuple[str, ...]:
-    """Return the names of the columns of the table of scores."""
+    """Return the column names of the table of scores."""
     return ("task", "score", "chance", *results.cores, "perfect")
 
 
 def score_cells(row: Row) -> tuple[str, ...]:
-    """Return a row as the texts of `score_columns`."""
+    """Return the cells of a row, in the order of `score_columns`."""
     cells = (score_text(values) for values in row.scores.values())
     return row.title, row.score, number_text(row.chance), *cells, number_text(row.perfect)
 
@@ -270,7 +271,7 @@ COST_COLUMNS = ("task", "core", "rate", "width", "parameters", "state", "steps",
 
 
 def cost_cells(results: Results) -> list[tuple[str, ...]]:
-    """Return the table of what each core cost on each task, as the texts of `COST_COLUMNS`."""
+    """Return the rows of the table of costs, one for each core and task, in the order of `COST_COLUMNS`."""
     pairs = ((task, core) for task in results.tasks for core in results.cores)
     return [(task, core, *_costs(runs)) for task, core in pairs if (runs := results.chosen(task, core))]
 
@@ -308,7 +309,7 @@ def _markdown_table(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str
 
 
 def tables(results: Results) -> RenderableType:
-    """Build both tables for a terminal."""
+    """Build the tables of scores and of costs for a terminal."""
     names = score_columns(results)
     scores = _table(names)
     for row in rows(results):

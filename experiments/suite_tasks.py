@@ -1,4 +1,4 @@
-"""What `ctrl suite` trains on: each task's arguments, its steps of training and the score that is shown."""
+"""Tasks of `ctrl suite`: the arguments of each, its training steps and the score that is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ctrl.experiments.config import TaskOptions, merge_pairs
 from ctrl.experiments.tasks import field_task, known_scores
 
 Score = Literal["success", "normalised", "return"]
-"""The share of episodes that succeed; the return where a random agent has 0 and a perfect one 1; the return itself."""
+"""Score of a task: success rate, return scaled to 0 for random and 1 for perfect play, or the return as it is."""
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,19 @@ class SuiteTask:
     """One task of the suite."""
 
     name: str
-    """As `--tasks` takes it."""
+    """Name of the task, as `--tasks` takes it."""
     env: str
     """Gymnasium id."""
     arguments: tuple[str, ...]
-    """The task's arguments, as `--env-kwargs` takes them."""
+    """Arguments of the task, as `--env-kwargs` takes them."""
     steps: int
     """Env steps of training, all copies together."""
     score: Score
     transfer: tuple[str, ...] = ()
-    """Other arguments with which the trained agents are evaluated a second time; none for no second evaluation."""
+    """Changed arguments for a second evaluation of the trained agents; empty for no second evaluation."""
 
     def options(self, num_envs: int) -> TaskOptions:
-        """Return the task as it is trained on."""
+        """Return the task to train on, with `num_envs` copies."""
         return TaskOptions(env=self.env, env_kwargs=self.arguments, num_envs=num_envs)
 
     def transferred(self) -> SuiteTask:
@@ -38,7 +38,7 @@ class SuiteTask:
 
     @property
     def chance(self) -> float | None:
-        """The score of the best agent without memory; of random play where the task belongs to another package."""
+        """Score of the best agent without memory; for tasks of other packages that of random play, or None."""
         scores, known = known_scores(self.options(1)), field_task(self.env)
         if scores is None:
             return None if known is None else known.random
@@ -46,7 +46,7 @@ class SuiteTask:
 
     @property
     def perfect(self) -> float | None:
-        """The score of a perfect agent; None where it is not known."""
+        """Score of a perfect agent; for tasks of other packages the best known score, or None."""
         scores, known = known_scores(self.options(1)), field_task(self.env)
         if scores is None:
             return None if known is None else known.best
@@ -54,7 +54,7 @@ class SuiteTask:
 
 
 def _popgym(name: str, steps: int) -> SuiteTask:
-    """Return a task of popgym, whose returns lie between -1 and 1; `repeat-first-medium` for RepeatFirstMedium."""
+    """Return a task of popgym, such as `repeat-first-medium` for RepeatFirstMedium. Returns lie between -1 and 1."""
     words = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name)
     return SuiteTask(words.removeprefix("-"), f"popgym-{name}-v0", (), steps, "return")
 
@@ -84,7 +84,7 @@ SUITE = (
     _popgym("AutoencodeEasy", 1_500_000),
     _popgym("CountRecallEasy", 1_500_000),
     _popgym("PositionOnlyCartPoleMedium", 500_000),
-    # With its own view of 7 x 7 cells no memory is needed.
+    # With the default view of 7 x 7 cells, the task needs no memory.
     SuiteTask("minigrid-memory-s7", "MiniGrid-MemoryS7-v0", ("agent_view_size=3",), 500_000, "return"),
 )
 TASKS: dict[str, SuiteTask] = {task.name: task for task in SUITE}

@@ -1,7 +1,7 @@
-"""One run of a suite, in a process of its own: `python -m ctrl.experiments.suite_worker FOLDER PARENT`.
+"""Worker process of one run of a suite: `python -m ctrl.experiments.suite_worker FOLDER PARENT`.
 
-It trains and evaluates as `worker` does, but only with the code that the suite began with. Where the task asks for it,
-the trained agent is then evaluated a second time.
+It trains and evaluates as `worker` does, but only with the code that the suite began with. If the task asks for it, the
+trained agent is then evaluated a second time.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import Any
 from ctrl.experiments.folders import MARKER, MODEL, read_json, write_json
 
 ORDER = "suite_run.json"
-"""What the run is for the suite, beside the run's own config."""
+"""File with the facts about the run that the suite needs beside its config."""
 TRANSFER = "transfer.json"
 
 
 def main(folder: Path, parent: int) -> int:
-    """Train what `folder`'s config asks for and evaluate it; the files and the exit code tell the parent."""
+    """Train and evaluate the run whose config is in `folder`, and return its exit code.
+
+    :param folder: folder of the run, from which the parent reads the results
+    :param parent: process id of the parent; the run stops when the parent ends
+    """
     from ctrl.experiments import worker
     from ctrl.experiments.suite_code import fingerprint, sources
 
@@ -36,8 +40,9 @@ def main(folder: Path, parent: int) -> int:
 def evaluate_transfer(folder: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
     """Evaluate the agent of a finished run on its task with other arguments.
 
-    :param folder: the run's
-    :param arguments: the task's, as `--env-kwargs` takes them
+    :param folder: folder of the run
+    :param arguments: arguments of the task, as `--env-kwargs` takes them
+    :return: the evaluation as plain data
     """
     from ctrl.experiments.config import TrainConfig
     from ctrl.experiments.evaluate import evaluate_run

@@ -1,4 +1,4 @@
-"""Results as data: what a run brought, the same over seeds, and the table that shows them. No training here."""
+"""Results as data: those of a run, those of a core over its seeds, and tables of them. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rich.text import Text
 SCHEMA = 1
 MISSING = "–"
 RECENT_EPISODES = 100
-"""Over how many training episodes a mean is taken, as by stable-baselines3."""
+"""Number of training episodes that a mean is taken over, as in stable-baselines3."""
 
 
 @dataclass(frozen=True)
 class GroupEvaluation:
-    """What the episodes of one group brought, where a task tells groups of episodes apart."""
+    """Results of one group of episodes, if a task divides its episodes into groups."""
 
     episodes: int
     success: float
@@ -32,28 +32,28 @@ class GroupEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes that a trained agent played without learning."""
+    """Results of episodes that a trained agent played without learning."""
 
     episodes: int
     return_mean: float
     return_std: float
-    """Population standard deviation over the episodes."""
+    """Population standard deviation of the return over the episodes."""
     length_mean: float
-    """Steps an episode."""
+    """Mean number of steps of an episode."""
     success: float | None
-    """Share of episodes that ended in success; None where the task does not report `is_success`."""
+    """Share of episodes that ended in success; None if the task does not report `is_success`."""
     seed: int
     """Seed of the first copy of the task."""
     deterministic: bool
     normalised: float | None = None
-    """`return_mean` where a random agent has 0 and a perfect one 1; None where these scores are not known."""
+    """`return_mean` scaled to 0 for a random agent and 1 for a perfect one; None if their scores are not known."""
     groups: dict[str, GroupEvaluation] = field(default_factory=dict)
-    """By the group's name, in the task's order; empty where the task tells no groups apart."""
+    """Results by name of the group, in the task's order; empty if the task has no groups."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One agent's training: what it was, what it reached and what it cost."""
+    """Summary of one training run: its settings, its results and its costs."""
 
     core: str
     seed: int
@@ -64,27 +64,27 @@ class RunSummary:
     steps: int
     """Env steps trained, all copies together."""
     parameters: int
-    """Numbers that training changes, all networks of the agent together."""
+    """Number of parameters of the agent, all its networks together."""
     state_bytes: int
-    """Memory of one env between two steps."""
+    """Bytes of the core's state of one env."""
     steps_per_second: float
-    """Env steps over the wall time of acting and learning."""
+    """Env steps per second of wall time, acting and learning."""
     wall_seconds: float
     cpu_seconds: float | None = None
-    """Time of the processor for acting and learning; unlike wall time, hardly changed by what else is running."""
+    """Processor time of acting and learning; unlike wall time, it hardly depends on other load on the machine."""
     training_episodes: int = 0
-    """The latest training episodes, `RECENT_EPISODES` or a few more; fewer where no more have ended."""
+    """Number of the latest training episodes: `RECENT_EPISODES` or a few more, fewer if no more have ended."""
     training_return: float | None = None
-    """Mean return of those episodes, whose actions were sampled."""
+    """Mean return of these episodes, whose actions were sampled."""
     training_success: float | None = None
-    """Share of them that ended in success; None where the task does not report it."""
+    """Share of these episodes that ended in success; None if the task does not report it."""
     evaluation: Evaluation | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    """Returns to compare with, as far as the task states them; see `tasks.stated_scores`."""
+    """Returns of baselines to compare with, as far as they are known; see `tasks.stated_scores`."""
     reconstruction_error: dict[str, float] = field(default_factory=dict)
-    """By layer and tier, as `layer0/tier1`; see `evaluate.reconstruction_errors`."""
+    """Reconstruction errors by layer and tier, such as `layer0/tier1`; see `evaluate.reconstruction_errors`."""
     message: str = ""
-    """Why the run ended early."""
+    """Reason why the run ended early."""
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class RunSummary:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunSummary:
-        """Rebuild a summary from `to_json`."""
+        """Rebuild a summary from the data of `to_json`."""
         known = {key: value for key, value in data.items() if key != "schema"}
         if known.get("evaluation") is not None:
             groups = {name: GroupEvaluation(**group) for name, group in known["evaluation"].get("groups", {}).items()}
@@ -106,33 +106,33 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A run that brought no summary."""
+    """Run that did not finish."""
 
     label: str
-    """What was trained; runs with the same label differ in their seed alone."""
+    """Name of the compared setting; runs with the same label differ only in their seed."""
     seed: int
     message: str
 
     @property
     def name(self) -> str:
-        """As the run's job is called."""
+        """Name of the run's job."""
         return f"{self.label}/seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class CoreSummary:
-    """The runs of one core, over its seeds."""
+    """Results of one core over its seeds."""
 
     core: str
     seeds: list[int]
     success: list[float]
-    """Held-out success of each seed; empty where the task reports none."""
+    """Held-out success rate of each seed; empty if the task reports none."""
     returns: list[float]
     """Held-out return of each seed."""
     parameters: int
     state_bytes: int
     steps: int
-    """Fewest env steps of a run."""
+    """Smallest number of env steps of a run."""
     steps_per_second: float
     """Mean over the runs."""
     wall_seconds: float
@@ -140,25 +140,25 @@ class CoreSummary:
 
 
 class Point(NamedTuple):
-    """One row of a run's `curve.csv`: what was seen in one update's data."""
+    """Row of a run's `curve.csv`: results of the episodes that ended in the data of one update."""
 
     steps: int
     """Env steps so far, all copies together."""
     return_: float
     """Mean return of the episodes that ended; NaN if none did."""
     success: float
-    """Share of them that succeeded; NaN if none ended or the task does not say."""
+    """Share of these episodes that succeeded; NaN if none ended or the task does not report it."""
     episodes: int
-    """Episodes that ended."""
+    """Number of episodes that ended."""
     steps_per_second: float
-    """Since the start of training."""
+    """Env steps per second since the start of training."""
 
 
 CURVE_COLUMNS = ("steps", "return", "success", "episodes", "steps_per_second")
 
 
 def read_curve(path: Path) -> list[Point]:
-    """Read a run's `curve.csv`; a last line that is still being written is left out."""
+    """Read a run's `curve.csv`, without a last line that is still being written; empty if there is no file."""
     points: list[Point] = []
     if not path.exists():
         return points
@@ -173,10 +173,10 @@ def read_curve(path: Path) -> list[Point]:
 
 
 def recent(curve: Sequence[Point], episodes: int = RECENT_EPISODES) -> Point:
-    """Return the last point of a curve with the means over its latest episodes.
+    """Return the last point of a curve, with means over the latest episodes.
 
     :param curve: at least one point
-    :param episodes: how many, at least; an update's episodes are taken as a whole
+    :param episodes: smallest number of episodes; those of an update are taken as a whole
     """
     taken: list[Point] = []
     for point in reversed(curve):
@@ -219,13 +219,13 @@ def comparison_table(
 ) -> RenderableType:
     """Build the table of a comparison; it fits a terminal of 80 columns.
 
-    :param cores: what `aggregate` returned
-    :param title: the line above
-    :param baselines: returns to compare with by name, such as `no memory`
-    :param caption: the line below
+    :param cores: results that `aggregate` returned
+    :param title: line above the table
+    :param baselines: returns of baselines by name, such as `no memory`
+    :param caption: line below the table
     """
     show_success = any(core.success for core in cores)
-    # Many tasks pay 1 for a success and nothing else; there the return would be the same number again.
+    # Many tasks pay 1 for a success and nothing else; their return would be the same number again.
     show_return = show_success and any(core.success != core.returns for core in cores)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("core", style="bold", no_wrap=True)
@@ -257,7 +257,7 @@ def _core_cells(core: CoreSummary, show_success: bool, show_return: bool) -> lis
 
 
 def titled(title: str, table: Table, caption: str | None = None) -> RenderableType:
-    """Put a line above a table, and one below; rich would fold them to the table's width."""
+    """Put a title above a table and a caption below it; rich's own would be wrapped to the width of the table."""
     below = [Text(caption, style="dim")] if caption else []
     return Group(Text(title, style="bold"), table, *below)
 
@@ -289,30 +289,30 @@ def _run_rows(run: RunSummary) -> list[tuple[str, str]]:
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
-    """Say in one line what an evaluation brought."""
+    """Return the results of an evaluation in one line."""
     success = "" if evaluation.success is None else f", success {evaluation.success:.2f}"
     return f"return {evaluation.return_mean:.2f} ± {evaluation.return_std:.2f}{success}"
 
 
 def mean_text(values: Sequence[float]) -> str:
-    """Return the mean with two digits, or a dash."""
+    """Return the mean with two decimals, or a dash if there are no values."""
     return f"{fmean(values):.2f}" if values else MISSING
 
 
 def number_text(value: float | None) -> str:
-    """Return a number with two digits, or a dash for None and NaN."""
+    """Return a number with two decimals, or a dash for None and NaN."""
     return MISSING if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def bytes_text(size: int) -> str:
-    """Return a size in B, KiB or MiB."""
+    """Return a size as text in B, KiB or MiB."""
     if size < 1024:
         return f"{size} B"
     return f"{size / 1024:.1f} KiB" if size < 1024**2 else f"{size / 1024**2:.1f} MiB"
 
 
 def count_text(count: int) -> str:
-    """Return a count in k or M."""
+    """Return a count as text, large ones in k or M."""
     if count < 10_000:
         return f"{count:,}"
     return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.2f}M"

@@ -1,4 +1,4 @@
-"""From a gymnasium id to the envs that an agent trains on and is evaluated with."""
+"""Vector envs for training and evaluation, built from a gymnasium id, and the known scores of tasks."""
 
 from __future__ import annotations
 
@@ -23,33 +23,35 @@ from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.errors import UserError, unknown
 
 SEEDS_PER_RUN = 10_000
-"""Seeds that one run may use, one for each copy of the task."""
+"""Number of task seeds reserved for a run, one for each copy of the task."""
 EVALUATION_SEEDS = 1_200_000_000
-"""Where the seeds of evaluation start; training would have to run 120,000 seeds to reach them."""
+"""First task seed of evaluations; training reaches it only with run seeds from 120,000 on."""
 
 
 RANDOM, MEMORYLESS, PERFECT, BEST = "random", "best without memory", "perfect", "best known"
-"""What reaches a score, as tables and pictures call it."""
+"""Names of the baselines whose scores are known, as shown in tables and pictures."""
 
 
 def training_seed(seed: int) -> int:
-    """Return the task seed of a training run's first copy; copy i has the i-th after it."""
+    """Return the task seed of a training run's first copy; copy i has this seed plus i."""
     return seed * SEEDS_PER_RUN
 
 
 def evaluation_seed(seed: int) -> int:
-    """Return the task seed of an evaluation's first copy, which no training run uses."""
+    """Return the task seed of an evaluation's first copy; no training run uses it."""
     return EVALUATION_SEEDS + seed * SEEDS_PER_RUN
 
 
 def make_task(task: TaskOptions, *, seed: int, training: bool) -> VecEnv:
-    """Build the copies of a task: natively vectorised where it offers that, adapted where `ctrl.envs.field` knows it.
+    """Build the copies of a task as one vector env.
+
+    Tasks that `ctrl.envs.field` knows are adapted. Other tasks use their own vector env if they have one.
 
     :param task: id, arguments and number of copies
     :param seed: task seed of the first copy
     :param training: let the copies of our own tasks end their episodes at different times, so that each update sees
-        all parts of an episode; the first episodes are shorter for that, so an evaluation must not
-    :raises UserError: where the id is unknown, its package is missing or the task does not take the arguments
+        all parts of an episode; this shortens the first episodes, so evaluations must pass False
+    :raises UserError: if the id is unknown, its package is missing or the task does not take the arguments
     """
     try:
         env = _make(task, training)
@@ -62,7 +64,10 @@ def make_task(task: TaskOptions, *, seed: int, training: bool) -> VecEnv:
 
 
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
-    """Look an env id up; a `UserError` names the closest ones."""
+    """Return the registered spec of an env id.
+
+    :raises UserError: if there is none; the message names the closest ids
+    """
     module, _, name = env_id.rpartition(":")
     if module:
         _import(module)
@@ -73,7 +78,7 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
 
 
 def _import(module: str) -> None:
-    """Import a user's module, also from the working directory, which is not on the path of the `ctrl` command."""
+    """Import a user's module. The `ctrl` command does not have the working directory on its path, so it is added."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -83,9 +88,9 @@ def _import(module: str) -> None:
 
 
 def field_task(env_id: str) -> field.FieldTask | None:
-    """Return what is known of a task of another package that `ctrl.envs.field` adapts; None for all others.
+    """Return the entry of `ctrl.envs.field` for a task of another package; None for all other tasks.
 
-    Before the id may stand the package, as in gymnasium: `minigrid:MiniGrid-MemoryS7-v0`.
+    The id may begin with the package, as in gymnasium: `minigrid:MiniGrid-MemoryS7-v0`.
     """
     module, _, name = env_id.rpartition(":")
     task = field.FIELD_TASKS.get(name)
@@ -93,14 +98,14 @@ def field_task(env_id: str) -> field.FieldTask | None:
 
 
 def policy_name(observation_space: spaces.Space[object]) -> str:
-    """Return the policy that fits what is observed."""
+    """Return the name of the policy for an observation space."""
     if isinstance(observation_space, spaces.Dict):
         return "MultiInputMemoryPolicy"
     return "CnnMemoryPolicy" if is_image_space(observation_space) else "MlpMemoryPolicy"
 
 
 def known_rules(task: TaskOptions) -> Rules[Any] | None:
-    """Return the rules of one of our tasks with its arguments; None for tasks of others."""
+    """Return the rules of one of our tasks with its arguments; None for tasks of other packages."""
     ours = TASKS.get(_bare_id(task.env))
     if ours is None:
         return None
@@ -108,13 +113,13 @@ def known_rules(task: TaskOptions) -> Rules[Any] | None:
 
 
 def known_scores(task: TaskOptions) -> Scores | None:
-    """Return the scores that the task states for its arguments; None for tasks of others."""
+    """Return the scores that one of our tasks states for its arguments; None for tasks of other packages."""
     rules = known_rules(task)
     return None if rules is None else rules.scores
 
 
 def stated_scores(task: TaskOptions) -> dict[str, float]:
-    """Return the returns that are stated for a task with its arguments, by what reaches them."""
+    """Return the known returns of baselines on a task with its arguments, by name of the baseline."""
     scores, known = known_scores(task), field_task(task.env)
     if scores is not None:
         return {RANDOM: scores.random, MEMORYLESS: scores.memoryless, PERFECT: scores.perfect}
@@ -125,10 +130,10 @@ def stated_scores(task: TaskOptions) -> dict[str, float]:
 
 
 def reference_scores(task: TaskOptions, metric: str = "return") -> dict[str, float]:
-    """Return what a curve is read by: the stated scores, but for those of a random agent.
+    """Return the baselines that are drawn beside a learning curve: all `stated_scores` but the random agent's.
 
-    :param task: its arguments decide the scores
-    :param metric: `return` or `success`; nothing is returned for success where the scores are no success rates
+    :param task: task with its arguments, which decide the scores
+    :param metric: `return` or `success`; for `success` there are none unless the task's return is its success
     """
     rules = known_rules(task)
     if metric == "success" and (rules is None or not rules.return_is_success):
@@ -146,7 +151,7 @@ def _make(task: TaskOptions, training: bool) -> VecEnv:
         return _make_from_single(task, partial(field.make, adapted.id))
     if find_spec(task.env).vector_entry_point is not None:
         return _make_native(task, training)
-    # Not by id: for that SB3 asks every env for a render mode, which many don't have.
+    # Passed as a function: given an id, SB3 asks every env for a render mode, which many don't have.
     return _make_from_single(task, partial(gym.make, task.env))
 
 

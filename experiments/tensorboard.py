@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the agent's own log: held-out evaluations, and scores to read the curves by."""
+"""TensorBoard logs beside the agent's own: held-out evaluations, and the scores of baselines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ctrl.experiments.tasks import BEST, MEMORYLESS, PERFECT, reference_scores
 RETURNS = ("eval/mean_reward", "rollout/ep_rew_mean")
 SUCCESSES = ("eval/success_rate", "rollout/success_rate")
 REFERENCE_RUNS = {MEMORYLESS: "no_memory", PERFECT: "perfect", BEST: "best_known"}
-"""What the runs are called that are the scores of others."""
+"""Names of the TensorBoard runs that show the scores of baselines."""
 RUN_COLOURS = "regex:([^/]+)"
-"""The first part of a run's name has a colour: the core, in a comparison."""
+"""Pattern by which TensorBoard colours runs: by the first part of the name, in a comparison the core."""
 FIRST_SCALARS = "(eval|rollout)/(success_rate|mean_reward|ep_rew_mean)"
 PORT = 6006
 
@@ -25,7 +25,7 @@ PORT = 6006
 def log_evaluation(logger: Logger, evaluation: Evaluation, steps: int) -> None:
     """Write a held-out evaluation at once, under the names of stable-baselines3's `EvalCallback`.
 
-    What else the logger has been told stays with it, until the agent has that written.
+    Other values that the logger has recorded stay in it until the agent writes them.
     """
     values = {"eval/mean_reward": evaluation.return_mean, "eval/mean_ep_length": evaluation.length_mean}
     if evaluation.success is not None:
@@ -35,11 +35,11 @@ def log_evaluation(logger: Logger, evaluation: Evaluation, steps: int) -> None:
 
 
 def write_references(folder: Path, task: TaskOptions, steps: int) -> None:
-    """Write the scores that a task states as runs of their own, which are level lines in the charts of the agents.
+    """Write the scores of baselines as runs of their own, which are horizontal lines in the charts of the agents.
 
-    :param folder: where the agents' runs are
-    :param task: its arguments decide the scores
-    :param steps: how long the lines are
+    :param folder: folder of the agents' runs
+    :param task: task with its arguments, which decide the scores
+    :param steps: length of the lines in env steps
     """
     tags = (*RETURNS, *SUCCESSES) if reference_scores(task, "success") else RETURNS
     for name, score in reference_scores(task).items():
@@ -56,12 +56,12 @@ def _write_level(folder: Path, values: dict[str, float], steps: int) -> None:
 
 
 def how_to_look(folder: Path) -> tuple[tuple[str, str], ...]:
-    """Return the command that starts TensorBoard, and the address at which it then shows what matters first."""
+    """Return the command that starts TensorBoard, and the address of its most important charts, each with a label."""
     command = f"{provenance.tool('tensorboard')} --logdir {folder}"
     return ("TensorBoard", command), ("then open", address())
 
 
 def address() -> str:
-    """Return the address of a TensorBoard that runs here: a colour for each core, and the results' charts alone."""
+    """Return the address of a local TensorBoard that has one colour for each core and shows only results."""
     query = urlencode({"runColorGroup": RUN_COLOURS, "tagFilter": FIRST_SCALARS, "smoothing": 0})
     return f"http://localhost:{PORT}/?{query}#timeseries"

@@ -1,7 +1,7 @@
-"""One training run: learn, keep checkpoints and curves, save, evaluate, and say what it brought.
+"""One training run: train, save checkpoints and curves, save the model, evaluate it and write a summary.
 
-However it ends, the folder holds what can be used: `model.zip` when training finished or was stopped, the last good
-checkpoint when a number was not finite, and `summary.json` with the reason.
+However the run ends, its folder holds usable results: `model.zip` if training finished or was stopped, the last good
+checkpoint if training failed (such as by a number that is not finite), and `summary.json` with the reason.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run writes, and the command line that it came from."""
+    """Folders that a run writes to, and the command line that it came from."""
 
     folder: Path
     tensorboard: Path
     command: str
 
     def write_config(self, config: TrainConfig) -> None:
-        """Keep the options, so that the run can be read and repeated."""
+        """Write the options, so that the run can be read and repeated."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = {"command": self.command, "tensorboard": str(self.tensorboard), "options": config.to_json()}
         write_json(self.folder / MARKER, data)
@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Summary and exit code of a run."""
 
     summary: RunSummary
     exit_code: int
@@ -57,16 +57,16 @@ class Outcome:
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[MemoryAlgorithm]:
-    """Build task and agent, before anything is written; the task is closed in the end.
+    """Build the task and the agent, before anything is written, and close the task in the end.
 
-    :raises UserError: where the task or the agent cannot be built
+    :raises UserError: if the task or the agent cannot be built
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     env = make_task(config.task, seed=training_seed(config.seed), training=True)
     try:
         model = build_model(config, env)
-        env.seed(training_seed(config.seed))  # the agent seeds its envs too; seeds of two runs must not overlap
+        env.seed(training_seed(config.seed))  # again: the agent's own seeding may overlap with other runs
         yield model
     finally:
         env.close()
@@ -77,11 +77,11 @@ def train(
 ) -> Outcome:
     """Train, save and evaluate one agent.
 
-    :param model: what `prepared` built
-    :param config: what it was built from
-    :param place: where to write
-    :param reporter: what shows the progress
-    :param parent: process that the run stops with, if any
+    :param model: agent that `prepared` built
+    :param config: options that it was built from
+    :param place: folders to write to
+    :param reporter: shows the progress
+    :param parent: id of the process whose end stops the run, if any
     """
     place.write_config(config)
     stop = StopRequests(parent)
@@ -97,7 +97,7 @@ def train(
 
 @contextmanager
 def logged(model: MemoryAlgorithm, place: Place) -> Iterator[None]:
-    """Let what the agent logs go to TensorBoard while entered."""
+    """Log the agent to TensorBoard inside the `with` block."""
     model.set_logger(configure(str(place.tensorboard), ["tensorboard"]))
     try:
         yield
@@ -171,7 +171,7 @@ def _known(value: float | None) -> float | None:
 
 
 def run_command(config: TrainConfig, console: Console) -> int:
-    """Carry out `ctrl train`."""
+    """Run `ctrl train` and return its exit code."""
     name = f"{slug(config.task.env)}-{config.core}"
     with prepared(config) as model:
         folder = open_folder(config.out, overwrite=config.overwrite, name=name)

@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process of its own: `python -m ctrl.experiments.worker FOLDER PARENT`."""
+"""Worker process that trains one run of a comparison: `python -m ctrl.experiments.worker FOLDER PARENT`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from ctrl.experiments.folders import MARKER, read_json
 
 
 def main(folder: Path, parent: int) -> int:
-    """Train what `folder`'s config asks for; the summary, the curve and the exit code tell the parent."""
+    """Train the run whose config is in `folder` and return its exit code.
+
+    The parent reads the results from the summary and the curve in that folder.
+
+    :param folder: folder of the run
+    :param parent: process id of the parent; the run stops when the parent ends
+    """
     from ctrl.experiments.config import TrainConfig
     from ctrl.experiments.progress import SilentReporter
     from ctrl.experiments.training import Place, prepared, train

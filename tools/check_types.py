@@ -1,8 +1,8 @@
-"""Run `mypy --strict` on all four folders under the names by which they are imported, and on the tools that use them.
+"""Run `mypy --strict` on all four folders under their import names, and on the tools that use them.
 
 mypy does not follow the finder of an editable install, so `mypy -p ctrl` in the root would silently skip `envs/`,
-`agents/` and `experiments/`. This lays a farm of links, `.typing/ctrl/…`, that looks as the wheel does, checks
-that, and fails if mypy saw fewer files than there are.
+`agents/` and `experiments/`. This script creates a folder of links, `.typing/ctrl/…`, laid out like the wheel, and
+checks that. It fails if mypy saw fewer files than there are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDERS = ("envs", "agents", "experiments")
 
 
 def lay_farm() -> None:
-    """Rebuild `.typing`: `ctrl/` with a link to each of its entries and to each of the other folders, and `tools`."""
+    """Rebuild `.typing`: `ctrl/` with links to its entries and to the other folders, and a link to `tools`."""
     shutil.rmtree(FARM, ignore_errors=True)
     package = FARM / "ctrl"
     package.mkdir(parents=True)
@@ -30,7 +30,7 @@ def lay_farm() -> None:
 
 
 def run_mypy(*what: str) -> tuple[int, str]:
-    """Check `what` from inside the farm, so that no other folder named `ctrl` is found first."""
+    """Run mypy on `what` from inside `.typing`, so that no other folder named `ctrl` is found first."""
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
     command = [sys.executable, "-m", "mypy", *options, *what]
     result = subprocess.run(command, cwd=FARM, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -2,9 +2,9 @@
 
     python tools/check_wheel.py [OUT]      # OUT keeps the wheel and the sdist that it is built from
 
-The scratch environment borrows the dependencies of the running one, so that torch isn't installed twice. It does so
-by a `.pth` line: `.pth` files of a directory that joins the path in this way are not read, and so our own editable
-install stays out. Every module is checked to come from the wheel all the same.
+The scratch environment borrows the dependencies of the running one, so that torch isn't installed twice. It does so by
+a line in a `.pth` file. Python does not read the `.pth` files of a folder that is added in this way, so our own
+editable install stays out. Every module is checked to come from the wheel all the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"ctrl": "ctrl", "envs": "ctrl/envs", "agents": "ctrl/agents", "experiments": "ctrl/experiments"}
 
-# Runs in the scratch environment; argv is the folder that all modules must come from.
+# Runs in the scratch environment; its argument is the folder that all modules must come from.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 import ctrl
@@ -40,7 +40,7 @@ print("\\n".join(names))
 
 
 class WheelError(Exception):
-    """What is wrong with the wheel."""
+    """Fault of the wheel, named by the message."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -49,14 +49,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def build_wheel(out: Path) -> Path:
-    """Build the sdist, and the wheel from it: stale files under `build/` can't slip in, and the sdist is tried too."""
+    """Build the sdist, and the wheel from it, so that stale files in `build/` stay out and the sdist is tested too."""
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT), cwd=out)
     (wheel,) = out.glob("ctrl_memory-*.whl")
     return wheel
 
 
 def source_files() -> set[str]:
-    """Return the paths, as a wheel has them, of all Python files in the four folders."""
+    """Return the paths of all Python files in the four folders, as they are in a wheel."""
     return {
         f"{target}/{file.relative_to(ROOT / folder).as_posix()}"
         for folder, target in FOLDERS.items()
@@ -65,7 +65,7 @@ def source_files() -> set[str]:
 
 
 def check_contents(wheel: Path) -> None:
-    """Raise unless the wheel holds all of our modules, and nothing at top level but `ctrl` and its metadata."""
+    """Raise a `WheelError` unless the wheel holds all our modules, and only `ctrl` and its metadata at top level."""
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names}
     alien = {name for name in top if name != "ctrl" and not name.endswith(".dist-info")}
@@ -78,10 +78,10 @@ def check_contents(wheel: Path) -> None:
 
 
 def make_environment(path: Path, wheel: Path) -> Path:
-    """Create a virtual environment with only `wheel` and the dependencies of this one; return its python."""
+    """Create a virtual environment with only `wheel` and the dependencies of this one; return its Python."""
     venv.create(path, with_pip=True, symlinks=os.name != "nt")
     python = path / ("Scripts" if os.name == "nt" else "bin") / "python"
-    # Before the dependencies come into view: pip would otherwise see the editable install and keep that.
+    # Before the dependencies are borrowed: otherwise pip would see the editable install and keep that.
     run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel), cwd=path)
     site_packages = Path(run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=path))
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
@@ -100,7 +100,7 @@ def check_installed(python: Path, scratch: Path) -> int:
 
 
 def run(*command: str, cwd: Path) -> str:
-    """Run `command` in `cwd` without the caller's Python settings; return what it prints, raise if it fails."""
+    """Run `command` in `cwd` without the caller's Python settings; return its output, or raise a `WheelError`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     result = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     shown = " ".join(word for word in command if "\n" not in word)

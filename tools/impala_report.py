@@ -1,9 +1,9 @@
-"""Write the numbers and pictures of IMPALA in docs/ from the folders of `ctrl compare` runs, one folder a series.
+"""Write the numbers and pictures of IMPALA in docs/ from folders of `ctrl compare`, one folder for each series.
 
     python tools/impala_report.py docs/impala.json MemoryPPO=FOLDER MemoryImpala=FOLDER --by steps seconds
     python tools/impala_report.py docs/impala_rates.json "rate 1=FOLDER" "rate 2=FOLDER" … --metric return --level 30
 
-The pictures come beside the numbers. Nothing is trained here, and every number is read from the runs.
+The pictures are written beside the numbers. Nothing is trained here; all numbers are read from the runs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ctrl.experiments.tasks import reference_scores
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """Return the folders of a comparison's runs, by seed."""
+    """Return the folders of the runs of a comparison, sorted by seed."""
     found = [path.parent for path in folder.glob(f"runs/*/*/{SUMMARY}")]
     return sorted(found, key=lambda run: int(read_json(run / SUMMARY)["seed"]))
 
 
 def first_at(curve: Sequence[Point], metric: str, level: float, by: str) -> int | None:
-    """Return the steps or seconds after which the smoothed metric is first at `level`; None if it never is."""
+    """Return the steps or seconds after which the smoothed metric first reaches `level`; None if it never does."""
     last = curve[-1].steps if by == "steps" else curve[-1].steps / curve[-1].steps_per_second
     grid = np.linspace(0, last, 4 * GRID_POINTS)
     reached = np.flatnonzero(resample(curve, metric, grid, by) >= level)
@@ -39,7 +39,7 @@ def first_at(curve: Sequence[Point], metric: str, level: float, by: str) -> int 
 
 
 def report(run: Path, metric: str, level: float) -> dict[str, Any]:
-    """Return what one run brought."""
+    """Return the results of one run."""
     summary, curve = read_json(run / SUMMARY), read_curve(run / CURVE)
     seconds = [point.steps / point.steps_per_second for point in curve]
     grid = np.linspace(0, curve[-1].steps, 41)[1:]
@@ -64,7 +64,7 @@ def report(run: Path, metric: str, level: float) -> dict[str, Any]:
 
 
 def comparison(folder: Path, metric: str, level: float) -> dict[str, Any]:
-    """Return a comparison's command, machine and runs."""
+    """Return the command, the machine and the runs of a comparison."""
     about = {"command": read_json(folder / MARKER)["command"], "level": level}
     summary = read_json(folder / SUMMARY)
     kept = {name: summary[name] for name in ("versions", "machine") if name in summary}
@@ -72,7 +72,7 @@ def comparison(folder: Path, metric: str, level: float) -> dict[str, Any]:
 
 
 def named_folder(text: str) -> tuple[str, Path]:
-    """Read NAME=FOLDER."""
+    """Parse NAME=FOLDER."""
     name, _, folder = text.partition("=")
     if not name or not folder:
         raise argparse.ArgumentTypeError(f"must be NAME=FOLDER, got {text!r}")
@@ -80,7 +80,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def main() -> None:
-    """Read the folders, write the numbers, draw."""
+    """Read the folders, write the numbers and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("series", type=named_folder, nargs="+", metavar="NAME=FOLDER")

@@ -1,8 +1,9 @@
-"""Write docs/bench_operators.json: what torch's operators take of the windows and the acting step that miss their aims.
+"""Write docs/bench_operators.json: shares of torch's operators in the time of windows and of an acting step.
 
     python tools/operators_report.py docs/bench_operators.json
 
-By torch.profiler, with one thread, as shares of the operators' own time: what Python takes between them is not in it.
+The cases are those that miss their performance targets. torch.profiler measures them with one thread. Shares are of the
+operators' own time, which does not include the time of Python between operators.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ctrl.experiments.folders import write_json
 from ctrl.experiments.provenance import machine, versions
 
 WINDOWS = ((64, 128), (256, 512), (256, 2048), (512, 2048))
-"""Width and T, with the package's memory."""
+"""Width and T of the windows, for a core with the package's memory; see `bench_unroll`."""
 TOKENS = 4096
 ENVS = 256
 KINDS = {
@@ -30,18 +31,18 @@ KINDS = {
     "softmax": ("_softmax", "_softmax_backward_data"),
     "copies": ("copy", "cat", "index_select", "index_copy", "index_add", "index_fill", "scatter_add", "gather", "fill"),
 }
-"""Operators by kind, in place or not. Most others go by element, or reduce."""
+"""Operators by kind, including their in-place forms. Most other operators are elementwise or reductions."""
 REST = "all else"
 
 
 def kind_of(operator: str) -> str:
-    """Return the kind of an operator, such as `aten::bmm`."""
+    """Return the kind of an operator with a name such as `aten::bmm`."""
     name = operator.removeprefix("aten::").removesuffix("_")
     return next((kind for kind, names in KINDS.items() if name in names), REST)
 
 
 def shares(work: Callable[[], object], calls: int) -> dict[str, Any]:
-    """Return the ms of a call in all operators, and the share of each kind."""
+    """Return the milliseconds that a call spends in all operators, and the share of each kind."""
     work()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(calls):
@@ -66,7 +67,7 @@ def measured() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Profile all cases and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out

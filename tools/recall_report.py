@@ -1,9 +1,9 @@
-"""Write docs/recall.json: how steadily agents learn Recall, from the folders of `ctrl compare` runs of it.
+"""Write docs/recall.json: progress and final success of agents on Recall, from folders of `ctrl compare`.
 
     python tools/recall_report.py OUT FOLDER … [--longer 2500]     # FOLDER as given to `ctrl compare --out`
 
-For each seed: the curve of training, the success of every checkpoint in held-out episodes, and that of the last
-model, with `--longer` at another length too. Nothing is trained here.
+For each seed it has the training curve, and the held-out success of every checkpoint and of the last model; with
+`--longer` also the success of the last model at another length. Nothing is trained here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EPISODES = 100
 
 
 def success(model: Path, *env_kwargs: str) -> float:
-    """Return the share of held-out episodes that `model` answers rightly."""
+    """Return the success rate of a model on held-out episodes."""
     config = EvaluateConfig(path=model, episodes=EPISODES, seed=0, num_envs=EPISODES, env_kwargs=env_kwargs)
     brought: float | None = evaluate_saved(config)[2].success
     assert brought is not None
@@ -34,7 +34,7 @@ def success(model: Path, *env_kwargs: str) -> float:
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
-    """Return steps and success of the episodes that ended in each update's data, about ten updates at a time."""
+    """Return points (steps, success rate in training), each over the episodes of about ten updates."""
     rows = list(csv.DictReader((run / "curve.csv").read_text().splitlines()))
     told = [row for row in rows if row["success"]]
     points = []
@@ -55,7 +55,7 @@ def staleness(run: Path) -> dict[str, float]:
 
 
 def report(run: Path, longer: int | None) -> dict[str, Any]:
-    """Evaluate one run's models."""
+    """Evaluate the models of one run and return the results."""
     summary = read_json(run / "summary.json")
     checkpoints = sorted((run / "checkpoints").glob("step_*.zip"))
     told: dict[str, Any] = {
@@ -74,7 +74,7 @@ def report(run: Path, longer: int | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the folders, evaluate, write."""
+    """Read the folders, evaluate the models and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")

@@ -3,8 +3,8 @@
     python -m venv rllib && rllib/bin/pip install "ray[rllib]==2.60.0" torch==2.13.0
     rllib/bin/python tools/rllib_impala.py --parameters 212000 --seconds 20
 
-It runs by itself, in that environment: nothing of `ctrl` is imported. The last line that it prints is JSON, with the
-version of ray in it.
+The script runs in that environment and imports nothing of `ctrl`. The last line that it prints is JSON with the results
+and the version of ray.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 
 ENCODER = [64]
-"""Hidden units before the LSTM, as the encoder of `ctrl`'s policies has."""
+"""Hidden units of the encoder before the LSTM, as in `ctrl`'s policies."""
 
 
 class PositionsOnly(gym.ObservationWrapper):
@@ -69,14 +69,14 @@ def config_of(options: argparse.Namespace, cell: int) -> Any:
 
 
 def parameters(options: argparse.Namespace, cell: int) -> int:
-    """Return how many parameters the agent has."""
+    """Return the number of parameters of the agent with an LSTM of `cell` units."""
     env = make_env(None)
     module = config_of(options, cell).get_rl_module_spec(env=env, inference_only=False).build()
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def closest_cell(options: argparse.Namespace) -> int:
-    """Return the LSTM's units that bring the agent closest to the asked-for parameters."""
+    """Return the LSTM units that bring the agent closest to the requested number of parameters."""
     low, high = 1, 1024
     while high - low > 1:
         middle = (low + high) // 2
@@ -85,12 +85,12 @@ def closest_cell(options: argparse.Namespace) -> int:
 
 
 def env_steps(result: dict[str, Any]) -> int:
-    """Return the env steps that reached the learner so far; what it counts as trained also has padding."""
+    """Return the env steps that reached the learner so far; RLlib's count of trained steps also includes padding."""
     return int(result["num_env_steps_sampled_lifetime"])
 
 
 def warm_up(algorithm: Any, seconds: float) -> int:
-    """Train until env runners have started and learned for a while; return the env steps."""
+    """Train until the first env steps come, and for `seconds` after that; return the env steps so far."""
     result, begin = algorithm.train(), time.perf_counter()
     while not env_steps(result):
         result, begin = algorithm.train(), time.perf_counter()
@@ -100,11 +100,11 @@ def warm_up(algorithm: Any, seconds: float) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train, and time what comes after the warm-up."""
+    """Train, and return the speed after the warm-up with the sizes and the version of ray."""
     import ray
     from ray.tune.registry import register_env
 
-    # These are promises, not processors: with as many as there are, RLlib's own actors would wait for ever.
+    # These are promises, not processors: with the real number, RLlib's own actors would wait for ever.
     ray.init(num_cpus=8, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     register_env("positions-only", make_env)
     cell = closest_cell(options)
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the options, measure, print."""
+    """Read the options, measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=212_000)
     parser.add_argument("--actors", type=int, default=2, help="env runners")

@@ -1,9 +1,9 @@
-"""Write docs/bench_scan.json: windows of `mingru` as it is, with a scan parallel in time, and of `torch.nn.GRU`.
+"""Write docs/bench_scan.json: time of a window of `mingru` as it is, with a parallel scan, and of `torch.nn.GRU`.
 
     python tools/scan_report.py docs/bench_scan.json
 
-Forward and backward, one thread, resets in it for the first two; interleaved turns. The parallel scan works by doubling
-(Hillis & Steele 1986), with torch's own operations and gradients.
+Forward and backward are timed with one thread, in interleaved turns; the windows of the first two have resets. The scan
+is parallel in time and works by doubling (Hillis & Steele 1986), with torch's own operations and gradients.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENVS, LENGTHS = (8, 64), (128, 512, 2048)
 
 
 def doubling(core: MinGRUCore, inputs: Tensor, state: MinGRUState, reset: Tensor) -> Tensor:
-    """Return [T, B, D], what one layer's window comes to: in step k, each state takes in that of 2^k steps before."""
+    """Return the outputs [T, B, D] of a layer by doubling: in step k, each state takes in that of 2^k steps before."""
     update, added = core.maps[0](inputs.transpose(0, 1)).chunk(2, dim=-1)
     update = torch.sigmoid(update)
     keep, added = (1 - update).masked_fill(reset.t()[:, :, None], 0), update * added
@@ -42,7 +42,7 @@ def doubling(core: MinGRUCore, inputs: Tensor, state: MinGRUState, reset: Tensor
 
 
 def works(envs: int, length: int) -> dict[str, Callable[[], Tensor]]:
-    """Return what gives the outputs of a window, by name."""
+    """Return functions that compute the outputs of a window, by name."""
     torch.manual_seed(0)
     core, gru = ctrl.make_core("mingru", WIDTH, width=WIDTH), nn.GRU(WIDTH, WIDTH)
     assert isinstance(core, MinGRUCore)
@@ -59,7 +59,7 @@ def works(envs: int, length: int) -> dict[str, Callable[[], Tensor]]:
 
 
 def seconds(outputs: Callable[[], Tensor]) -> float:
-    """Return what a forward and backward takes."""
+    """Return the seconds of one forward and backward."""
     begin = time.perf_counter()
     outputs().square().mean().backward()
     return time.perf_counter() - begin
@@ -77,7 +77,7 @@ def case(envs: int, length: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure all sizes and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
