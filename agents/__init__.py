@@ -6,12 +6,12 @@ model = MemoryPPO("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "comp
 model.learn(100_000)
 """
 
-from ctrl.agents.actors import ActorError
-from ctrl.agents.checking import check_memory
-from ctrl.agents.finite import NonFiniteError
+from ctrl.agents.actors.pool import ActorError
+from ctrl.agents.checks.checking import check_memory
 from ctrl.agents.impala import MemoryImpala, paper_impala
 from ctrl.agents.policies import CnnMemoryPolicy, MemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.ppo import MemoryPPO
+from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.vector_env import GymnasiumVecEnv
 
 __all__ = [

@@ -19,11 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ctrl.agents.arguments import check_env
 from ctrl.agents.buffers import WindowBuffer, select
-from ctrl.agents.collecting import keep_step, take_step
-from ctrl.agents.finite import check_finite, check_gradients
-from ctrl.agents.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.policies import (
     Actor,
     CnnMemoryPolicy,
@@ -32,7 +28,11 @@ from ctrl.agents.policies import (
     MultiInputMemoryPolicy,
     Windows,
 )
-from ctrl.agents.spaces import check_spaces
+from ctrl.agents.rollout import keep_step, take_step
+from ctrl.agents.utils.nan_checks import check_finite, check_gradients
+from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
+from ctrl.agents.utils.spaces import check_spaces
+from ctrl.agents.utils.validation import check_env
 from ctrl.agents.vector_env import GymnasiumVecEnv
 
 Self = TypeVar("Self", bound="MemoryAlgorithm")

@@ -20,15 +20,15 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 import ctrl
-from ctrl.agents.actors import Actors, check_sendable, closing
+from ctrl.agents.actors.pool import Actors, check_sendable, closing
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
-from ctrl.agents.arguments import check_device, check_env, check_env_id, check_numbers
 from ctrl.agents.buffers import select
-from ctrl.agents.collecting import ended_unreported
-from ctrl.agents.finite import check_finite
-from ctrl.agents.other_names import answering_other_names
 from ctrl.agents.policies import Evaluated, MemoryPolicy, PolicyState
+from ctrl.agents.rollout import ended_unreported
 from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
+from ctrl.agents.utils.nan_checks import check_finite
+from ctrl.agents.utils.other_names import answering_other_names
+from ctrl.agents.utils.validation import check_device, check_env, check_env_id, check_numbers
 from ctrl.agents.vtrace import VTrace, vtrace
 
 Self = TypeVar("Self", bound="MemoryImpala")

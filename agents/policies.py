@@ -28,9 +28,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 import ctrl
-from ctrl.agents.other_names import answering_other_names
-from ctrl.agents.spaces import action_features, encode_action
-from ctrl.agents.value_normalisation import ValueNormalisation
+from ctrl.agents.utils.other_names import answering_other_names
+from ctrl.agents.utils.spaces import action_features, encode_action
+from ctrl.agents.utils.value_normalisation import ValueNormalisation
 
 Observation = np.ndarray | dict[str, np.ndarray]
 

@@ -14,7 +14,12 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
-from ctrl.agents.arguments import (
+from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
+from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.rollout import ended_unreported
+from ctrl.agents.utils.nan_checks import check_finite
+from ctrl.agents.utils.other_names import answering_other_names
+from ctrl.agents.utils.validation import (
     batch_windows,
     burn_in_steps,
     check_device,
@@ -22,11 +27,6 @@ from ctrl.agents.arguments import (
     check_env_id,
     check_numbers,
 )
-from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
-from ctrl.agents.collecting import ended_unreported
-from ctrl.agents.finite import check_finite
-from ctrl.agents.other_names import answering_other_names
-from ctrl.agents.policies import MemoryPolicy
 
 
 class MemoryPPO(MemoryAlgorithm):

@@ -34,7 +34,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from ctrl.agents.spaces import check_spaces
+from ctrl.agents.utils.spaces import check_spaces
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]

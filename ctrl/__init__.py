@@ -12,16 +12,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ctrl.adaptive import AdaptiveCore, AdaptiveState
-from ctrl.checking import Finding, LawBroken, check_core
-from ctrl.compressive import CompressiveCore, CompressiveState
-from ctrl.compressors import Compressor, compressor_names, register_compressor
+from ctrl.baselines.feedforward import FeedforwardCore, FeedforwardState
+from ctrl.baselines.lstm_gru import GRUCore, GRUState, LSTMCore, LSTMState
+from ctrl.baselines.mingru import MinGRUCore, MinGRUState
+from ctrl.checks.checking import Finding, LawBroken, check_core
+from ctrl.compressive.adaptive import AdaptiveCore, AdaptiveState
+from ctrl.compressive.compressors import Compressor, compressor_names, register_compressor
+from ctrl.compressive.core import CompressiveCore, CompressiveState
+from ctrl.compressive.tiers import Tier, memory_for_horizon
 from ctrl.core import MemoryCore, State, Unrolled, choose
-from ctrl.feedforward import FeedforwardCore, FeedforwardState
-from ctrl.linear_recurrence import MinGRUCore, MinGRUState
-from ctrl.memory import Tier, memory_for_horizon
 from ctrl.presets import gtrxl, paper_config, transformer_xl
-from ctrl.recurrent import GRUCore, GRUState, LSTMCore, LSTMState
 
 __version__ = "0.1.0"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctrl.compressive import CompressiveCore
-from ctrl.memory import Tier
+from ctrl.compressive.core import CompressiveCore
+from ctrl.compressive.tiers import Tier
 
 
 def transformer_xl(
@@ -38,7 +38,7 @@ def gtrxl(
 ) -> CompressiveCore:
     """Build a Gated Transformer-XL (Parisotto et al. 2020, arXiv 1910.06764): gates, and Transformer-XL's positions.
 
-    It departs from that paper in three things: the reset gate acts after the matrix product (`ctrl.layer.Gate`), a
+    It departs from that paper in three things: the reset gate acts after the matrix product (`ctrl.compressive.layer.Gate`), a
     layer norm ends the core, and a step looks back equally far wherever it is in a window.
 
     :param slots: how many steps each layer looks back; the other options are those of `CompressiveCore`

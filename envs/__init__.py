@@ -8,12 +8,21 @@
 `TASKS` describes each task: its arguments, its reference scores, and the number of steps to remember.
 """
 
-from ctrl.envs import copy_sequence, endless_copy, endless_recall, rare_cue, recall, rewrite, select_nonmatching, t_maze
 from ctrl.envs.base import Rules
-from ctrl.envs.recall import RecallEnv, RecallVectorEnv
 from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import Agent, RandomAgent, play
 from ctrl.envs.task import Task
+from ctrl.envs.tasks import (
+    copy_sequence,
+    endless_copy,
+    endless_recall,
+    rare_cue,
+    recall,
+    rewrite,
+    select_nonmatching,
+    t_maze,
+)
+from ctrl.envs.tasks.recall import RecallEnv, RecallVectorEnv
 
 TASKS: dict[str, Task] = {
     task.id: task

@@ -11,8 +11,8 @@ from typing import Annotated, Protocol, cast
 import tyro
 from rich.console import Console
 
-from ctrl.experiments.ablation_config import AblateConfig
-from ctrl.experiments.bench_config import BenchConfig
+from ctrl.experiments.bench.config import BenchConfig
+from ctrl.experiments.compare.ablation_config import AblateConfig
 from ctrl.experiments.config import (
     CompareConfig,
     DemoConfig,
@@ -21,7 +21,7 @@ from ctrl.experiments.config import (
     TrainConfig,
 )
 from ctrl.experiments.errors import UserError
-from ctrl.experiments.suite_config import SuiteConfig
+from ctrl.experiments.suite.config import SuiteConfig
 
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
@@ -41,14 +41,14 @@ DESCRIPTION = "Compressive memory for reinforcement learning: train, compare and
 
 # Imported only when used: `ctrl --help` needs no gymnasium, no SB3 and no matplotlib.
 MODULES: dict[type, str] = {
-    TrainConfig: "training",
-    CompareConfig: "compare",
-    AblateConfig: "ablation",
-    SuiteConfig: "suite",
-    EvaluateConfig: "evaluate",
-    EnvsConfig: "listing",
-    DemoConfig: "demo",
-    BenchConfig: "bench",
+    TrainConfig: "runs.training",
+    CompareConfig: "compare.compare",
+    AblateConfig: "compare.ablation",
+    SuiteConfig: "suite.suite",
+    EvaluateConfig: "runs.evaluate",
+    EnvsConfig: "tasks.listing",
+    DemoConfig: "compare.demo",
+    BenchConfig: "bench.bench",
 }
 
 EXAMPLES = {

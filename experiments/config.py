@@ -405,7 +405,7 @@ class TrainConfig:
     @property
     def heads(self) -> int:
         """Number of attention heads of a layer; 1 if the core has none."""
-        from ctrl.experiments.core_options import parameters
+        from ctrl.experiments.runs.core_options import parameters
 
         has_heads = "heads" in parameters(self.core)
         return (self.memory.heads or int(parameters(self.core)["heads"].default)) if has_heads else 1
@@ -417,7 +417,7 @@ class TrainConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
         """Rebuild a config from the data of `to_json`."""
-        from ctrl.experiments.core_options import of_core
+        from ctrl.experiments.runs.core_options import of_core
 
         return cls(
             core=data["core"],
@@ -568,7 +568,7 @@ class DemoConfig:
 
 def require_cores(names: Sequence[str], memory: MemoryOptions, ppo: PPOOptions) -> None:
     """Raise a `UserError` unless `names` are cores and at least one of them has each option that is given."""
-    from ctrl.experiments.core_options import check_options
+    from ctrl.experiments.runs.core_options import check_options
 
     for name in names:
         require_core(name)

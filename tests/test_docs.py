@@ -18,10 +18,11 @@ import torch
 from rich.console import Console
 
 import ctrl
-from ctrl.envs import TASKS, Rules, field
-from ctrl.experiments import provenance
-from ctrl.experiments.summary import count_text
-from ctrl.novelty import Novelty
+from ctrl.compressive.novelty import Novelty
+from ctrl.envs import TASKS, Rules
+from ctrl.envs import external
+from ctrl.experiments.report import provenance
+from ctrl.experiments.report.summary import count_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ def test_examples_of_the_tasks_page_run() -> None:
 
 
 def test_the_compressor_of_its_page_is_used_and_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrl.compressors._COMPRESSORS", dict(ctrl.compressors._COMPRESSORS))
+    monkeypatch.setattr("ctrl.compressive.compressors._COMPRESSORS", dict(ctrl.compressive.compressors._COMPRESSORS))
     (example,) = blocks("python", COMPRESSORS_PAGE)
     made: dict[str, Any] = {"__name__": "compressors"}
     exec(example, made)
@@ -309,7 +310,7 @@ def test_what_the_page_says_of_windows_is_what_the_file_says() -> None:
 
 
 def test_table_of_budgets_is_what_the_file_says() -> None:
-    from ctrl.experiments.bench_train import LABELS
+    from ctrl.experiments.bench.train import LABELS
 
     written = json.loads((ROOT / "docs" / "bench_train.json").read_text(encoding="utf-8"))["agents"]
     measured = {(LABELS.get(each["agent"], each["agent"]), each["num_envs"]): each for each in written}
@@ -330,8 +331,8 @@ def budget(agent: dict[str, Any], times: int, reference: dict[str, Any]) -> list
 
 
 def test_table_of_before_and_now_is_what_both_files_say() -> None:
-    from ctrl.experiments.bench_profile import PHASES, TOTAL
-    from ctrl.experiments.bench_turns import number_of
+    from ctrl.experiments.bench.profile import PHASES, TOTAL
+    from ctrl.experiments.bench.turns import number_of
 
     before, now = (
         {f"{each['core']}, {each['num_envs']} envs": each["turns"] for each in json.loads(text)["cores"]}
@@ -383,7 +384,7 @@ def speed_of(each: dict[str, Any]) -> float:
 
 
 def train_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench_train import Measured, Turn, train_table
+    from ctrl.experiments.bench.train import Measured, Turn, train_table
 
     results = [
         Measured(*values(each, "agent num_envs parameters"), [Turn(**turn) for turn in each["turns"]], ratios_of(each))
@@ -393,7 +394,7 @@ def train_tables(written: dict[str, Any]) -> list[Any]:
 
 
 def act_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench_act import Measured, Prediction, predictions_table, steps_table
+    from ctrl.experiments.bench.act import Measured, Prediction, predictions_table, steps_table
 
     steps = [Measured(*values(each, "model batch_size parameters seconds ratio")) for each in written["steps"]]
     predictions = [Prediction(*values(each, "core predict core_step")) for each in written["predict"]]
@@ -402,7 +403,7 @@ def act_tables(written: dict[str, Any]) -> list[Any]:
 
 
 def profile_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench_profile import Measured, profile_table
+    from ctrl.experiments.bench.profile import Measured, profile_table
 
     results = [Measured(*values(each, "core num_envs turns")) for each in written["cores"]]
     cores = dict.fromkeys(result.core for result in results)
@@ -410,7 +411,7 @@ def profile_tables(written: dict[str, Any]) -> list[Any]:
 
 
 def unroll_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench_unroll import Measured, unroll_table
+    from ctrl.experiments.bench.unroll import Measured, unroll_table
 
     names = "model width length batch_size parameters memory turns share_of_peak"
     results = [Measured(*values(each, names), ratios_of(each)) for each in written["models"]]
@@ -418,15 +419,7 @@ def unroll_tables(written: dict[str, Any]) -> list[Any]:
 
 
 def scale_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench_scale import (
-        Case,
-        Measured,
-        Rollout,
-        Slice,
-        cases_table,
-        episode_table,
-        rollouts_table,
-    )
+    from ctrl.experiments.bench.scale import Case, Measured, Rollout, Slice, cases_table, episode_table, rollouts_table
 
     slices = [Slice(**each) for each in written["episode"]["slices"]]
     steps, before, threads = (
@@ -466,7 +459,7 @@ def lines_of(text: str) -> list[str]:
 
 def printed_speeds(written: dict[str, Any]) -> str:
     """Print the table of a report of `ctrl bench impala`."""
-    from ctrl.experiments import bench_impala
+    from ctrl.experiments.bench import impala as bench_impala
     from ctrl.experiments.cli import parse
 
     command = written["command"].replace("PYTHON", sys.executable)
@@ -581,8 +574,8 @@ def rewriting_row(command: str, runs: list[dict[str, Any]]) -> str:
 
 
 def test_table_of_compressors_is_what_the_runs_brought() -> None:
-    from ctrl.experiments.ablation import read
-    from ctrl.experiments.ablation_results import AblationRun, aggregate, markdown_table
+    from ctrl.experiments.compare.ablation import read
+    from ctrl.experiments.compare.ablation_results import AblationRun, aggregate, markdown_table
 
     data = read(ROOT / "docs" / "compressors.json")
     table = markdown_table(aggregate([AblationRun(**run) for run in data["runs"]]))
@@ -598,7 +591,7 @@ def measured_speeds() -> dict[str, str]:
 
 
 def test_install_commands_of_the_tasks_page_are_those_of_the_errors() -> None:
-    for family in field.FAMILIES.values():
+    for family in external.FAMILIES.values():
         assert f"`{' && '.join(family.install)}`" in TASKS_PAGE
 
 

@@ -9,9 +9,9 @@ from statistics import median
 
 from rich.console import Console
 
-from ctrl.experiments.suite import read_results
-from ctrl.experiments.suite_results import Results, markdown, rows, score_text
-from ctrl.experiments.summary import RunSummary, aggregate, comparison_table, count_text, number_text
+from ctrl.experiments.report.summary import RunSummary, aggregate, comparison_table, count_text, number_text
+from ctrl.experiments.suite.results import Results, markdown, rows, score_text
+from ctrl.experiments.suite.suite import read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

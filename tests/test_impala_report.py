@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from ctrl.experiments.summary import Point
+from ctrl.experiments.report.summary import Point
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "impala_report.py"
 

@@ -62,7 +62,7 @@ def imports(tree: ast.AST, executed: bool = True) -> Iterator[tuple[str, bool]]:
 
 
 def our_package(name: str) -> str:
-    """Return the one of our four packages that a dotted name such as `ctrl.envs.recall.Recall` belongs to."""
+    """Return the one of our four packages that a dotted name such as `ctrl.envs.tasks.recall.Recall` belongs to."""
     first_two = ".".join(name.split(".")[:2])
     return first_two if first_two in FOLDERS.values() else "ctrl"
 
@@ -159,7 +159,7 @@ def test_permitted_import(folder: str, source: str) -> None:
     [
         ("ctrl", {"gymnasium", "stable_baselines3", "tensorboard", "matplotlib"}),
         ("ctrl.envs", {"stable_baselines3", "tensorboard", "matplotlib", *TASK_PACKAGES}),
-        ("ctrl.envs.field", {"stable_baselines3", "tensorboard", "matplotlib", "pygame", *TASK_PACKAGES}),
+        ("ctrl.envs.external", {"stable_baselines3", "tensorboard", "matplotlib", "pygame", *TASK_PACKAGES}),
         ("ctrl.agents", {"ctrl.envs", "ctrl.experiments", "tyro", *OPTIONAL_HOSTS}),
     ],
 )

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ctrl.experiments.config import TaskOptions
-from ctrl.experiments.folders import CURVE, MARKER, SUMMARY, read_json, write_json
-from ctrl.experiments.plots import GRID_POINTS, learning_curves, resample, save_figure
-from ctrl.experiments.summary import Point, read_curve
-from ctrl.experiments.tasks import reference_scores
+from ctrl.experiments.report.plots import GRID_POINTS, learning_curves, resample, save_figure
+from ctrl.experiments.report.summary import Point, read_curve
+from ctrl.experiments.runs.run_folder import CURVE, MARKER, SUMMARY, read_json, write_json
+from ctrl.experiments.runs.tasks import reference_scores
 
 
 def runs_of(folder: Path) -> list[Path]:

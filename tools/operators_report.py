@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ctrl.experiments.bench_act import models, stepper
-from ctrl.experiments.bench_unroll import Shape, build
-from ctrl.experiments.folders import write_json
-from ctrl.experiments.provenance import machine, versions
+from ctrl.experiments.bench.act import models, stepper
+from ctrl.experiments.bench.unroll import Shape, build
+from ctrl.experiments.report.provenance import machine, versions
+from ctrl.experiments.runs.run_folder import write_json
 
 WINDOWS = ((64, 128), (256, 512), (256, 2048), (512, 2048))
-"""Width and T of the windows, for a core with the package's memory; see `bench_unroll`."""
+"""Width and T of the windows, for a core with the package's memory; see `ctrl.experiments.bench.unroll`."""
 TOKENS = 4096
 ENVS = 256
 KINDS = {

@@ -18,8 +18,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ctrl.experiments.config import EvaluateConfig
-from ctrl.experiments.evaluate import evaluate_saved
-from ctrl.experiments.folders import MARKER, read_json, write_json
+from ctrl.experiments.runs.evaluate import evaluate_saved
+from ctrl.experiments.runs.run_folder import MARKER, read_json, write_json
 
 EPISODES = 100
 """Held-out episodes of each evaluation."""

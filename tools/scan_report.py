@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import ctrl
-from ctrl.experiments.folders import write_json
-from ctrl.experiments.provenance import machine, versions
-from ctrl.linear_recurrence import MinGRUCore, MinGRUState
+from ctrl.baselines.mingru import MinGRUCore, MinGRUState
+from ctrl.experiments.report.provenance import machine, versions
+from ctrl.experiments.runs.run_folder import write_json
 
 WIDTH, TURNS = 128, 5
 ENVS, LENGTHS = (8, 64), (128, 512, 2048)

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule
 import ctrl.envs  # noqa: F401 - registers the tasks
 from ctrl.agents import GymnasiumVecEnv, MemoryImpala, MemoryPPO
 from ctrl.experiments.config import ImpalaOptions, TrainConfig
-from ctrl.experiments.models import arguments, build_model
+from ctrl.experiments.runs.build import arguments, build_model
 
 BOTH = pytest.mark.parametrize(("algorithm", "kind"), [("ppo", MemoryPPO), ("impala", MemoryImpala)])
 LEFT = (1.0, 0.75, 0.5, 0.1, 0.0)

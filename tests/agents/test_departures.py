@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 
 from ctrl.agents import MemoryImpala, MemoryPolicy, MemoryPPO
-from ctrl.agents.other_names import ALGORITHMS_OWN
+from ctrl.agents.utils.other_names import ALGORITHMS_OWN
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "implementation-details.md"
 SECTION = PAGE.read_text(encoding="utf-8").split("### Departures from stable-baselines3's PPO")[1].split("\n## ")[0]

@@ -116,7 +116,7 @@ def test_a_core_that_changes_its_rates_between_rollouts(monkeypatch: pytest.Monk
         rates.append(choices[(choices.index(rate) + 1) % len(choices)])
         return rates[-1]
 
-    monkeypatch.setattr("ctrl.adaptive.next_rate", next_rate)
+    monkeypatch.setattr("ctrl.compressive.adaptive.next_rate", next_rate)
     assert_faithful(model)
     assert len(rates) == UPDATES and len(set(rates)) > 1
     assert model.logger.name_to_value["memory/rate/layer1"] == rates[-1]

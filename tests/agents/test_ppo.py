@@ -32,8 +32,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 import ctrl
 from ctrl.agents import MemoryPPO
 from ctrl.agents.algorithm import Statistics
-from ctrl.agents.arguments import batch_windows
 from ctrl.agents.buffers import WindowBatch
+from ctrl.agents.utils.validation import batch_windows
 
 STEPS = 24 * 3
 TIMES = ("time/fps", "time/time_elapsed")

@@ -37,9 +37,9 @@ from torch import Tensor
 import ctrl
 from ctrl.agents import MemoryPPO
 from ctrl.agents.algorithm import drift
-from ctrl.agents.arguments import burn_in_steps
 from ctrl.agents.buffers import WindowBatch
 from ctrl.agents.policies import PolicyState
+from ctrl.agents.utils.validation import burn_in_steps
 
 N_STEPS, WINDOW, ENVS = 24, 8, 3
 STEPS = N_STEPS * ENVS

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ctrl import Finding, LawBroken, MemoryCore, Tier, Unrolled, check_core
-from ctrl.compressive import CompressiveCore
-from ctrl.recurrent import GRUCore, GRUState
+from ctrl.baselines.lstm_gru import GRUCore, GRUState
+from ctrl.compressive.core import CompressiveCore
 
 INPUTS = 5
 

@@ -9,10 +9,10 @@ import torch
 
 import ctrl
 from ctrl import CompressiveCore, Tier
-from ctrl.acting import CompressiveActing
+from ctrl.compressive.kv_cache import CompressiveActing
+from ctrl.compressive.layer import RESIDUALS, AgeAttention, GatedLayer, PlainLayer, PostNormLayer
+from ctrl.compressive.relative import RelativeAttention
 from ctrl.core import PlainActing
-from ctrl.layer import RESIDUALS, AgeAttention, GatedLayer, PlainLayer, PostNormLayer
-from ctrl.relative import RelativeAttention
 
 
 def build(name: str, **options: Any) -> CompressiveCore:
@@ -33,7 +33,7 @@ def test_the_papers_model_is_as_the_paper_has_it(rate: int) -> None:
     core = build("compressive", **ctrl.paper_config(rate))
     assert core.tiers == [(Tier(64), Tier(64, rate, "conv"))] * 2
     assert kinds(core) == (PostNormLayer, RelativeAttention)
-    assert core.reconstruction is ctrl.reconstruction.attention_reconstruction
+    assert core.reconstruction is ctrl.compressive.reconstruction.attention_reconstruction
     unrolled = core.unroll(torch.randn(2, 80, 5), core.initial_state(2), torch.zeros(2, 80, dtype=torch.bool))
     for layer in range(2):  # at rate 1 conv starts as a copy
         assert (unrolled.diagnostics[f"reconstruction_loss/layer{layer}/tier1"] > 1e-9) == (rate > 1)

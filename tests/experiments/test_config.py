@@ -25,8 +25,8 @@ from ctrl.experiments.config import (
     parse_memory,
     parse_pairs,
 )
-from ctrl.experiments.core_options import parameters
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.runs.core_options import parameters
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,235 @@
+"""Actor process, started by `ctrl.agents.actors.pool.Actors`.
+
+It owns a copy of the vector env and of the policy. For each window it reads the newest weights, acts, and copies the
+window into a slot of shared memory. It announces the slot only when the window is complete, so the learner never sees
+half of one. It acts only while it has a free slot, and the learner gives slots back: neither side can run away from the
+other.
+
+It ends when the learner closes its side of the connection, or dies.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from ctrl.agents.actors.shared_memory import Layout, SharedArrays
+from ctrl.agents.actors.shared_weights import Published
+from ctrl.agents.policies import MemoryPolicy, PolicyState, policy_leaves
+from ctrl.agents.rollout import ended_unreported, keep_step, take_step
+from ctrl.agents.trajectories import TrajectoryBuffer
+from ctrl.agents.utils.nan_checks import NonFiniteError, check_finite
+from ctrl.agents.utils.normalisation import Moments, added_moments, running_moments
+
+PATIENCE_AT_THE_END = 5.0
+"""Seconds that an env may take to finish its step and close after the learner is gone."""
+_PLAIN = (bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings that all actors of a learner share; pickled once."""
+
+    make_env: Any
+    """Function that returns the `VecEnv`."""
+    policy: MemoryPolicy
+    window: int
+    gamma: float
+    slots: int
+    layout: Layout
+    """Layout of the memory that the actor shares with the learner, see `memory_layout`."""
+
+
+class WindowDone(NamedTuple):
+    """Message to the learner: a slot holds a complete window."""
+
+    slot: int
+    version: int
+    """Version of the weights that acted."""
+    infos: list[tuple[int, int, dict[str, Any]]]
+    """(step, env, info) of each episode that ended, numbers and text only."""
+
+
+class Failed(NamedTuple):
+    """Message to the learner before the actor ends with an error."""
+
+    reason: str
+    """Traceback of the error."""
+    not_finite: str
+    """Message of the error if it is a `NonFiniteError`, otherwise empty."""
+
+
+def memory_layout(buffer: TrajectoryBuffer, state: PolicyState, moments: Layout, slots: int) -> Layout:
+    """Return the layout of the memory that one actor shares with the learner.
+
+    :param buffer: a buffer of one window, with the shapes to be stored
+    :param state: a state of all envs, likewise
+    :param moments: layout of the moments that an actor adds to the running normalisation
+    :param slots: number of windows that the memory has room for
+    """
+    layout: Layout = dict.fromkeys(("started", "steps", "waiting"), ((), "int64"))
+    of_window = {name: (array.shape, array.dtype.str) for name, array in buffer.arrays().items()}
+    of_state = {f"state/{n}": (leaf.shape, leaf.numpy().dtype.str) for n, leaf in enumerate(state_leaves(state))}
+    of_moments = {f"moments/{name}": entry for name, entry in moments.items()}
+    for slot in range(slots):
+        for name, entry in {**of_window, **of_state, **of_moments}.items():
+            layout[f"{slot}/{name}"] = entry
+    return layout
+
+
+def state_leaves(state: PolicyState) -> list[torch.Tensor]:
+    """Return all tensors of a policy's state, on the CPU."""
+    return [leaf.cpu() for leaf in policy_leaves(state)]
+
+
+def plain_infos(infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield env and info where episodes end, reduced to numbers, text and an `episode` of these, cheap to send."""
+    for env, info in enumerate(infos):
+        if ends[env] or "episode" in info:
+            episode = {"episode": _plain(info["episode"])} if "episode" in info else {}
+            yield env, {**_plain(info), **episode}
+
+
+def _plain(info: dict[str, Any]) -> dict[str, Any]:
+    """Keep only values of exactly these types: others, such as an enum of the main script, may not be unpickled."""
+    return {
+        key: value for key, value in info.items() if type(value) in _PLAIN or isinstance(value, np.number | np.bool_)
+    }
+
+
+class ActorProcess:
+    """Acting loop of one actor, until its connection is closed."""
+
+    def __init__(self, job: Job, seed: int, memory: SharedArrays, published_fd: int, connection: Connection) -> None:
+        torch.set_num_threads(1)
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - for envs that draw from the global generator
+        self.job, self.memory, self.connection = job, memory, connection
+        self.env: VecEnv = job.make_env()
+        self.normalize = unwrap_vec_normalize(self.env)
+        self.policy = job.policy
+        self.policy.set_training_mode(False)
+        self.published = Published(self.policy, self.normalize, published_fd)
+        self.version = self.published.read()
+        self.env.seed(seed)
+        self.buffer = TrajectoryBuffer(
+            job.window,
+            self.policy.observation_space,
+            self.policy.action_space,
+            "cpu",
+            n_envs=self.env.num_envs,
+            window=job.window,
+        )
+        self.actor = self.policy.actor(self.policy.initial_state(self.env.num_envs))
+        self.before = self._moments()
+        self.obs: Any = self.env.reset()
+        self.starts = np.ones(self.env.num_envs, dtype=bool)
+        memory.arrays["started"][...] = 1
+
+    def run(self) -> None:
+        """Act until the learner closes the connection."""
+        while (slot := self._free_slot()) is not None:
+            if self.memory.arrays["steps"]:  # before the first step, reading would drop the first observations' moments
+                self.version = self.published.read()
+                self.before = self._moments()
+            window = WindowDone(slot, self.version, self._window(slot))
+            try:
+                self.connection.send(window)
+            except OSError:
+                return
+
+    def _free_slot(self) -> int | None:
+        """Wait for a free slot from the learner; return None once the learner has left."""
+        self.memory.arrays["waiting"][...] = 1
+        try:
+            slot: int = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.memory.arrays["waiting"][...] = 0
+        return slot
+
+    def _moments(self) -> Moments:
+        return {} if self.normalize is None else running_moments(self.normalize)
+
+    def _window(self, slot: int) -> list[tuple[int, int, dict[str, Any]]]:
+        """Act for a window, put it into `slot`, and return the infos of episodes that ended."""
+        self.buffer.reset()
+        told, infos = [], []
+        for step in range(self.job.window):
+            infos = self._step()
+            told += [(step, env, info) for env, info in plain_infos(infos, self.starts)]
+        check_finite(self.obs, "observation", int(self.memory.arrays["steps"]))
+        self.buffer.add_following(self.obs, self.starts, ended_unreported(infos))
+        self._store(slot, added_moments(self.before, self._moments()))
+        return told
+
+    def _step(self) -> list[dict[str, Any]]:
+        now = int(self.memory.arrays["steps"])
+        taken = take_step(self.actor, self.env, self.buffer, self.obs, torch.as_tensor(self.starts), now)
+        self.actor.tell_rewards(taken.rewards)
+        keep_step(taken, self.starts, self.actor, self.buffer, self.job.gamma, now)
+        self.obs, self.starts = taken.following, np.asarray(taken.ends, dtype=bool)
+        self.memory.arrays["steps"][...] = now + 1
+        return taken.infos
+
+    def _store(self, slot: int, added: Moments) -> None:
+        arrays = self.memory.arrays
+        for name, array in self.buffer.arrays().items():
+            arrays[f"{slot}/{name}"][...] = array
+        for number, leaf in enumerate(state_leaves(self.buffer.snapshots[0])):
+            arrays[f"{slot}/state/{number}"][...] = leaf.numpy()
+        for name, moments in added.items():
+            arrays[f"{slot}/moments/{name}"][...] = moments
+
+
+def _end_with_the_learner(lifeline: int) -> None:
+    """Kill the process some seconds after the learner's end of the pipe is closed; until then it may end by itself.
+
+    All processes that its env has started are killed too, since an actor leads a process group of its own.
+    """
+    os.read(lifeline, 1)
+    threading.Event().wait(PATIENCE_AT_THE_END)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _job(fd: int) -> Job:
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as whole:
+        job: Job = pickle.loads(whole)
+    return job
+
+
+def _report(connection: Connection, error: BaseException) -> None:
+    not_finite = str(error) if isinstance(error, NonFiniteError) else ""
+    with suppress(OSError):  # the learner has left
+        connection.send(Failed("".join(traceback.format_exception(error)), not_finite))
+
+
+def main(connection_fd: int, lifeline: int, job_fd: int, published_fd: int, memory_fd: int, seed: int) -> int:
+    """Act until the learner closes the connection; return 0, or 1 after an error, which is sent to the learner."""
+    threading.Thread(target=_end_with_the_learner, args=[lifeline], daemon=True).start()
+    connection = Connection(connection_fd)
+    process: ActorProcess | None = None
+    try:
+        job = _job(job_fd)
+        process = ActorProcess(job, seed, SharedArrays(job.layout, memory_fd), published_fd, connection)
+        process.run()
+    except BaseException as error:
+        _report(connection, error)
+        return 1
+    finally:
+        if process is not None:
+            process.env.close()
+    return 0

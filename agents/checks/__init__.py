@@ -1,0 +1,1 @@
+"""Self-check of an agent's memory, with a copy of the model."""

@@ -1,0 +1,1 @@
+"""Memory cores to compare with: LSTM, GRU, minGRU and no memory at all."""

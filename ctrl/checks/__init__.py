@@ -1,0 +1,1 @@
+"""Self-checks of memory cores: the five laws, for any core."""

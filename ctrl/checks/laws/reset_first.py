@@ -1,0 +1,78 @@
+"""Law 2, reset first: nothing before a reset reaches anything after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ctrl.checks.laws.stream import WAYS, Breach, walk
+from ctrl.checks.laws.trial import Trial
+
+
+def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:
+    """Replace all that was before each env's last reset, by other finite numbers, however large."""
+    core = trial.fresh()
+    stream = trial.old if way == "unroll" else trial.short
+    last = torch.tensor([1 + (5 * env + 2) % (stream.length - 3) for env in range(trial.batch_size)])[:, None]
+    time = torch.arange(stream.length)
+    reset = stream.reset.cpu() & (time < last) | (time == last)
+    stream = replace(stream, reset=reset.to(core.device))
+    expected = walk(core, stream, way).outputs
+    after = (time >= last).to(core.device)
+    for size in (1.0, trial.huge):
+        inputs = torch.where(after[:, :, None], stream.inputs, size * trial.randn(*stream.inputs.shape))
+        other = replace(stream, inputs=inputs, state=core.initial_state(trial.batch_size))
+        names = f"{way} and {way} with other numbers of size {size:.0e} before a reset"
+        trial.same_outputs(names, expected, walk(core, other, way).outputs, stream, where=after)
+    return ""
+
+
+def a_state_of_nan_is_harmless_at_a_reset(trial: Trial) -> str:
+    """Reset a lived-in state that holds nothing but NaN, in a window's first step or later.
+
+    Gradients are taken in the first case only: in the second NaN is what the steps before the reset have learned with.
+    """
+    core, stream = trial.fresh(), trial.short
+    lived = walk(core, stream.part(0, stream.length // 2, stream.state), "unroll").state
+    stream = stream.part(0, 8, lived)
+    envs = torch.arange(trial.batch_size, device=core.device)
+    for first in (torch.zeros_like(envs), 1 + envs % 5):
+        time = torch.arange(stream.length, device=core.device)
+        after = time >= first[:, None]
+        stream = replace(stream, reset=stream.reset & after | (time == first[:, None]))
+        poisoned = replace(stream, state=_of_nan(stream.state))
+        for way in WAYS:
+            expected, outputs = walk(core, stream, way).outputs, walk(core, poisoned, way).outputs
+            names = f"{way} and {way} with NaN in the state before a reset"
+            trial.same_outputs(names, expected, outputs, stream, where=after)
+        if bool(after.all()):
+            unrolled = core.unroll(poisoned.inputs, poisoned.state, poisoned.reset)
+            _require_finite_gradients(core, unrolled.outputs.sum() + unrolled.reconstruction_loss)
+    return ""
+
+
+def _require_finite_gradients(core: Any, loss: torch.Tensor) -> None:
+    if loss.requires_grad:
+        loss.backward()
+    bad = [name for name, p in core.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    if bad:
+        raise Breach(f"NaN in the state before a reset reaches the gradient of {', '.join(bad[:3])}")
+
+
+def _of_nan(state: Any) -> Any:
+    """Replace all that a state holds by NaN, but for whole numbers."""
+    return type(state)(*(torch.full_like(leaf, torch.nan) if leaf.is_floating_point() else leaf for leaf in state))
+
+
+def a_reset_is_a_fresh_start(trial: Trial) -> str:
+    """Compare a reset of a lived-in state with the initial state, whose first step need not be called a reset."""
+    core, stream = trial.fresh(), trial.short
+    fresh = replace(stream, reset=torch.zeros_like(stream.reset), state=core.initial_state(trial.batch_size))
+    lived = replace(stream, reset=torch.zeros_like(stream.reset))
+    lived.reset[:, 0] = True
+    for way in WAYS:
+        names = (f"{way} from a reset", f"{way} from the initial state")
+        trial.compare((names[0], walk(core, lived, way)), (names[1], walk(core, fresh, way)), lived)
+    return ""

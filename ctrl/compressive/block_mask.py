@@ -1,0 +1,214 @@
+"""Banded attention: a window's steps in blocks, each with only the columns that its steps can see.
+
+A step sees at most the n + 1 columns of a tier up to its own (see `ctrl.compressive.schedule`), so a block of Q steps needs
+n + Q / rho or so of them, however long the window is. What a step sees at all, and how far away it is, is one number:
+the row of a layer's table (by age in steps or by distance in slots, see `Rows`), the last of which means "not visible".
+It is the same for all layers with the same tiers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctrl.compressive.schedule import Rhythm, WindowPlan, count_slots, rhythms
+from ctrl.compressive.tiers import Tiers, reach
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256
+"""Steps in a block, at least and at most; see `block_size`."""
+COPIES = 8
+"""Copies of each bias, read in turn along the columns: neighbours often have the same row, and a sum that waits for the
+one before it is slow."""
+EXACT = 32
+"""At least all ages below this have a row each."""
+
+
+class Layout(NamedTuple):
+    """How a window of T steps is cut into N blocks of Q steps, each of which attends to W columns of all tiers."""
+
+    columns: Tensor
+    """[N, W] columns that each block attends to, numbered through all tiers."""
+    real: Tensor
+    """[N, W] bool, false where a block would attend to columns beyond a tier's last."""
+    widths: list[int]
+    """W by tier."""
+    steps: Tensor
+    """[N, Q, 1] the steps of each block; the last ones may lie beyond the window."""
+
+
+class Band(NamedTuple):
+    """What each block sees."""
+
+    columns: Tensor
+    """[N, W]"""
+    row: Tensor
+    """[B, N, Q, W] int64, the row of the table: see `Rows`. It counts copies: times `COPIES`, plus the one that this
+    column reads."""
+    whole: bool
+    """Whether there is one block, of all columns there are in their order."""
+
+    def split(self, steps: Tensor) -> Tensor:
+        """[B, T, ...] -> [B, N, Q, ...]; the last block is filled up with zeros."""
+        blocks, size = self.row.shape[1:3]
+        missing = blocks * size - steps.shape[1]
+        if missing:
+            steps = torch.cat([steps, steps.new_zeros(len(steps), missing, *steps.shape[2:])], dim=1)
+        return steps.view(len(steps), blocks, size, *steps.shape[2:])
+
+    def join(self, blocks: Tensor, length: int) -> Tensor:
+        """[B, N, Q, ...] -> [B, T, ...], T = `length`."""
+        return blocks.flatten(1, 2)[:, :length]
+
+
+def exact_ages(tiers: Tiers) -> int:
+    """Return how many ages, from 0 on, have a row each: a power of two, no fewer than there are raw slots."""
+    return max(EXACT, 1 << (tiers[0].slots - 1).bit_length())
+
+
+def age_row(age: Tensor, exact: int = EXACT) -> Tensor:
+    """Return the row of each age: one per step below `exact`, then 4 per doubling, evenly within it.
+
+    The exponent and the first two binary digits of a float are just that, if `exact` is a power of two.
+    """
+    first = (exact.bit_length() - 1 + _FLOAT_BIAS) * 4
+    rounded = (age.clamp_min(exact).float().view(torch.int32) >> 21) - (first - exact)
+    return torch.where(age < exact, age, rounded)
+
+
+_FLOAT_BIAS = 127
+"""What a float32 adds to its exponent."""
+
+
+@lru_cache
+def hidden_row(tiers: Tiers) -> int:
+    """Return the row after that of the oldest age that these tiers reach; it stands for all that is not visible."""
+    return int(age_row(torch.tensor(reach(tiers)), exact_ages(tiers))) + 1
+
+
+def block_size(tiers: Tiers, length: int) -> int:
+    """Return the steps of a block: a power of two, about an eighth of the slots that a step sees.
+
+    The more steps, the better the matrix products, and the fewer blocks have a copy of the same column; but the more
+    columns of a block are masked for one of its steps: about as many as the block has steps.
+    """
+    eighth = max(1, sum(tier.slots for tier in tiers) // 8)
+    size = 1 << (eighth.bit_length() - 1)
+    return min(max(size, SMALLEST_BLOCK), LARGEST_BLOCK, length)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what is kept may be first asked for by an agent that acts, and then learned with
+def lay_out(tiers: Tiers, length: int, device: torch.device) -> Layout:
+    """Cut windows of `length` steps into blocks."""
+    size = block_size(tiers, length)
+    blocks = -(-length // size)
+    columns, widths, offset = [], [], 0
+    for rhythm in rhythms(tiers):
+        count = rhythm.count_columns(length)
+        wanted = _columns_of_blocks(rhythm, blocks, size, count)
+        columns.append(torch.where(wanted < count, wanted + offset, -1))
+        widths.append(wanted.shape[1])
+        offset += count
+    joined = torch.cat(columns, dim=1)
+    steps = torch.arange(blocks * size).view(blocks, size, 1)
+    return Layout(joined.clamp_min(0).to(device), (joined >= 0).to(device), widths, steps.to(device))
+
+
+def visible(plan: WindowPlan, layout: Layout) -> Tensor:
+    """Return [B, N, Q, W] bool, which step sees which column."""
+    born = _at(layout, [torch.where(tier.columns.exists, tier.columns.step, plan.length) for tier in plan.tiers])
+    gone = _at(layout, [tier.columns.gone for tier in plan.tiers])
+    born = born.masked_fill(~layout.real, plan.length)
+    return (layout.steps >= born[:, :, None]) & (layout.steps < gone[:, :, None])
+
+
+class TierBand(NamedTuple):
+    """What each block sees of one tier."""
+
+    band: Band
+    part: slice
+    """Which of the columns of the whole band these are."""
+
+
+def tier_band(tiers: Tiers, band: Band, position: int, length: int) -> TierBand:
+    """Cut out one tier of the band of windows of T = `length` steps; the T steps themselves come before its columns."""
+    layout = lay_out(tiers, length, band.row.device)
+    part = slice(sum(layout.widths[:position]), sum(layout.widths[: position + 1]))
+    offset = sum(rhythm.count_columns(length) for rhythm in rhythms(tiers)[:position])
+    columns = (band.columns[:, part] - offset).clamp_min(0) + length
+    return TierBand(Band(columns, band.row[..., part], whole=False), part)
+
+
+def ages(plan: WindowPlan, layout: Layout) -> Tensor:
+    """Return [B, N, Q, W] steps from each slot's centre to each step, rounded down; meaningless where not visible.
+
+    In int32, as that is faster, unless there are ages beyond it.
+    """
+    centres = [tier.columns.step - (tier.rhythm.first - tier.rhythm.span // 2) for tier in plan.tiers]
+    last = plan.tiers[-1].rhythm
+    dtype = torch.int32 if last.first + last.slots * last.span + plan.length < 2**31 else torch.int64
+    return layout.steps.to(dtype) - _at(layout, centres).to(dtype)[:, :, None]
+
+
+def distances(tiers: Tiers, plan: WindowPlan, layout: Layout) -> Tensor:
+    """Return [B, N, Q, W] visible slots that are newer than each slot, at each step; meaningless where not visible.
+
+    This is Transformer-XL's distance in the sequence of compressed memory, memory and current step. With c_i slots of
+    tier i formed by a step, of which e_i have left it, slot k of tier i is sum of (c_j - e_j) over j < i + c_i - 1 - k
+    away, and the step itself is 0 away.
+    """
+    blocks, size, _ = layout.steps.shape
+    time = F.pad(plan.time, (0, blocks * size - plan.length)).view(-1, blocks, size, 1)
+    newer = torch.zeros_like(time)
+    newest = []  # by tier, [B, N, Q, W_i] where slot 0 would be
+    for counts, width in zip(count_slots(tiers, time + 1), layout.widths, strict=True):
+        newest.append((newer + counts.created - 1).expand(-1, -1, -1, width))
+        newer = newer + counts.created - counts.evicted
+    return torch.cat(newest, dim=3) - _at(layout, [tier.columns.number for tier in plan.tiers])[:, :, None]
+
+
+class Rows(NamedTuple):
+    """How a layer tells slots apart by how far away they are: which row of a table stands for each of them."""
+
+    find: Callable[[Tiers, WindowPlan, Layout], Tensor]
+    """Returns [B, N, Q, W] int32 or int64 rows, meaningless where not visible."""
+    hidden: Callable[[Tiers], int]
+    """Returns the row for all that is not visible, one after the last that is in use."""
+
+
+BY_AGE = Rows(lambda tiers, plan, layout: age_row(ages(plan, layout), exact_ages(tiers)), hidden_row)
+BY_DISTANCE = Rows(distances, lambda tiers: sum(tier.slots for tier in tiers))
+
+
+def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout, rows: Rows = BY_AGE, hidden: int | None = None) -> Tensor:
+    """Return `Band.row` as int16, which is smaller to keep, or as int32 where there are too many rows for that.
+
+    :param hidden: the row for what is not visible, where a table has more than these tiers need
+    """
+    hidden = rows.hidden(tiers) if hidden is None else hidden
+    found = rows.find(tiers, plan, layout).masked_fill_(~visible(plan, layout), hidden)
+    row = found.to(torch.int16 if (hidden + 1) * COPIES <= 2**15 else torch.int32)
+    copies = torch.arange(row.shape[3], device=row.device) % COPIES
+    return row.mul_(COPIES).add_(copies.to(row.dtype))
+
+
+def _at(layout: Layout, columns: list[Tensor]) -> Tensor:
+    """Join what is known of each tier's columns, and pick those of each block: [B, N, W]."""
+    joined = torch.cat(columns, dim=1)
+    picked: Tensor = joined.index_select(1, layout.columns.flatten()).view(-1, *layout.columns.shape)
+    return picked
+
+
+def _columns_of_blocks(rhythm: Rhythm, blocks: int, size: int, count: int) -> Tensor:
+    """Return [N, W_i], the columns up to that of each block's last step, from n before that of its first step."""
+    if blocks == 1:
+        return torch.arange(count)[None]
+    first = [start // rhythm.span for start in range(0, blocks * size, size)]
+    last = [(start + size - 1) // rhythm.span for start in range(0, blocks * size, size)]
+    width = 1 + rhythm.slots + max(end - start for start, end in zip(first, last, strict=True))
+    return torch.tensor(first)[:, None] + torch.arange(width)

@@ -1,0 +1,81 @@
+"""What a window's steps looked at, and what compression lost: for pictures, tests and curiosity."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctrl.compressive.block_mask import Layout, ages, visible
+from ctrl.compressive.schedule import WindowPlan
+
+
+class ExplainedTier(NamedTuple):
+    """One tier of a layer during a window of T steps: its C slots, those of the state first, oldest first."""
+
+    span: int
+    """Steps that a slot stands for."""
+    attention: Tensor
+    """[B, H, T, C] each head's weights; those of all tiers of the layer sum to 1 at each step."""
+    age: Tensor
+    """[B, T, C] int64, steps from the middle of what a slot stands for to the step that looks; -1 where not seen."""
+    formed: Tensor
+    """[B, C] int64, the step of the window at which the slot was formed; negative if before it. Meaningless for a slot
+    that no step sees."""
+    error: Tensor
+    """[B, E] for the slots formed in the window, the last E of C: what the layer's queries read from the slot, compared
+    with what they would read from those it was formed from, as a share of that. 0 is lossless. NaN where no slot was
+    formed; tier 0 has none, E = 0."""
+
+
+class Explained(NamedTuple):
+    """What `CompressiveCore.explain` returns; nothing carries a graph."""
+
+    outputs: Tensor
+    """[B, T, O] as of `unroll`."""
+    layers: list[list[ExplainedTier]]
+    """By layer and tier."""
+
+
+class Spread(NamedTuple):
+    """Puts what blocks know of their columns where all columns of a tier are in a row."""
+
+    layout: Layout
+    part: slice
+    """Which of a block's columns are of the tier."""
+    first: int
+    """The number of the tier's first column."""
+    columns: int
+    """C"""
+
+    def __call__(self, blocks: Tensor, missing: float, length: int) -> Tensor:
+        """[.., N, Q, W] -> [.., T, C] with `missing` where a block does not attend."""
+        *leading, _, size, _ = blocks.shape
+        whole = blocks.new_full((*leading, len(self.layout.columns) * size, self.columns), missing)
+        for number, (columns, real) in enumerate(zip(self.layout.columns, self.layout.real, strict=True)):
+            kept = real[self.part]
+            target = columns[self.part][kept] - self.first
+            steps = slice(number * size, (number + 1) * size)
+            whole[..., steps, :].index_copy_(-1, target, blocks[..., number, :, self.part][..., kept])
+        return whole[..., :length, :]
+
+
+def explain_layer(plan: WindowPlan, layout: Layout, weights: Tensor, errors: list[Tensor]) -> list[ExplainedTier]:
+    """Explain one layer.
+
+    :param plan: of the windows
+    :param layout: of their blocks
+    :param weights: [H, B, N, Q, W]
+    :param errors: [B, E] by tier, from tier 0 on
+    """
+    seen_age = torch.where(visible(plan, layout), ages(plan, layout).long(), -1)
+    explained, start, first = [], 0, 0
+    for tier, width, error in zip(plan.tiers, layout.widths, errors, strict=True):
+        count = tier.columns.step.shape[1]
+        spread = Spread(layout, slice(start, start + width), first, count)
+        attention = spread(weights.transpose(0, 1), 0.0, plan.length)
+        age = spread(seen_age, -1, plan.length)
+        explained.append(ExplainedTier(tier.rhythm.span, attention, age, tier.columns.step, error))
+        start, first = start + width, first + count
+    return explained

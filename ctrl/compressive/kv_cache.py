@@ -1,0 +1,450 @@
+"""Acting with the compressive core: rings of slots with their keys and values, written in place.
+
+A step of a window's unroll looks at all slots anew. Here each slot's keys and values are projected once, when it is
+formed, and again only when the weights have changed. When which slot is formed, and where it goes, follows from each
+env's clock alone (see `ctrl.compressive.schedule`); that part runs in numpy on the host, once for all layers with the same tiers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ctrl.compressive.block_attention import HIDDEN
+from ctrl.compressive.block_mask import age_row, exact_ages
+from ctrl.compressive.clock import TIME_KEYS, EpisodeClock, time_keys
+from ctrl.compressive.compressors import Compressor, usage_of
+from ctrl.compressive.layer import AgeAttention, MemoryLayer
+from ctrl.compressive.schedule import EMPTY, rhythms, ring_centres
+from ctrl.compressive.tiers import Tiers, reach
+from ctrl.compressive.window import harmless, to_new_centre
+from ctrl.core import Acting
+
+if TYPE_CHECKING:
+    from ctrl.compressive.core import CompressiveCore, CompressiveState
+
+Integers = npt.NDArray[np.int64]
+
+TABLE = 2**16
+"""Up to this reach, the rows of all ages are kept in a table."""
+
+
+class _OptimizerSteps:
+    """How many steps all optimizers have taken. Fused ones write to weights without a trace in their versions."""
+
+    taken = 0
+
+    @classmethod
+    def count(cls, *_: object) -> None:
+        cls.taken += 1
+
+
+register_optimizer_step_post_hook(_OptimizerSteps.count)
+
+
+class Merge(NamedTuple):
+    """What one tier forms in a step: K of the envs are due."""
+
+    tier: int
+    source: Tensor
+    """[K m] the positions that are merged, numbered through all envs."""
+    held: Tensor
+    """[m] for how many steps the tier below has held each of a block."""
+    to_new_centre: Tensor
+    """[m, F + 1] see there."""
+
+
+class Moves(NamedTuple):
+    """What happens to the rings of a layer in one step: all merges are read, then all new slots are written."""
+
+    merges: list[Merge]
+    target: Tensor
+    """[K + B] the positions that take the new slots: those of the merges in their order, then the step itself."""
+    head_target: Tensor
+    """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
+    row: Tensor
+    """[B S] the row of the table of biases for each position; see `Rings.rows`."""
+    centres: Tensor
+    """[K + B] the step of the episode in the middle of what each new slot stands for."""
+
+
+class Rings:
+    """Which slot is where, in the rings of a layer of B envs: S positions each, tier by tier.
+
+    :param tiers: the layer's
+    :param heads: H
+    :param clock: [B] steps of the current episode consumed so far
+    :param hidden: the row of the table of biases for what is not visible
+    :param carried: [.., F + 1] of the state
+    """
+
+    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int, carried: Tensor) -> None:
+        self._rhythms = rhythms(tiers)
+        self._oldest = reach(tiers)
+        self._exact = exact_ages(tiers)
+        self._hidden = hidden
+        self.rows: Tensor | None = None
+        """[E] the rows of the biases of all ages, and last the hidden one; layers then have a bias for each age. None
+        where there are too many ages for that."""
+        if self._oldest < TABLE:
+            self.rows = F.pad(age_row(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(
+                clock.device
+            )
+        sizes = [tier.slots for tier in tiers]
+        self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
+        facts = carried.shape[-1]
+        self._to_new_centre = [to_new_centre(rhythm, facts).to(carried) for rhythm in self._rhythms]
+        self._size = sum(sizes)
+        self._base = np.arange(len(clock)) * self._size
+        parts, rings = np.arange(2)[:, None, None], np.arange(heads)  # [2, 1, 1], [H]
+        self._head = (parts * len(clock) * heads + rings) * self._size  # [2, 1, H]
+        self._heads = heads
+        self.centre: Integers = ring_centres(tiers, clock).cpu().numpy()
+        """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
+        self._flat_centre = self.centre.reshape(-1)  # a view
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """[B, S] which positions hold a slot."""
+        return np.not_equal(self.centre, EMPTY)
+
+    def forget(self, envs: Integers) -> None:
+        """Empty the rings of some envs."""
+        self.centre[envs] = EMPTY
+
+    def advance(self, time: Integers, device: torch.device) -> Moves:
+        """Move on by the step that is `time` [B] in each env's episode."""
+        flat = self._flat_centre
+        merges, targets = [], []
+        for tier in range(len(self._rhythms) - 1, 0, -1):  # from the last: a slot may take the place of a merged one
+            rhythm, below = self._rhythms[tier], self._rhythms[tier - 1]
+            since_first = time - rhythm.first
+            due = np.flatnonzero((since_first >= 0) & (since_first % rhythm.span == 0))
+            if not len(due):
+                continue
+            number = since_first[due] // rhythm.span
+            merged = (number[:, None] * rhythm.rate + np.arange(rhythm.rate)) % below.slots
+            source = (self._base[due, None] + self._offsets[tier - 1] + merged).reshape(-1)
+            target = self._base[due] + self._offsets[tier] + number % rhythm.slots
+            flat[source] = EMPTY
+            flat[target] = number * rhythm.span + rhythm.span // 2
+            shift = self._to_new_centre[tier]
+            merges.append(Merge(tier, torch.from_numpy(source).to(device), self._held[tier - 1].to(device), shift))
+            targets.append(target)
+        targets.append(self._base + time % self._rhythms[0].slots)
+        flat[targets[-1]] = time
+        target = np.concatenate(targets) if merges else targets[0]
+        parts = (target, self._by_head(target), self._rows(time), flat[target])
+        return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
+
+    def _by_head(self, target: Integers) -> Integers:
+        """[N] -> [2 N H] positions in the rings of each head, for keys and then values: [2, B, H, S]."""
+        env = target // self._size
+        positions: Integers = (self._head + (target + env * ((self._heads - 1) * self._size))[:, None]).reshape(-1)
+        return positions
+
+    def _rows(self, time: Integers) -> Integers:
+        """Return [B S] the row of each position's bias."""
+        age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # + 1 where nothing is
+        if self.rows is not None:
+            return age
+        return np.where(age > self._oldest, self._hidden, age_row(torch.from_numpy(age), self._exact).numpy())
+
+
+class LayerRings:
+    """The slots of one layer of B envs, with their keys and values.
+
+    Views are made once and weights are at hand: at a small B, looking them up would take most of a step's time.
+
+    :param layer: whose weights project them
+    :param memory: slots [B, S, D], the attention [B, S] that each has received so far, and what is handed on of them
+        [B, S, F + 1]; see `CompressiveState`
+    :param ranked: positions of the tiers for which attention counts
+    :param rings: which slot is where
+    :param clock: the core's
+    """
+
+    def __init__(
+        self,
+        layer: MemoryLayer,
+        memory: tuple[Tensor, Tensor, Tensor],
+        ranked: list[slice],
+        rings: Rings,
+        clock: EpisodeClock | None,
+    ) -> None:
+        self._layer = layer
+        self._clock = clock
+        self._attention = cast(AgeAttention, layer.attention)
+        self._rings = rings
+        self.slots, self.usage, carried = memory
+        self._ranked = ranked
+        batch, size, width = self.slots.shape
+        heads = layer.attention.heads
+        self._shape = (batch, heads, width // heads)
+        self._forgetting = heads - layer.attention.forgetting_heads
+        # Fact by fact, as they are changed and read.
+        by_fact = carried.movedim(2, 0).contiguous()  # [F + 1, B, S]
+        self.carried, self._flat_carried = by_fact.movedim(0, 2), by_fact.flatten(1)
+        self._decay = by_fact[: layer.attention.forgetting_heads]
+        # Env by env, so that what a slot is written to lies close together.
+        self._keys_values = self.slots.new_empty(2, batch, heads, size, width // heads)
+        self._flat_slots, self._flat_keys_values = (
+            self.slots.view(-1, width),
+            self._keys_values.view(-1, width // heads),
+        )
+        self._time_keys = self.slots.new_empty(batch, size, TIME_KEYS if clock is not None else 0)
+        self._flat_time_keys = self._time_keys.flatten(0, 1)
+        measured = layer.attention.novelty is not None
+        self._novelty = self.slots.new_empty(batch * size if measured else 0)  # of all slots, numbered through all envs
+        key, self._value = self._keys_values.view(2, batch * heads, size, -1)  # [B H, S, d]
+        self._key = key.transpose(1, 2)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the weights as they are now, and project all slots with them."""
+        attention = self._attention
+        batch, heads, features = self._shape
+        scale = 1 / math.sqrt(features)
+        weight, bias = attention.norm.folded(attention.query)
+        self._query = weight * scale, bias * scale
+        weight, bias = attention.norm.folded(attention.key_value)
+        self._key_value = bias.view(2, 1, -1), weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, 1, D], [2, D, D]
+        self._forget_gate = None if attention.forget_gate is None else attention.norm.folded(attention.forget_gate)
+        biases = F.pad(attention.age_biases(), (0, 1), value=HIDDEN)
+        rows = self._rings.rows
+        self._biases = biases if rows is None else biases.index_select(1, rows)
+        self._join = self._layer.weights().join
+        centres = torch.from_numpy(np.maximum(self._rings.centre, 0).reshape(-1)).to(self.slots.device)
+        normed = attention.norm.without_weights(self._flat_slots)
+        novelty = attention.novelty_of(normed)
+        if novelty is not None:
+            self._novelty.copy_(novelty)
+        projected = self._project(normed, novelty)
+        times = self._times(centres, self._flat_carried)
+        if times is not None:
+            self._flat_time_keys.copy_(time_keys(times))
+        queries = attention.time_queries
+        self._time_query = None if queries is None else queries.matrix()
+        self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
+
+    def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> tuple[Tensor, Tensor | None]:
+        """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them.
+
+        :return: [B, D], and the step's time [B, CLOCK_FEATURES], None without a clock
+        """
+        batch, heads, features = self._shape
+        normed, times = self._write(hidden, moves, compressors)
+        query = F.linear(normed[-batch:], *self._query)
+        biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
+        scores = (
+            biases.transpose(0, 1)
+            .reshape(batch * heads, 1, -1)
+            .baddbmm_(query.view(batch * heads, 1, features), self._key)
+        )
+        if times is not None and self._time_query is not None:
+            asked = F.linear(time_keys(times), self._time_query).view(batch, -1, TIME_KEYS)
+            scores.view(batch, heads, -1)[:, : asked.shape[1]] += torch.bmm(asked, self._time_keys.transpose(1, 2))
+        if self._forgetting < heads:
+            scores.view(batch, heads, -1)[:, self._forgetting :] += self._decay.transpose(0, 1)
+        for part in self._ranked:
+            shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
+            self.usage[:, part] += shares.mean(dim=1)
+        read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
+        return self._join(hidden, read.view_as(hidden)), times
+
+    def _form(self, moves: Moves, compressors: list[Compressor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what the tiers form: slots, and what is handed on to them."""
+        slots, carried = [], []
+        for merge in moves.merges:
+            blocks = self._flat_slots.index_select(0, merge.source).view(-1, len(merge.held), self._flat_slots.shape[1])
+            compressor, attention = compressors[merge.tier - 1], None
+            if compressor.uses_attention():
+                attention = self.usage.view(-1).index_select(0, merge.source).view(-1, len(merge.held)) / merge.held
+            novelty = None
+            if compressor.uses_novelty():
+                novelty = self._novelty.index_select(0, merge.source).view(-1, len(merge.held))
+            usage = usage_of(compressor, attention, novelty)
+            slots.append(compressor(blocks, usage))
+            if len(self._flat_carried):
+                facts = self._flat_carried.index_select(1, merge.source)
+                facts = facts.view(-1, *blocks.shape[:2]).movedim(0, 2)
+                if self._clock is not None:
+                    facts = facts + merge.to_new_centre
+                carried.append(compressor.carry(facts, blocks, usage))
+        return slots, carried
+
+    def _write(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> tuple[Tensor, Tensor | None]:
+        """Write new slots, their keys and values.
+
+        :return: the slots [K + B, D] normed, the step itself last; the step's time [B, CLOCK_FEATURES]
+        """
+        formed, carried = self._form(moves, compressors)
+        slots = torch.cat([*formed, hidden]) if formed else hidden
+        self._flat_slots.index_copy_(0, moves.target, slots)
+        if self._ranked:
+            self.usage.view(-1).index_fill_(0, moves.target, 0)
+        normed: Tensor = self._attention.norm.without_weights(slots)
+        times = None
+        if facts := len(self._flat_carried):
+            of_step = hidden.new_zeros(facts, len(hidden))
+            if self._forget_gate is not None:
+                log_forget = F.logsigmoid(F.linear(normed[-len(hidden) :], *self._forget_gate))  # [B, F]
+                of_step[: len(self._decay)] = -log_forget.t()
+            new = torch.cat([*(each.t() for each in carried), of_step], dim=1)
+            # All slots fade by it, but for the step itself, which ends at 0.
+            for fact, values in zip(self._flat_carried, new, strict=True):
+                fact.index_copy_(0, moves.target, values)
+            self._decay -= of_step[: len(self._decay), :, None]
+            times = self._times(moves.centres, new)
+        novelty = self._attention.novelty_of(normed)
+        if novelty is not None:
+            self._novelty.index_copy_(0, moves.target, novelty)
+        if times is not None:
+            self._flat_time_keys.index_copy_(0, moves.target, time_keys(times))
+            times = times[-len(hidden) :]
+        keys_values = self._project(normed, novelty).view(-1, self._shape[2])
+        self._flat_keys_values.index_copy_(0, moves.head_target, keys_values)
+        return normed, times
+
+    def _times(self, centres: Tensor, carried: Tensor) -> Tensor | None:
+        """Return [N, CLOCK_FEATURES] when what slots hold was, of their middles [N] and their facts [F + 1, N]."""
+        return None if self._clock is None else cast(Tensor, self._clock(centres, self.slots.dtype, carried[-1]))
+
+    def _project(self, normed: Tensor, novelty: Tensor | None) -> Tensor:
+        """Return keys and values [2, N, D] of N slots.
+
+        :param normed: [N, D] the slots, without the norm's weights
+        :param novelty: [N] theirs
+        """
+        bias, weight = self._key_value
+        projected = torch.baddbmm(bias, normed.expand(2, -1, -1), weight)
+        emphasis = self._attention.emphasis(novelty)
+        if emphasis is not None:
+            projected *= emphasis[:, None]
+        return projected
+
+
+class CompressiveActing(Acting["CompressiveState"]):
+    """A compressive core that `acts_in_place`, acting in B envs; see `MemoryCore.acting`."""
+
+    core: CompressiveCore
+
+    def __init__(self, core: CompressiveCore, state: CompressiveState) -> None:
+        super().__init__(core, state)
+        self._clock: Integers = state.clock.cpu().numpy().copy()
+        self._tiers = list(core.tiers)
+        self._rings = {
+            tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers), state.carried)
+            for tiers in dict.fromkeys(self._tiers)
+        }
+        self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
+        self._places: list[tuple[Any, str]] = [
+            (kept, name)
+            for part in (core.layers, core.clock)
+            if part is not None
+            for owner in part.modules()
+            for kept in (owner._parameters, owner._buffers)
+            for name, tensor in cast("dict[str, Tensor | None]", kept).items()
+            if tensor is not None
+        ]
+        self._watch(self._weights())
+        self._ranked = [ranked_parts(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
+        parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
+        usages = iter(
+            state.usage.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
+        )
+        facts = harmless(state.carried).split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
+        with torch.no_grad():
+            self._layers = []
+            for number, (layer, tiers, ranked) in enumerate(zip(core.layers, core.tiers, self._ranked, strict=True)):
+                kept = self._kept(tiers)
+                usage = parts[number].new_zeros(parts[number].shape[:2])
+                for part in ranked:
+                    usage[:, part] = torch.where(kept[:, part, 0], next(usages), 0)
+                memory = torch.where(kept, parts[number], 0), usage, torch.where(kept, facts[number], 0)
+                self._layers.append(
+                    LayerRings(cast(MemoryLayer, layer), memory, ranked, self._rings[tiers], core.clock)
+                )
+
+    def state(self, envs: Integers | None = None) -> CompressiveState:
+        """Return a copy of the state, of all envs or some."""
+        picked = np.arange(len(self._clock)) if envs is None else np.asarray(envs)
+        index = torch.from_numpy(picked).to(self.core.device)
+        slots = [
+            torch.where(self._kept(tiers)[index], layer.slots[index], 0)
+            for layer, tiers in zip(self._layers, self._tiers, strict=True)
+        ]
+        clock = torch.from_numpy(self._clock[picked]).to(self.core.device)
+        usage = [
+            torch.where(self._kept(tiers)[index, part, 0], layer.usage[index, part], 0)
+            for layer, tiers, ranked in zip(self._layers, self._tiers, self._ranked, strict=True)
+            for part in ranked
+        ]
+        carried = [
+            torch.where(self._kept(tiers)[index], layer.carried[index], 0)
+            for layer, tiers in zip(self._layers, self._tiers, strict=True)
+        ]
+        joined = torch.cat(slots, dim=1)
+        usages = torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1)
+        return self._make_state(clock, joined, usages, torch.cat(carried, dim=1))
+
+    def _make_state(self, *leaves: Tensor) -> CompressiveState:
+        return self.core.make_state(leaves)
+
+    def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
+        self._follow_weights()
+        if len(restarted := np.flatnonzero(reset.cpu().numpy())):
+            self._forget(restarted)
+        moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
+        self._clock += 1
+        core = self.core
+        hidden: Tensor = core.embed(inputs)
+        times = None
+        for layer, tiers, compressors in zip(self._layers, self._tiers, self._compressors, strict=True):
+            hidden, times = layer.step(hidden, moves[tiers], compressors)
+        outputs: Tensor = core.norm(hidden)
+        return outputs if core.output_clock is None else outputs + core.output_clock(times)
+
+    def _forget(self, envs: Integers) -> None:
+        """Empty the memory of some envs. What is left in place has no weight, and it was kept finite."""
+        self._clock[envs] = 0
+        for rings in self._rings.values():
+            rings.forget(envs)
+
+    def _follow_weights(self) -> None:
+        weights = self._weights()
+        if _versions(weights) != self._versions:
+            self._watch(weights)
+            for layer in self._layers:
+                layer.refresh()
+
+    def _weights(self) -> list[Tensor]:
+        """Return parameters and buffers of the layers and the clock as they are now; any may have been replaced."""
+        return [parameters[name] for parameters, name in self._places]
+
+    def _watch(self, weights: list[Tensor]) -> None:
+        self._versions = _versions(weights)
+        self._storages = [weight.untyped_storage() for weight in weights]  # kept, or another may get its address
+
+    def _kept(self, tiers: Tiers) -> Tensor:
+        """[B, S, 1] which positions of a layer hold a slot."""
+        return torch.from_numpy(self._rings[tiers].kept[:, :, None]).to(self.core.device)
+
+
+def ranked_parts(tiers: Tiers, ranks: list[bool]) -> list[slice]:
+    """Return the positions of the tiers whose slots are ranked by the attention that they receive."""
+    starts = np.cumsum([0, *(tier.slots for tier in tiers)]).tolist()
+    return [slice(starts[at], starts[at + 1]) for at, wanted in enumerate(ranks) if wanted]
+
+
+def _versions(weights: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
+    """Return what changes when a parameter is written to or replaced."""
+    return _OptimizerSteps.taken, [(weight.data_ptr(), weight._version) for weight in weights]

@@ -1,0 +1,126 @@
+"""What the compressors learn from: losses that compare evicted slots with what they were compressed to.
+
+Their gradients reach the compressors and nothing else; letting them into the network "prevents learning" (Rae et
+al. 2020, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ctrl.compressive.layer import MemoryAttention
+from ctrl.compressive.schedule import WindowPlan
+
+QUESTIONS = 32
+"""At most so many steps of a window ask, evenly spaced, so that the cost per step does not grow with the window."""
+
+
+class Compression(NamedTuple):
+    """What one tier of a layer compressed in a window: E blocks of m slots each."""
+
+    queries: Tensor
+    """[B, T, D] of the layer's attention."""
+    old: Tensor
+    """[B, E, m, 2 D] keys and values of the evicted slots, without a graph."""
+    blocks: Tensor
+    """[B, E, m, D] the evicted slots themselves, without a graph; 0 where `formed` is false."""
+    new: Tensor
+    """[B, E, D] the slots that they were compressed to, with the compressor's graph."""
+    formed: Tensor
+    """[B, E] bool, whether there is such a block."""
+    asked: Tensor
+    """[B, Q, E] bool, about which of them each asking step asks; see `questions`."""
+    decoder: nn.Module | None
+    """Maps slots [N, D] back to blocks [N, m, D]; the core has one for the loss `auto_encoding`."""
+
+
+ReconstructionLoss = Callable[[MemoryAttention, Compression], Tensor]
+
+
+def questions(plan: WindowPlan) -> list[Tensor]:
+    """Return, tier by tier, which steps ask about what: [B, Q, E] bool, about all that their own episode evicts."""
+    episode = plan.episode[:, _asking(plan.length), None]
+    asked = []
+    for tier in plan.tiers[1:]:
+        exists, of_episode = (part[:, tier.rhythm.slots :] for part in (tier.columns.exists, tier.columns.episode))
+        asked.append(exists[:, None] & (of_episode[:, None] == episode))
+    return asked
+
+
+def _asking(length: int) -> slice:
+    stride = -(-length // QUESTIONS)
+    return slice(stride - 1, None, stride)
+
+
+def attention_reconstruction(attention: MemoryAttention, compression: Compression) -> Tensor:
+    """Compare what the layer reads from the evicted slots with what it reads from their compression.
+
+    The paper's algorithm 2, `||attn(h, old) - attn(h, compressed)||^2`, by content alone, with the queries, the old
+    slots and the layer's weights held fixed. The paper sums the squares; this is their mean over questions and
+    features, so that it does not depend on the window.
+    """
+    before, after = _reads(attention, compression)
+    return _mean_over_questions((before - after).square(), compression)
+
+
+def reconstruction_error(attention: MemoryAttention, compression: Compression) -> Tensor:
+    """Return `attention_reconstruction` as a share of what is read: 0 if nothing is lost, 1 if nothing is kept.
+
+    A measure that does not depend on the scale of the layer, for whichever loss the compressors learn from.
+    """
+    before, after = _reads(attention, compression)
+    power = _mean_over_questions(before.square(), compression)
+    return _mean_over_questions((before - after).square(), compression) / power.clamp_min(1e-12)
+
+
+def block_errors(attention: MemoryAttention, compression: Compression) -> Tensor:
+    """Return [B, E] `reconstruction_error` block by block, as if a block were all that there is to attend to.
+
+    NaN where no block was formed.
+    """
+    _, old, _, new, formed, asked, _ = compression
+    queries = compression.queries[:, None, _asking(compression.queries.shape[1])]  # [B, 1, Q, D]
+    queries = queries.expand(-1, new.shape[1], -1, -1).flatten(0, 1)  # [B E, Q, D]
+    everything = asked.new_ones(len(queries), queries.shape[1], old.shape[2])
+    before = attention.content_attention(queries, old.flatten(0, 1), everything)
+    after = attention.fixed_keys_values(new).chunk(2, dim=2)[1].flatten(0, 1)[:, None]  # one slot gets all the weight
+    asks = asked.transpose(1, 2).flatten(0, 1)  # [B E, Q]
+    error, power = (((part**2).mean(dim=2) * asks).sum(dim=1) for part in (before - after, before))
+    errors: Tensor = (error / power.clamp_min(1e-12)).view_as(formed)
+    return errors.masked_fill(~formed, torch.nan)
+
+
+def auto_encoding(attention: MemoryAttention, compression: Compression) -> Tensor:
+    """Compare the evicted slots with what a decoder makes of their compression: the mean square of the difference.
+
+    The paper's lossless objective. Decoder and compressor learn together; attention has no part in it.
+    """
+    _, _, blocks, new, formed, _, decoder = compression
+    decoded = cast(nn.Module, decoder)(new.flatten(0, 1)).view_as(blocks)
+    error: Tensor = (decoded - blocks).square().mean(dim=(2, 3)) * formed  # [B, E]
+    return error.sum() / formed.sum().clamp_min(1)
+
+
+RECONSTRUCTION_LOSSES: dict[str, ReconstructionLoss | None] = {
+    "attention_reconstruction": attention_reconstruction,
+    "auto_encoding": auto_encoding,
+    "none": None,
+}
+
+
+def _reads(attention: MemoryAttention, compression: Compression) -> tuple[Tensor, Tensor]:
+    """Return [B, Q, D] what the asking steps read from the evicted slots, and from their compression."""
+    queries, old, asked = compression.queries, compression.old, compression.asked
+    queries = queries[:, _asking(queries.shape[1])].detach()
+    before = attention.content_attention(queries, old.flatten(1, 2), asked.repeat_interleave(old.shape[2], dim=2))
+    return before, attention.content_attention(queries, attention.fixed_keys_values(compression.new), asked)
+
+
+def _mean_over_questions(squares: Tensor, compression: Compression) -> Tensor:
+    """[B, Q, D] -> the mean over features and over the steps that have something to ask about."""
+    asks = compression.asked.any(dim=2)
+    return (squares.mean(dim=2) * asks).sum() / asks.sum().clamp_min(1)

@@ -1,0 +1,259 @@
+"""The memory timeline: which slot exists when, as a closed form of each env's own episode clock.
+
+At step t of an episode tier i of a layer has formed `created_i` slots, of which `evicted_i` have left it:
+
+    created_0     = t + 1
+    evicted_i     = m_(i+1) * max(0, ceil((created_i - n_i) / m_(i+1)))        (m = 1 for the last tier)
+    created_(i+1) = evicted_i / m_(i+1)
+
+with n_i slots and rates m_i. Unfolded, slot k of tier i is formed at exactly
+
+    t = a_i + k * rho_i,        a_i = sum of n_j * rho_j over j < i,        rho_i = m_1 * ... * m_i
+
+A step sees slot k exactly when evicted_i <= k < created_i, so slot k leaves at t = a_(i+1) + floor(k / m_(i+1)) *
+rho_(i+1), or n_i * rho_i steps after it was formed where there is no next tier. The slot stands for the steps
+[k * rho_i, (k + 1) * rho_i) and is kept at position k mod n_i of the tier's ring. Nothing here depends on what the
+slots hold, so all of a window is known before its first layer runs (`plan_window`).
+
+For a window of T steps a tier's slots are laid out in columns by the time at which they were formed: column c holds
+the slot that was formed within the steps [(c - n) * rho, (c - n + 1) * rho) of the window, where steps below 0 are
+those before it. There is at most one, since a tier forms slots at least rho steps apart, across resets too. So the
+first n columns are the stored slots, the E = ceil(T / rho) others are formed in the window, no column depends on
+what happened before a reset, and a step sees only the n + 1 columns up to its own: attention is banded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctrl.compressive.tiers import Tier, spans
+
+EMPTY = -(2**62)
+"""The centre of a slot that is not there: so old that nobody sees it."""
+
+
+class Counts(NamedTuple):
+    """How far one tier has come; any shape, int64."""
+
+    created: Tensor
+    """Slots ever formed in this episode."""
+    evicted: Tensor
+    """Slots that have left the tier."""
+
+
+class Columns(NamedTuple):
+    """A tier's slots during a window, C = n + E columns; meaningless where none exists."""
+
+    exists: Tensor
+    """[B, C] bool"""
+    step: Tensor
+    """[B, C] the step of the window at which the slot was formed; negative if before it."""
+    number: Tensor
+    """[B, C] the slot's number k within its episode."""
+    episode: Tensor
+    """[B, C] its episode's number within the window."""
+    gone: Tensor
+    """[B, C] the step of the window at which the slot has left the tier, or its episode is over."""
+
+
+class Rhythm(NamedTuple):
+    """When one tier forms slots."""
+
+    slots: int
+    """n"""
+    rate: int
+    """m"""
+    span: int
+    """rho, the steps that a slot stands for and the steps from one slot to the next."""
+    first: int
+    """a, the time at which slot 0 is formed."""
+    block: int
+    """Slots that leave together: the next tier's m; 1 for the last tier."""
+
+    def count_columns(self, length: int) -> int:
+        """Count the tier's columns in a window of `length` steps: n + E."""
+        return self.slots + -(-length // min(self.span, length))
+
+    def created(self, time: Tensor) -> Tensor:
+        """Count the slots formed by `time`."""
+        return (torch.div(time - self.first, self.span, rounding_mode="floor") + 1).clamp_min(0)
+
+    def column(self, number: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
+        """Find the columns of slots `number`, all formed by a `step` of the window, which is `time` in the episode."""
+        formed = step - (time - self.first - number * self.span)
+        return self.slots + torch.div(formed, self.span, rounding_mode="floor")
+
+    def centre(self, number: Tensor) -> Tensor:
+        """Return the step of the episode in the middle of what slots `number` stand for, rounded up."""
+        return number * self.span + self.span // 2
+
+    def block_centres(self) -> Tensor:
+        """Return [m] how far the middle of each slot of a block lies from that of the slot that they become."""
+        below = self.span // self.rate
+        return torch.arange(self.rate) * below + below // 2 - self.span // 2
+
+    def life(self, number: Tensor) -> Tensor:
+        """Return for how many steps the tier holds slots `number`; those of a block leave together."""
+        return (self.slots - number.remainder(self.block)) * self.span
+
+    def newest_in_ring(self, created: Tensor) -> Tensor:
+        """Return [B, n]: the newest slot k < created with k mod n equal to the position; negative where none is."""
+        newest = created[:, None] - 1
+        return newest - (newest - torch.arange(self.slots, device=created.device)).remainder(self.slots)
+
+
+class TierPlan(NamedTuple):
+    """One tier's part of a window."""
+
+    rhythm: Rhythm
+    columns: Columns
+    stored: Tensor
+    """[B, n] ring positions of the first n columns."""
+    source: Tensor
+    """[B, E, m] the columns of the tier below that each of the last E columns merges."""
+    ring: Tensor
+    """[B, n] the column that each ring position holds after the window."""
+    kept: Tensor
+    """[B, n] bool, the ring positions that hold something after the window."""
+
+
+class Episodes(NamedTuple):
+    """Where each step of a window is in its episode."""
+
+    time: Tensor
+    """[B, T] int64, from 0 at the episode's first step."""
+    number: Tensor
+    """[B, T] how many resets the env has seen since the window began."""
+    next_reset: Tensor
+    """[B, T + 1] the first reset at or after each step; T where there is none."""
+
+
+class WindowPlan(NamedTuple):
+    """Everything about windows that does not depend on what is remembered."""
+
+    length: int
+    """T"""
+    clock: Tensor
+    """[B] int64, steps of the current episode consumed after the window."""
+    time: Tensor
+    """[B, T] int64, where each step is in its episode, from 0."""
+    episode: Tensor
+    """[B, T] int64, how many resets the env has seen since the window began."""
+    tiers: list[TierPlan]
+
+
+def rhythms(tiers: Sequence[Tier]) -> list[Rhythm]:
+    """Return when each tier of a layer forms its slots."""
+    result, first = [], 0
+    blocks = [*(tier.rate for tier in tiers[1:]), 1]
+    for tier, span, block in zip(tiers, spans(tiers), blocks, strict=True):
+        result.append(Rhythm(tier.slots, tier.rate, span, first, block))
+        first += tier.slots * span
+    return result
+
+
+def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
+    """Return each tier's counts once `clock` steps of the episode are consumed.
+
+    :param tiers: a layer's tiers
+    :param clock: any shape, int64; 0 before the episode's first step
+    """
+    all_rhythms = rhythms(tiers)
+    created = [rhythm.created(clock - 1) for rhythm in all_rhythms]
+    evicted = [above * rhythm.rate for above, rhythm in zip(created[1:], all_rhythms[1:], strict=True)]
+    evicted.append((created[-1] - tiers[-1].slots).clamp_min(0))
+    return [Counts(*counts) for counts in zip(created, evicted, strict=True)]
+
+
+def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
+    """Return where in the episode the slots in each position of a layer's rings stand.
+
+    :param tiers: the layer's
+    :param clock: [B] steps of the current episode consumed so far
+    :return: [B, S] the step in the middle of what each slot stands for, rounded up; `EMPTY` where there is none
+    """
+    centres = []
+    for rhythm, counts in zip(rhythms(tiers), count_slots(tiers, clock), strict=True):
+        number = rhythm.newest_in_ring(counts.created)
+        kept = number >= counts.evicted[:, None]
+        centres.append(torch.where(kept, rhythm.centre(number), EMPTY))
+    return torch.cat(centres, dim=1)
+
+
+def oldest_age(tiers: Sequence[Tier], longest_time: int) -> int:
+    """Return the age of the oldest slot that a step sees, of all steps up to `longest_time` of an episode."""
+    all_rhythms = [rhythm for rhythm in rhythms(tiers) if rhythm.first <= longest_time]
+    # In each tier slot 0 is the first, and lives as long as any.
+    lasts = [min(longest_time, rhythm.first + rhythm.slots * rhythm.span - 1) for rhythm in all_rhythms]
+    return max(last - rhythm.span // 2 for last, rhythm in zip(lasts, all_rhythms, strict=True))
+
+
+def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPlan:
+    """Plan a window of T steps.
+
+    :param tiers: a layer's tiers
+    :param clock: [B] int64, steps of the current episode consumed before the window
+    :param reset: [B, T] bool, true where a step is the first of an episode
+    """
+    length = reset.shape[1]
+    steps = torch.arange(length, device=reset.device)
+    begun = torch.where(reset, steps, -1).cummax(dim=1).values  # [B, T] where the episode began; -1: before the window
+    time = torch.where(begun < 0, clock[:, None] + steps, steps - begun)
+    next_reset = torch.where(reset, steps, length).flip(1).cummin(dim=1).values.flip(1)  # [B, T] at or after each step
+    episodes = Episodes(time, reset.cumsum(dim=1), F.pad(next_reset, (0, 1), value=length))
+    all_rhythms = rhythms(tiers)
+    before, after = count_slots(tiers, clock), count_slots(tiers, time[:, -1] + 1)
+    plans = []
+    for position, rhythm in enumerate(all_rhythms):
+        below = all_rhythms[max(position - 1, 0)]
+        plans.append(_plan_tier(rhythm, below, clock, before[position], after[position], episodes))
+    return WindowPlan(length, time[:, -1] + 1, time, episodes.number, plans)
+
+
+def _plan_tier(
+    rhythm: Rhythm, below: Rhythm, clock: Tensor, before: Counts, after: Counts, episodes: Episodes
+) -> TierPlan:
+    time = episodes.time
+    old = _stored_columns(rhythm, clock, before, episodes)
+    new = _formed_columns(rhythm, episodes)
+    merged = new.number[:, :, None] * rhythm.rate + torch.arange(rhythm.rate, device=time.device)  # [B, E, m]
+    source = below.column(merged, new.step[:, :, None], time.gather(1, new.step)[:, :, None])
+    in_ring = rhythm.newest_in_ring(after.created)
+    kept = in_ring >= after.evicted[:, None]
+    ring = rhythm.column(in_ring, time.shape[1] - 1, time[:, -1:])
+    return TierPlan(
+        rhythm,
+        Columns(*(torch.cat(parts, dim=1) for parts in zip(old, new, strict=True))),
+        stored=old.number.remainder(rhythm.slots),
+        source=torch.where(new.exists[:, :, None], source, 0),
+        ring=torch.where(kept, ring, 0),
+        kept=kept,
+    )
+
+
+def _stored_columns(rhythm: Rhythm, clock: Tensor, before: Counts, episodes: Episodes) -> Columns:
+    """Lay out what the state holds: as if the first episode had no beginning, less what does not exist."""
+    starts = torch.arange(-rhythm.slots, 0, device=clock.device) * rhythm.span
+    step = starts + (rhythm.first - clock).remainder(rhythm.span)[:, None]  # [B, n]
+    number = torch.div(clock[:, None] + step - rhythm.first, rhythm.span, rounding_mode="floor")
+    exists = number >= before.evicted[:, None]  # which is never negative
+    gone = torch.minimum(step + rhythm.life(number), episodes.next_reset[:, :1])
+    return Columns(exists, step, number, torch.zeros_like(number), gone)
+
+
+def _formed_columns(rhythm: Rhythm, episodes: Episodes) -> Columns:
+    """Lay out what the window forms."""
+    since_first = episodes.time - rhythm.first  # [B, T]
+    forms = (since_first >= 0) & (since_first.remainder(rhythm.span) == 0)
+    span = min(rhythm.span, forms.shape[1])  # a window shorter than rho is a single column
+    by_column = F.pad(forms, (0, -forms.shape[1] % span)).unflatten(1, (-1, span))  # [B, E, rho]
+    starts = torch.arange(by_column.shape[1], device=forms.device) * rhythm.span
+    step = starts + by_column.to(torch.uint8).argmax(dim=2)
+    number = torch.div(since_first.gather(1, step), rhythm.span, rounding_mode="floor")
+    gone = torch.minimum(step + rhythm.life(number), episodes.next_reset.gather(1, step + 1))
+    return Columns(by_column.any(dim=2), step, number, episodes.number.gather(1, step), gone)

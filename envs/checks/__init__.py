@@ -1,0 +1,1 @@
+"""Checks of envs: the contract, its laws, and transcripts that it judges."""

@@ -1,0 +1,1 @@
+"""Benchmarks, one a file, and the turns and columns that they share."""

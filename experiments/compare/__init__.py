@@ -1,0 +1,1 @@
+"""Comparisons: several cores on one task, the demo, and the ablation of compressors."""

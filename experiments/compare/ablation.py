@@ -1,0 +1,208 @@
+"""`ctrl ablate`: every compressor with every loss on one recall task, with several seeds each.
+
+`ablation_config` has the settings. Results are written whenever a run ends, and `--resume` continues an ablation that
+was stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ctrl.experiments.compare.ablation_config import REFERENCE, AblateConfig, Variant
+from ctrl.experiments.compare.ablation_results import (
+    EPISODES,
+    LEVEL,
+    AblationRun,
+    ablation_table,
+    aggregate,
+    markdown_table,
+)
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.report import provenance, tensorboard
+from ctrl.experiments.report.summary import SCHEMA, FailedRun, RunSummary, count_text
+from ctrl.experiments.runs.build import build_model
+from ctrl.experiments.runs.jobs import Job, run_jobs
+from ctrl.experiments.runs.run_folder import MARKER, SUMMARY, open_folder, read_json, slug, write_json
+from ctrl.experiments.runs.tasks import make_task
+from ctrl.experiments.runs.training import FINISHED
+
+TABLE = "table.md"
+
+
+def plan(config: AblateConfig) -> list[tuple[Variant, TrainConfig]]:
+    """Return one run for each variant and seed.
+
+    All variants with one seed come before the next seed, so that a stop leaves comparable runs.
+
+    :raises UserError: if the task or an agent cannot be built
+    """
+    runs = [(variant, train_config(config, variant)) for variant in config.chosen]
+    check = make_task(replace(config.task, num_envs=1), seed=0, training=True)
+    try:
+        for _, run in runs:
+            build_model(run, check)
+    finally:
+        check.close()
+    return [(variant, replace(run, seed=seed)) for seed in range(config.seeds) for variant, run in runs]
+
+
+def train_config(config: AblateConfig, variant: Variant) -> TrainConfig:
+    """Return the options of a variant's run with seed 0."""
+    run = replace(config.run, threads=config.run.threads or 1)
+    return TrainConfig(task=config.task, run=run, memory=variant.memory(config.memory), ppo=config.ppo)
+
+
+class Ablation:
+    """Runs of an ablation, and the files about them."""
+
+    def __init__(self, config: AblateConfig, folder: Path, jobs: Sequence[Job], command: str) -> None:
+        self.config = config
+        self.folder = folder
+        self.jobs = jobs
+        self.command = command
+
+    def runs(self) -> list[AblationRun]:
+        """Return the runs that finished."""
+        return [
+            AblationRun.of(job.label, job.result, job.points())
+            for job in self.jobs
+            if isinstance(job.result, RunSummary)
+        ]
+
+    @property
+    def failures(self) -> list[FailedRun]:
+        """Runs that did not finish."""
+        return [job.result for job in self.jobs if isinstance(job.result, FailedRun)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the results so far as plain data."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "task": self.config.task.title,
+            "memory": self.config.memory.memory,
+            "steps": self.config.run.steps,
+            "eval_episodes": self.config.run.eval_episodes,
+            "options": {part: asdict(getattr(self.config, part)) for part in ("task", "run", "memory", "ppo")},
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+            "runs": [run.to_json() for run in self.runs()],
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    def write(self) -> None:
+        """Write the results so far to `summary.json` and as a table."""
+        data = self.to_json()
+        write_json(self.folder / SUMMARY, data, indent=None)
+        (self.folder / TABLE).write_text(markdown_table(aggregate(_runs(data))))
+
+
+def resumed(job: Job) -> Job:
+    """Return a job, with the result of its run if that has finished already.
+
+    :raises UserError: if the finished run had other options
+    """
+    if not (job.place.folder / SUMMARY).is_file():
+        return job
+    summary = RunSummary.from_json(read_json(job.place.folder / SUMMARY))
+    if summary.status != FINISHED or (job.config.run.eval_episodes and summary.evaluation is None):
+        return job
+    options = TrainConfig.from_json(read_json(job.place.folder / MARKER)["options"])
+    require(options == job.config, f"{job.place.folder} holds a run with other options; name another --out")
+    job.result = summary
+    return job
+
+
+def ablate(
+    config: AblateConfig, runs: Sequence[tuple[Variant, TrainConfig]], folder: Path, console: Console, command: str
+) -> tuple[Ablation, int]:
+    """Train every variant with every seed and write the results.
+
+    :param config: options of the ablation
+    :param runs: runs that `plan` made of it
+    :param folder: folder for the results; with `config.resume` it may hold earlier runs
+    :param console: shows the progress
+    :param command: command line to keep with the results
+    :return: the ablation, and the exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C
+    """
+    jobs = [Job.within(folder, variant.name, run, command) for variant, run in runs]
+    if config.resume:
+        jobs = [resumed(job) for job in jobs]
+    write_json(folder / MARKER, {"command": command, "ablation": _plain(config)})
+    ablation = Ablation(config, folder, jobs, command)
+    tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
+    left = [job for job in jobs if job.result is None]
+    parallel = min(config.jobs or provenance.usable_cores(), len(left))
+    console.print(f"{len(left)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
+    if not run_jobs(left, parallel, console, ablation.write):
+        return ablation, 128 + signal.SIGINT
+    ablation.write()
+    return ablation, 1 if ablation.failures else 0
+
+
+def _plain(config: AblateConfig) -> dict[str, Any]:
+    return asdict(config) | {"out": str(config.out), "table": None}
+
+
+def show(data: dict[str, Any], console: Console) -> None:
+    """Print the table of the data of a `summary.json`, and the failed runs."""
+    caption = (
+        f"memory {data['memory']}; {count_text(data['steps'])} steps of training, then {data['eval_episodes']} "
+        "held-out episodes a seed\n"
+        f"until {LEVEL}: env steps until {EPISODES} training episodes first had that success,\n"
+        "median over the seeds (how many got there)\n"
+        f"error: share of what is read\ncost: processor time of a step, {REFERENCE.name} = 1\n"
+        "paper: its bits per character on Enwik8, lower is better"
+    )
+    console.print(ablation_table(aggregate(_runs(data)), data["task"], caption))
+    for failure in (FailedRun(**failure) for failure in data["failures"]):
+        console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True)
+
+
+def _runs(data: dict[str, Any]) -> list[AblationRun]:
+    return [AblationRun(**run) for run in data["runs"]]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read an ablation's `summary.json`.
+
+    :raises UserError: if the file is missing or is something else
+    """
+    data = read_json(path)
+    try:
+        _runs(data)
+        _ = data["task"], data["memory"], data["steps"], data["eval_episodes"], data["failures"]
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} is not the summary of an ablation: {error!r}") from error
+    return dict(data)
+
+
+def run_command(config: AblateConfig, console: Console) -> int:
+    """Run `ctrl ablate` and return its exit code."""
+    if config.table is not None:
+        data = read(config.table)
+        if config.markdown:
+            console.out(markdown_table(aggregate(_runs(data))), end="")
+        else:
+            show(data, console)
+        return 0
+    runs = plan(config)  # first, so that an error leaves earlier results alone
+    folder = _open(config)
+    ablation, exit_code = ablate(config, runs, folder, console, provenance.command())
+    show(ablation.to_json(), console)
+    for name, line in (("numbers", folder / SUMMARY), *tensorboard.how_to_look(folder / "tensorboard")):
+        console.print(f"{name:>11}: {line}", soft_wrap=True)
+    return exit_code
+
+
+def _open(config: AblateConfig) -> Path:
+    if config.resume and config.out is not None and (config.out / MARKER).is_file():
+        return config.out
+    return open_folder(config.out, overwrite=config.overwrite, name=f"{slug(config.task.env)}-ablate")

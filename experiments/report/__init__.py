@@ -1,0 +1,1 @@
+"""Reports of runs: summaries, plots, TensorBoard, and the provenance of results."""

@@ -1,0 +1,215 @@
+"""Parallel training runs, each in a process of its own. A run that fails is reported and does not stop the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.report.summary import (
+    FailedRun,
+    Point,
+    RunSummary,
+    duration_text,
+    evaluation_text,
+    read_curve,
+    recent,
+)
+from ctrl.experiments.runs.progress import point_text, training_progress
+from ctrl.experiments.runs.run_folder import CURVE, HELD_OUT, SUMMARY, read_json
+from ctrl.experiments.runs.training import FINISHED, Place
+
+POLL_SECONDS = 0.25
+PATIENCE_SECONDS = 60
+"""Seconds that a stopped run may take to save before it is killed."""
+LOG = "log.txt"
+
+
+@dataclass
+class Job:
+    """One training run and, once it is started, its process."""
+
+    label: str
+    """Name of the compared setting; runs with the same label differ only in their seed."""
+    config: TrainConfig
+    place: Place
+    process: subprocess.Popen[bytes] | None = None
+    result: RunSummary | FailedRun | None = None
+    worker: str = "ctrl.experiments.runs.worker"
+    """Module that the process runs."""
+    cwd: Path | None = None
+    """Working directory of the process, from which it imports first; `place` must then be absolute. None for ours."""
+
+    @classmethod
+    def within(cls, folder: Path, label: str, config: TrainConfig, command: str) -> Job:
+        """Create a job whose run has its folders inside `folder`."""
+        name = Path(label) / f"seed{config.seed}"
+        return cls(label, config, Place(folder / "runs" / name, folder / "tensorboard" / name, command))
+
+    @property
+    def name(self) -> str:
+        """Name of the run, here and in TensorBoard."""
+        return f"{self.label}/seed{self.config.seed}"
+
+    def start(self) -> None:
+        """Start the process; its output goes to a log file in its folder."""
+        self.place.write_config(self.config)
+        arguments = [sys.executable, "-m", self.worker, str(self.place.folder), str(os.getpid())]
+        with (self.place.folder / LOG).open("wb") as log:
+            # A session of its own: Ctrl-C reaches the run once, through `ask_to_stop`.
+            self.process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_worker_env(),
+                cwd=self.cwd,
+                start_new_session=True,
+            )
+
+    def poll(self) -> bool:
+        """Return True if the run has ended, and read its result then."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        self.result = self._read_result(self.process.returncode)
+        return True
+
+    def ask_to_stop(self) -> None:
+        """Ask the run to save and end, if it is running."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+    def wait_for_stop(self) -> None:
+        """Wait for the end of the run; kill it after `PATIENCE_SECONDS`."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def points(self) -> list[Point]:
+        """Return the learning curve so far."""
+        return read_curve(self.place.folder / CURVE)
+
+    def held_out(self) -> list[Point]:
+        """Return the results of the held-out episodes so far."""
+        return read_curve(self.place.folder / HELD_OUT)
+
+    def _read_result(self, exit_code: int) -> RunSummary | FailedRun:
+        path = self.place.folder / SUMMARY
+        if path.is_file():
+            summary = RunSummary.from_json(read_json(path))
+            if summary.status == FINISHED and exit_code == 0:
+                return summary
+            if summary.status != FINISHED:
+                return FailedRun(self.label, self.config.seed, summary.message)
+        lines = (self.place.folder / LOG).read_text(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {exit_code}"
+        return FailedRun(self.label, self.config.seed, f"{reason} (see {self.place.folder / LOG})")
+
+
+def _worker_env() -> dict[str, str]:
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**os.environ, **threads}
+
+
+def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, on_end: Callable[[], None]) -> bool:
+    """Run all jobs in their order, `parallel` at a time.
+
+    :param jobs: jobs that are not started yet
+    :param parallel: largest number of processes at a time
+    :param console: shows the progress
+    :param on_end: called whenever a run has ended, and after Ctrl-C
+    :return: True if all ran; False after Ctrl-C, once the runs have saved their results so far
+    """
+    with _display(jobs, console) as display:
+        try:
+            _run_all(jobs, parallel, display, on_end)
+        except KeyboardInterrupt:
+            console.print("stopping; the runs save what they have …")
+            _stop(jobs)
+            for job in jobs:
+                job.poll()
+            on_end()
+            return False
+        except BaseException:
+            _stop(jobs)  # after any other error, no process is left behind
+            raise
+    return True
+
+
+def _stop(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job.ask_to_stop()
+    for job in jobs:
+        job.wait_for_stop()
+
+
+def _run_all(jobs: Sequence[Job], parallel: int, display: Display, on_end: Callable[[], None]) -> None:
+    waiting = list(jobs)
+    running: list[Job] = []
+    while waiting or running:
+        while waiting and len(running) < parallel:
+            running.append(waiting.pop(0))
+            running[-1].start()
+        time.sleep(POLL_SECONDS)
+        for job in list(running):
+            if job.poll():
+                running.remove(job)
+                on_end()
+            display.update(job)
+
+
+class Display:
+    """Progress of all runs: one bar for each; without a terminal, one line when a run ends."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self.console = console
+        self.progress: Progress = training_progress(console)
+        self._tasks: dict[str, TaskID] = {
+            job.name: self.progress.add_task(job.name, total=job.config.run.steps, state="waiting") for job in jobs
+        }
+
+    def update(self, job: Job) -> None:
+        """Show the progress of a run."""
+        points = job.points()
+        steps = min(points[-1].steps, job.config.run.steps) if points else 0
+        state = point_text(recent(points)) if points else "starting"
+        if steps >= job.config.run.steps:
+            state = "evaluating"
+        if job.result is not None:
+            state = result_text(job.result)
+            if not self.console.is_terminal:
+                self.console.print(f"{job.name}: {state}", soft_wrap=True)
+        self.progress.update(self._tasks[job.name], completed=steps, state=state)
+
+
+def result_text(result: RunSummary | FailedRun) -> str:
+    """Describe in a few words how a run ended."""
+    if isinstance(result, FailedRun):
+        return f"[red]failed[/]: {result.message}"
+    if result.evaluation is None:
+        return f"done in {duration_text(result.wall_seconds)}"
+    return f"{evaluation_text(result.evaluation)} in {duration_text(result.wall_seconds)}"
+
+
+@contextmanager
+def _display(jobs: Sequence[Job], console: Console) -> Iterator[Display]:
+    display = Display(jobs, console)
+    if not console.is_terminal:
+        yield display
+        return
+    with display.progress:
+        yield display

@@ -1,0 +1,363 @@
+"""`ctrl suite`: train our default core and its rivals on the memory tasks of `suite_tasks`.
+
+Seed 0 of all cores and tasks comes first, with each learning rate for recurrent cores. The further seeds follow, with
+the best learning rates. A stop at any time thus leaves results that can be compared. Each run is a process that imports
+the copy of the code made when the suite's folder was created.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from stable_baselines3.common.vec_env import VecEnv
+
+from ctrl.experiments.config import RunOptions, TrainConfig
+from ctrl.experiments.errors import UserError, require, unknown
+from ctrl.experiments.report import provenance
+from ctrl.experiments.report.summary import SCHEMA, Evaluation, FailedRun, RunSummary, read_curve
+from ctrl.experiments.runs.build import build_model, match_width, parameter_count
+from ctrl.experiments.runs.core_options import of_core
+from ctrl.experiments.runs.jobs import Job, run_jobs
+from ctrl.experiments.runs.run_folder import CURVE, MARKER, SUMMARY, open_folder, read_json, write_json
+from ctrl.experiments.runs.tasks import make_task
+from ctrl.experiments.runs.training import FINISHED
+from ctrl.experiments.suite.code import copied, copy_code, fingerprint, sources
+from ctrl.experiments.suite.config import RATES, REFERENCE, TUNED, SuiteConfig
+from ctrl.experiments.suite.known import Known, copy_known, read_known
+from ctrl.experiments.suite.results import (
+    RESULTS,
+    HeldOut,
+    Results,
+    SuiteRun,
+    contender_label,
+    differences,
+    markdown,
+    tables,
+)
+from ctrl.experiments.suite.tasks import TASKS, SuiteTask
+from ctrl.experiments.suite.worker import ORDER, TRANSFER
+
+TABLE = "suite.md"
+CODE = "code"
+"""Folder with the copy of the code."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One core on one task with one learning rate."""
+
+    task: SuiteTask
+    config: TrainConfig
+    """Options of its run with seed 0."""
+
+    @property
+    def label(self) -> str:
+        """Label of its runs, which is also their folder below `runs/`."""
+        return contender_label(self.task.name, self.config.core, self.config.ppo.learning_rate)
+
+
+def chosen_tasks(names: Sequence[str]) -> list[SuiteTask]:
+    """Return the tasks with these names, or all tasks if there are no names."""
+    for name in names:
+        if name not in TASKS:
+            raise unknown("task", name, TASKS, show=len(TASKS))
+    return [TASKS[name] for name in names] or list(TASKS.values())
+
+
+def plan(config: SuiteConfig) -> list[Contender]:
+    """Return all contenders, task by task.
+
+    :raises UserError: if a task or an agent cannot be built
+    """
+    return [contender for task in chosen_tasks(config.tasks) for contender in _of_task(config, task)]
+
+
+def _of_task(config: SuiteConfig, task: SuiteTask) -> list[Contender]:
+    check = make_task(task.options(1), seed=0, training=True)
+    try:
+        target = parameter_count(build_model(train_config(config, task, REFERENCE), check))
+        cores = [_sized(train_config(config, task, core), check, target) for core in config.cores]
+    finally:
+        check.close()
+    return [
+        Contender(task, replace(core, ppo=replace(core.ppo, learning_rate=rate)))
+        for core in cores
+        for rate in config.rates(core.core)
+    ]
+
+
+def train_config(config: SuiteConfig, task: SuiteTask, core: str) -> TrainConfig:
+    """Return the options of a core's run on a task with seed 0, before its width and learning rate are chosen."""
+    steps = max(1, round(task.steps * config.steps_scale))
+    run = RunOptions(
+        steps=steps,
+        eval_episodes=config.eval_episodes,
+        eval_every=0,
+        checkpoint_every=steps,
+        device=config.device,
+        threads=1,
+    )
+    memory, ppo = of_core(config.memory, core), of_core(config.ppo, core)
+    return TrainConfig(core=core, task=task.options(config.num_envs), run=run, memory=memory, ppo=ppo)
+
+
+def _sized(config: TrainConfig, env: VecEnv, target: int) -> TrainConfig:
+    """Give a recurrent core the smallest width with at least `target` parameters; other cores are unchanged."""
+    if config.core not in TUNED:
+        build_model(config, env)  # raises if options don't fit
+        return config
+    match = match_width(config, env, target)
+    width = match.width + (match.parameters < target)
+    return replace(config, memory=replace(config.memory, width=width))
+
+
+@dataclass
+class SuiteJob(Job):
+    """Run of a suite; it starts with an empty folder."""
+
+    order: dict[str, Any] | None = None
+    """Facts that the worker and readers of the results need beside the run's config."""
+
+    def start(self) -> None:
+        """Remove the files of an earlier attempt and start the process."""
+        for folder in (self.place.folder, self.place.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.place.folder.mkdir(parents=True)
+        write_json(self.place.folder / ORDER, self.order)
+        super().start()
+
+
+def read_run(folder: Path) -> SuiteRun | None:
+    """Return the results of the run in a folder; None unless it and all its evaluations are finished."""
+    if not (folder / SUMMARY).is_file():
+        return None
+    summary, order = RunSummary.from_json(read_json(folder / SUMMARY)), read_json(folder / ORDER)
+    transfer = HeldOut.of(Evaluation(**read_json(folder / TRANSFER))) if (folder / TRANSFER).is_file() else None
+    lacks_transfer = order["transfer"] is not None and transfer is None
+    if summary.status != FINISHED or summary.evaluation is None or lacks_transfer:
+        return None
+    return SuiteRun.of(order["task"], summary, transfer, read_curve(folder / CURVE))
+
+
+def read_runs(folder: Path) -> list[SuiteRun]:
+    """Return all finished runs in the folder of a suite."""
+    found = (read_run(order.parent) for order in sorted(folder.glob(f"runs/*/*/*/{ORDER}")))
+    return [run for run in found if run is not None]
+
+
+class Suite:
+    """Runs of a suite, and the files about them."""
+
+    def __init__(
+        self,
+        config: SuiteConfig,
+        folder: Path,
+        code: str,
+        command: str,
+        console: Console,
+        known: Known | None,
+    ) -> None:
+        self.config = config
+        self.folder = folder.resolve()
+        self.code = code
+        self.command = command
+        self.console = console
+        self.known = {} if known is None else known.runs
+        self.origins = [] if known is None else known.notes
+        self.failures: list[FailedRun] = []
+
+    def jobs(self, contenders: Iterable[Contender], seeds: Iterable[int]) -> list[SuiteJob]:
+        """Return the jobs that are not finished; all contenders with one seed come before the next seed.
+
+        :raises UserError: if a finished run had other options
+        """
+        found = [self._job(contender, seed) for seed in seeds for contender in contenders]
+        return [job for job in found if job.name not in self.known and not is_finished(job)]
+
+    def _job(self, contender: Contender, seed: int) -> SuiteJob:
+        task = contender.task
+        transfer = task.transferred().arguments if task.transfer else None
+        config = replace(contender.config, seed=seed)
+        plain = Job.within(self.folder, contender.label, config, self.command)
+        order = {"task": task.name, "code": self.code, "transfer": transfer}
+        worker = "ctrl.experiments.suite.worker"
+        return SuiteJob(plain.label, config, plain.place, worker=worker, cwd=self.folder / CODE, order=order)
+
+    def run(self, jobs: Sequence[SuiteJob]) -> bool:
+        """Run the jobs and write the results whenever one ends; return False after Ctrl-C."""
+        earlier = list(self.failures)
+
+        def on_end() -> None:
+            self.failures = earlier + [job.result for job in jobs if isinstance(job.result, FailedRun)]
+            self.write()
+
+        parallel = min(self.config.jobs or provenance.usable_cores(), len(jobs))
+        self.console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {self.folder}", soft_wrap=True)
+        # One line for each run that ends: bars for hundreds of runs fit no terminal.
+        plain = Console(file=self.console.file, force_terminal=False, highlight=False)
+        return run_jobs(jobs, parallel, plain, on_end)
+
+    def rest(self, contenders: Sequence[Contender]) -> list[SuiteJob]:
+        """Return the jobs with further seeds, for each core and task with its best learning rate."""
+        results = self.results()
+        best = [
+            contender
+            for contender in contenders
+            if results.rate(contender.task.name, contender.config.core) == contender.config.ppo.learning_rate
+        ]
+        return self.jobs(best, range(1, self.config.seeds))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all finished runs in the folder as plain data, including those of earlier commands."""
+        runs = list({**self.known, **{run.job_name: run for run in read_runs(self.folder)}}.values())
+        asked = {task.name for task in chosen_tasks(self.config.tasks)} | {run.task for run in runs}
+        cores = list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)]))
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "code": self.code,
+            "settings": self.config.settings,
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+            "tasks": {name: task_facts(task, self.config) for name, task in TASKS.items() if name in asked},
+            "cores": cores,
+            "notes": [*notes(self.config, cores), *self.origins],
+            "origins": self.origins,
+            "runs": [run.to_json() for run in runs],
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    def results(self) -> Results:
+        """Return the results so far."""
+        return Results.from_json(self.to_json())
+
+    def write(self) -> None:
+        """Write the results so far as JSON and as a table."""
+        data = self.to_json()
+        results = Results.from_json(data)
+        write_json(self.folder / RESULTS, data | {"tuning": results.tuning()}, indent=None)
+        (self.folder / TABLE).write_text(markdown(results))
+
+
+def is_finished(job: Job) -> bool:
+    """Return True if the folder of a job holds its finished run already.
+
+    :raises UserError: if that run had other options
+    """
+    if read_run(job.place.folder) is None:
+        return False
+    options = read_json(job.place.folder / MARKER)["options"]
+    changes = list(differences(options, job.config.to_json()))
+    require(not changes, f"{job.place.folder} holds a run with other options ({'; '.join(changes)}); {REMEDY}")
+    return True
+
+
+REMEDY = "name another --out, or add --overwrite to remove all that is there and start anew"
+
+
+def task_facts(task: SuiteTask, config: SuiteConfig) -> dict[str, Any]:
+    """Return the facts about a task that a reader of the results needs."""
+    other = task.transferred()
+    transfer = {"changes": list(task.transfer), "chance": other.chance, "perfect": other.perfect}
+    return {
+        "env": task.env,
+        "arguments": task.options(config.num_envs).env_arguments,
+        "steps": train_config(config, task, REFERENCE).run.steps,
+        "score": task.score,
+        "chance": task.chance,
+        "perfect": task.perfect,
+        "transfer": transfer if task.transfer else None,
+    }
+
+
+def notes(config: SuiteConfig, cores: Sequence[str]) -> list[str]:
+    """Return the notes that explain the tables, which show `cores`."""
+    own, rates = f"{config.ppo.learning_rate:g}", ", ".join(f"{rate:g}" for rate in RATES)
+    tuned, others = (", ".join(core for core in cores if (core in TUNED) is part) for part in (True, False))
+    found = [
+        f"Mean of the seeds (lowest–highest) over {config.eval_episodes} held-out episodes a seed. "
+        "Bold where the lowest seed of a core is above every seed of all others.",
+        "success: share of episodes. normalised: the return, random play 0, perfect play 1. return: as it is. "
+        "chance: the best agent without memory; for tasks of other packages, random play.",
+    ]
+    if others or not config.tune:
+        found.append(f"{others if config.tune else 'All cores'}: one learning rate for all tasks, {own}.")
+    if tuned and config.tune:
+        found.append(f"{tuned}: on each task the best of {rates} by seed 0's return in the last fifth of training.")
+    if tuned:
+        found.append(f"{tuned}: the least width with at least as many parameters as {REFERENCE} has.")
+    at_a_time = config.jobs or provenance.usable_cores()
+    return [*found, f"One thread a run, {at_a_time} at a time, on {provenance.machine()['cpu']}."]
+
+
+def open_suite(config: SuiteConfig) -> tuple[Path, str]:
+    """Return the folder, new or to be continued, and the fingerprint of the code that its runs are made with.
+
+    :raises UserError: if the results in it were made by other code or with other settings
+    """
+    code = fingerprint(sources())
+    found = None if config.overwrite or not (config.out / MARKER).is_file() else read_json(config.out / MARKER)
+    if found is not None and "suite" in found:
+        _check_same(config, found, code)
+        copy_known(config, code, config.out)
+        return config.out, code
+    copy_known(config, code)  # first, so that an error leaves earlier results alone
+    folder = open_folder(config.out, overwrite=config.overwrite, name="suite")
+    copy_code(folder / CODE)
+    write_json(folder / MARKER, {"suite": config.settings, "code": code})
+    copy_known(config, code, folder)
+    return folder, code
+
+
+def _check_same(config: SuiteConfig, found: dict[str, Any], code: str) -> None:
+    copy, out = (config.out / CODE).resolve(), config.out.resolve()
+    require(
+        code == found["code"] == fingerprint(copied(copy)),
+        f"{config.out} holds results of other code ({found['code']}, this is {code}); {REMEDY}, or go on with the code "
+        f"that they were made with: run `python -m ctrl.experiments suite --out {out}` in {copy}",
+    )
+    changes = list(differences(found["suite"], config.settings))
+    require(not changes, f"{config.out} holds results with other options ({'; '.join(changes)}); {REMEDY}")
+
+
+def read_results(path: Path) -> Results:
+    """Read a `suite.json`, or the one in a folder.
+
+    :raises UserError: if it is missing or holds something else
+    """
+    path = path / RESULTS if path.is_dir() else path
+    data = read_json(path)
+    try:
+        return Results.from_json(data)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} holds no results of a suite: {error!r}") from error
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the tables and the failed runs."""
+    console.print(tables(results))
+    for failure in results.failures:
+        console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True, markup=False)
+
+
+def run_command(config: SuiteConfig, console: Console) -> int:
+    """Run `ctrl suite` and return its exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C."""
+    if config.table is not None:
+        show(read_results(config.table), console)
+        return 0
+    torch.set_num_threads(1)  # more threads only wait for each other while other runs keep the machine busy
+    contenders = plan(config)  # first, so that an error leaves earlier results alone
+    folder, code = open_suite(config)
+    suite = Suite(config, folder, code, provenance.command(), console, read_known(folder))
+    complete = suite.run(suite.jobs(contenders, [0])) and suite.run(suite.rest(contenders))
+    suite.write()
+    show(suite.results(), console)
+    console.print(f"numbers: {folder / RESULTS}\n  table: {folder / TABLE}", soft_wrap=True)
+    return (1 if suite.failures else 0) if complete else 128 + signal.SIGINT

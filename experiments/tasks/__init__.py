@@ -1,0 +1,1 @@
+"""Commands about tasks: list them, check an env, draw a contact sheet."""
