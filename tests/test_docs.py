@@ -18,9 +18,8 @@ import torch
 from rich.console import Console
 
 import ctrl
-from ctrl.compressive.novelty import Novelty
-from ctrl.envs import TASKS, Rules
-from ctrl.envs import external
+from ctrl.compressive.attention.novelty import Novelty
+from ctrl.envs import TASKS, Rules, external
 from ctrl.experiments.report import provenance
 from ctrl.experiments.report.summary import count_text
 

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from ctrl.agents.actors.pickling import packed
 from ctrl.agents.actors.process import PATIENCE_AT_THE_END, Failed, Job, WindowDone, memory_layout
 from ctrl.agents.actors.shared_memory import SharedArrays, anonymous_file, layout_of
-from ctrl.agents.actors.shared_weights import Published
+from ctrl.agents.actors.shared_weights import SharedWeights
 from ctrl.agents.policies import MemoryPolicy, PolicyState
 from ctrl.agents.trajectories import Arrays, TrajectoryBuffer
 from ctrl.agents.utils.nan_checks import NonFiniteError
@@ -107,7 +107,7 @@ class Actors:
         layout = memory_layout(buffer, state, moments, slots)
         self._job = Job(make_env, _copy_to_act(policy), buffer.window, gamma, slots, layout)
         self._job_fd = anonymous_file(_sendable(self._job))
-        self._published = Published(policy, normalize)
+        self._published = SharedWeights(policy, normalize)
         try:
             self._published.write(self.version)
             for index in range(num_actors):

@@ -27,7 +27,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ctrl.agents.actors.shared_memory import Layout, SharedArrays
-from ctrl.agents.actors.shared_weights import Published
+from ctrl.agents.actors.shared_weights import SharedWeights
 from ctrl.agents.policies import MemoryPolicy, PolicyState, policy_leaves
 from ctrl.agents.rollout import ended_unreported, keep_step, take_step
 from ctrl.agents.trajectories import TrajectoryBuffer
@@ -122,7 +122,7 @@ class ActorProcess:
         self.normalize = unwrap_vec_normalize(self.env)
         self.policy = job.policy
         self.policy.set_training_mode(False)
-        self.published = Published(self.policy, self.normalize, published_fd)
+        self.published = SharedWeights(self.policy, self.normalize, published_fd)
         self.version = self.published.read()
         self.env.seed(seed)
         self.buffer = TrajectoryBuffer(

@@ -19,7 +19,7 @@ if sys.platform != "win32":  # actors are not supported there, but this module m
     import fcntl
 
 
-class Published:
+class SharedWeights:
     """Two copies of weights and normalisation. The learner writes the one that is not current, under a lock.
 
     The lock is a POSIX record lock on the file: it is released when its process ends, however that happens.

@@ -21,7 +21,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from ctrl.agents.checks.model_copy import Rollout, Twin
+from ctrl.agents.checks.model_copy import ModelCopy, Rollout
 from ctrl.agents.policies import PolicyState
 from ctrl.checks.checking import Finding, LawBroken, judge_all
 from ctrl.checks.laws.stream import Breach, NotApplicable, first_difference
@@ -38,7 +38,7 @@ class Law:
     """One law of an agent, with the name to be shown. All laws use the same twin, one after the other."""
 
     name: str
-    holds: Callable[[Twin, float], str]
+    holds: Callable[[ModelCopy, float], str]
 
 
 def check_memory(
@@ -60,7 +60,7 @@ def check_memory(
     :raises ValueError: where an argument does not fit
     """
     with _randomness_kept(seed):
-        twin = Twin(model, env, noise=noise, seed=seed)
+        twin = ModelCopy(model, env, noise=noise, seed=seed)
         findings = list(judge_all(Trial(model.policy.core, noise=noise, tolerance=tolerance, seed=seed)))  # type: ignore[arg-type]
         findings += [_judge(law, twin, tolerance) for law in LAWS]
     if any(finding.status == "broken" for finding in findings):
@@ -82,7 +82,7 @@ def _randomness_kept(seed: int) -> Iterator[None]:
         random.setstate(of_python)
 
 
-def _judge(law: Law, twin: Twin, tolerance: float) -> Finding:
+def _judge(law: Law, twin: ModelCopy, tolerance: float) -> Finding:
     """Return the finding for one law. Any other exception that the agent raises breaks the law."""
     try:
         return Finding(law.name, "kept", law.holds(twin, tolerance))
@@ -94,14 +94,14 @@ def _judge(law: Law, twin: Twin, tolerance: float) -> Finding:
         return Finding(law.name, "broken", f"{type(error).__name__}: {error}")
 
 
-def learning_sees_what_acting_saw(twin: Twin, tolerance: float) -> str:
+def learning_sees_what_acting_saw(twin: ModelCopy, tolerance: float) -> str:
     """Compare log-probabilities and values of learning and acting before any update: the first ratio must be 1."""
     for rollout in twin.collect_until_an_end():
         _compare(rollout, tolerance)
     return "" if twin.ended() else f"no episode ended within {len(twin.env.actions):,} steps"
 
 
-def acting_follows_the_weights(twin: Twin, tolerance: float) -> str:
+def acting_follows_the_weights(twin: ModelCopy, tolerance: float) -> str:
     """Compare log-probabilities and values of learning and acting again, in a rollout after the update."""
     _compare(twin.collect(), tolerance)
     return ""
@@ -121,7 +121,7 @@ def _compare(rollout: Rollout, tolerance: float) -> None:
             )
 
 
-def the_buffer_holds_what_happened(twin: Twin, tolerance: float) -> str:
+def the_buffer_holds_what_happened(twin: ModelCopy, tolerance: float) -> str:
     """Compare the buffer with the recording between agent and env: episode starts, observations and actions."""
     env, buffer = twin.env, twin.buffer
     for t in range(buffer.buffer_size):
@@ -144,7 +144,7 @@ def _observations(stored: Any, told: Any, t: int) -> list[tuple[str, np.ndarray,
     return [("observations", stored[t], told)]
 
 
-def minibatches_are_whole_windows(twin: Twin, tolerance: float) -> str:
+def minibatches_are_whole_windows(twin: ModelCopy, tolerance: float) -> str:
     """Train with learning rates of 0: the values of each evaluated row must be those of a window from acting."""
     model: Any = twin.model
     kept = {name: getattr(model, name) for name in ("lr_schedule", "_memory_lr_schedule") if hasattr(model, name)}
@@ -188,7 +188,7 @@ def _judge_rows(rows: list[Tensor], windows: Tensor, counts: Tensor, tolerance: 
             )
 
 
-def training_moves_everything(twin: Twin, tolerance: float) -> str:
+def training_moves_everything(twin: ModelCopy, tolerance: float) -> str:
     """Train, and look for parameters that should change but do not."""
     policy, model = twin.policy, twin.model
     frozen = [name for name, p in policy.named_parameters() if not p.requires_grad and "extractor" not in name]
@@ -231,7 +231,7 @@ def _judge_still(still: Sequence[tuple[str, Tensor]]) -> str:
     return f"nothing in these episodes trains {names}" if still else ""
 
 
-def predict_agrees_with_acting(twin: Twin, tolerance: float) -> str:
+def predict_agrees_with_acting(twin: ModelCopy, tolerance: float) -> str:
     """Replay the recorded observations with `predict` and with one actor, both deterministic, and compare."""
     policy, env = twin.policy, twin.env
     policy.set_training_mode(False)

@@ -27,7 +27,7 @@ MOST_ROLLOUTS = 8
 PATIENCE = 5.0
 
 
-class Onlooker(VecEnvWrapper):
+class RecordingVecEnv(VecEnvWrapper):
     """Env wrapper that records everything between agent and env: entry t of each list is of the agent's step t."""
 
     def __init__(self, venv: VecEnv) -> None:
@@ -73,7 +73,7 @@ class Rollout(NamedTuple):
     """[T, B] bool, steps that are the first of an episode."""
 
 
-class Twin:
+class ModelCopy:
     """Copy of a model that checks can run and train, while the model itself stays unchanged.
 
     :param model: algorithm with a `MemoryPolicy` and a buffer of windows, such as `MemoryPPO`
@@ -86,7 +86,7 @@ class Twin:
     def __init__(self, model: OnPolicyAlgorithm, env: Any, *, noise: float, seed: int) -> None:
         if not isinstance(model, OnPolicyAlgorithm) or not isinstance(getattr(model, "policy", None), MemoryPolicy):
             raise ValueError(f"model must be an agent with a MemoryPolicy, such as MemoryPPO, got {model!r}")
-        self.env = Onlooker(_env_for(model, env))
+        self.env = RecordingVecEnv(_env_for(model, env))
         self.model = copy.copy(model)
         # Its distribution may hold tensors with a graph, which can't be copied; it gets new ones before each use.
         shallow = {id(model.policy.action_dist): copy.copy(model.policy.action_dist)}

@@ -5,7 +5,7 @@ Both are torch's own fused modules behind the contract. Two things decide how go
 - *Chrono initialisation* (Tallec & Ollivier 2018, arXiv 1804.11188) spreads the gates' time constants over the horizon
   that an agent has to remember. With torch's default the gates forget within a few steps.
 - *Resets inside a window* must not split it, or early training, with its short episodes, runs step by step. Instead one
-  more step goes before each reset, which shuts the gates so that the memory is exactly 0 after it (`Emptied`). So a
+  more step goes before each reset, which shuts the gates so that the memory is exactly 0 after it (`ResetPadding`). So a
   window is one fused call per layer, longer by the resets of the env that has most of them.
 """
 
@@ -43,7 +43,7 @@ SHUT = 1e30
 """What shuts a gate, or opens it: σ(−1e30) is exactly 0 and σ(1e30) exactly 1, whatever else goes into it."""
 
 
-class Emptied(NamedTuple):
+class ResetPadding(NamedTuple):
     """A window of T steps, with one more before each reset that empties the memory.
 
     Envs reset at different times, so all are filled up to the same length M by steps that hold the memory.
@@ -55,7 +55,7 @@ class Emptied(NamedTuple):
     """[B, M, 2] 1 where a step empties, 1 where a step holds."""
 
     @classmethod
-    def before(cls, reset: Tensor) -> Emptied | None:
+    def before(cls, reset: Tensor) -> ResetPadding | None:
         """Make room before the resets [B, T], but not at the window's first step; None if there is none."""
         inside = reset.clone()
         inside[:, 0] = False
@@ -155,7 +155,7 @@ class RecurrentCore(MemoryCore[StateT]):
 
     def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
         state = self.reset_state(state, reset[:, 0])
-        emptied = Emptied.before(reset)
+        emptied = ResetPadding.before(reset)
         features, layers = inputs, []
         for layer, (of_input, *weights) in enumerate(self.rnn.all_weights):
             leaves = [leaf[:, layer].contiguous() for leaf in state]

@@ -84,14 +84,14 @@ class CompressorOfRates(Compressor):
         super().__init__(width, max(rates))
         self.by_rate = nn.ModuleDict({str(rate): make_compressor(name, width, rate) for rate in rates})
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
-        slots: Tensor = self.by_rate[str(blocks.shape[1])](blocks, usage)
+        slots: Tensor = self.by_rate[str(blocks.shape[1])](blocks, importance)
         return slots
 
-    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """As the compressor of the blocks' rate does."""
-        carried: Tensor = cast(Compressor, self.by_rate[str(blocks.shape[1])]).carry(facts, blocks, usage)
+        carried: Tensor = cast(Compressor, self.by_rate[str(blocks.shape[1])]).carry(facts, blocks, importance)
         return carried
 
     def uses_attention(self) -> bool:
@@ -110,7 +110,7 @@ class AdaptiveState(NamedTuple):
     """[B] int64"""
     slots: Tensor
     """[B, S, D]"""
-    usage: Tensor
+    importance: Tensor
     """[B, U]"""
     carried: Tensor
     """As that of a `CompressiveState`."""
@@ -150,7 +150,7 @@ class AdaptiveCore(CompressiveCore):
         self.register_buffer("rates", torch.tensor([_rate(tiers) for tiers in self.tiers]))
         self.register_buffer("errors", torch.full((len(self.tiers),), START))
 
-    def hidden_row(self, tiers: Tiers) -> int:
+    def masked_bucket(self, tiers: Tiers) -> int:
         """Return the same row for all layers, beyond that of the furthest reach that any of them may choose."""
         if not self._choices:
             self._choices = [rate_choices(own) for own in self.tiers]
@@ -158,7 +158,7 @@ class AdaptiveCore(CompressiveCore):
                 with_rate(own, rates[-1]) if rates else own
                 for own, rates in zip(self.tiers, self._choices, strict=True)
             ]
-            self._rows = max(super(AdaptiveCore, self).hidden_row(own) for own in widest)
+            self._rows = max(super(AdaptiveCore, self).masked_bucket(own) for own in widest)
         return self._rows
 
     def initial_state(self, batch_size: int) -> Any:
@@ -207,29 +207,29 @@ class AdaptiveCore(CompressiveCore):
         """Read a state as if it had been written with the present rates."""
         if torch.equal(state.rates, self._present_rates(len(state.rates))):
             return CompressiveState(*state[:4])
-        layers, usages = [], []
+        layers, importances = [], []
         sizes = [sum(tier.slots for tier in tiers) for tiers in self.tiers]
         everything = torch.cat([state.slots, state.carried], dim=2)
-        usage, used = state.usage, 0
+        importance, used = state.importance, 0
         for number, (tiers, part) in enumerate(zip(self.tiers, everything.split(sizes, dim=1), strict=True)):
             ranked = ranked_parts(tiers, self.ranks(number))
             features = torch.cat([part, part.new_zeros(*part.shape[:2], 1)], dim=2)
             for where in ranked:
                 size = where.stop - where.start
-                features[:, where, -1] = usage[:, used : used + size]
+                features[:, where, -1] = importance[:, used : used + size]
                 used += size
             features = self._layer_now(number, state, features)
             layers.append(features[:, :, :-1])
-            usages += [features[:, where, -1] for where in ranked]
+            importances += [features[:, where, -1] for where in ranked]
         joined = torch.cat(layers, dim=1)
         slots, carried = joined.split([self.output_size, self._carried], dim=2)
-        usages = [slots.new_zeros(len(slots), 0), *usages]
-        return CompressiveState(state.clock, slots, torch.cat(usages, dim=1), carried)
+        importances = [slots.new_zeros(len(slots), 0), *importances]
+        return CompressiveState(state.clock, slots, torch.cat(importances, dim=1), carried)
 
     def _layer_now(self, number: int, state: Any, features: Tensor) -> Tensor:
         tiers, written = self.tiers[number], state.rates[:, number]
         for rate in set(written.tolist()) - {_rate(tiers)}:
-            shift = None if self.clock is None else features.shape[2] - 2  # the last one is usage
+            shift = None if self.clock is None else features.shape[2] - 2  # the last one is importance
             read = resample(with_rate(tiers, rate), tiers, state.clock, features, shift)
             features = torch.where((written == rate)[:, None, None], read, features)
         return features

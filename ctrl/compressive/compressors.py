@@ -32,11 +32,11 @@ class Compressor(nn.Module, ABC):
         self.rate = rate
 
     @abstractmethod
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """Compress.
 
         :param blocks: [N, m, D] slots, oldest first, without a graph unless the task loss trains the compressors
-        :param usage: [N, m] the attention that each slot has received on average over the steps for which its tier held
+        :param importance: [N, m] the attention that each slot has received on average over the steps for which its tier held
             it, if `uses_attention()`; times, or only, its novelty, if `uses_novelty()`; else None
         :return: [N, D]
         """
@@ -46,13 +46,13 @@ class Compressor(nn.Module, ABC):
         return False
 
     def uses_novelty(self) -> bool:
-        """Say whether `forward` needs to know how unusual the slots are among the layer's inputs (`ctrl.compressive.novelty`).
+        """Say whether `forward` needs to know how unusual the slots are among the layer's inputs (`ctrl.compressive.attention.novelty`).
 
         Then what is unusual also counts more in the layer's keys and values, see `novelty_gain` of the core.
         """
         return False
 
-    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """Return what is known of the new slots [N, F] from what is known of their blocks [N, m, F].
 
         By default that of the newest slot. A compressor that keeps one slot hands on that slot's. Adding a number to
@@ -68,8 +68,8 @@ class Compressor(nn.Module, ABC):
         return LinearDecoder(self.width, self.rate)
 
 
-def usage_of(compressor: Compressor, attention: Tensor | None, novelty: Tensor | None) -> Tensor | None:
-    """Return the `usage` [N, m] that a compressor is told with N blocks.
+def importance_of(compressor: Compressor, attention: Tensor | None, novelty: Tensor | None) -> Tensor | None:
+    """Return the `importance` [N, m] that a compressor is told with N blocks.
 
     :param attention: [N, m] that their slots have received, None unless the compressor uses it
     :param novelty: [N, m] of their slots, None if nobody measures it
@@ -96,7 +96,7 @@ class LinearDecoder(nn.Module):
 class MeanCompressor(Compressor):
     """The mean over the block; the paper's `mean pooling`."""
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         return blocks.mean(dim=1)
 
@@ -104,7 +104,7 @@ class MeanCompressor(Compressor):
 class MaxCompressor(Compressor):
     """The maximum over the block, feature by feature; the paper's `max pooling`."""
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         return blocks.amax(dim=1)
 
@@ -116,7 +116,7 @@ class ConvCompressor(Compressor):
         super().__init__(width, rate)
         self.weight = nn.Parameter(torch.eye(width).repeat(rate, 1) / rate)  # [m * D, D]
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         return blocks.flatten(start_dim=1) @ self.weight
 
@@ -130,7 +130,7 @@ class MeanPlus(Compressor):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         added: Tensor = self.output(self._read(blocks))
         return blocks.mean(dim=1) + added
@@ -187,7 +187,7 @@ class AttentionCompressor(Compressor):
         self.places = nn.Parameter(torch.zeros(rate, queries))
         self.value = nn.Parameter(torch.eye(width))
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         weights = (blocks @ self.queries + self.places).softmax(dim=1)  # [N, m, queries]
         values = (blocks @ self.value).unflatten(2, (weights.shape[2], -1))
@@ -211,7 +211,7 @@ class SelectCompressor(Compressor):
         super().__init__(width, rate)
         self.learned = nn.Linear(width, 1, bias=False)
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] -> [N, D]."""
         scores = self.scores(blocks)
         chosen = _pick(blocks, scores)
@@ -221,7 +221,7 @@ class SelectCompressor(Compressor):
         slots: Tensor = chosen + (soft - soft.detach())
         return slots
 
-    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """Hand on that of the slot that is kept."""
         return _pick(facts, self.scores(blocks))
 
@@ -242,18 +242,20 @@ class MostUsedCompressor(Compressor):
     slots that are formed from it, and an unroll needs one pass.
     """
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
-        """[N, m, D] and usage [N, m] -> [N, D]."""
-        return _pick(blocks, self._known(usage))
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
+        """[N, m, D] and importance [N, m] -> [N, D]."""
+        return _pick(blocks, self._known(importance))
 
-    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """Hand on that of the slot that is kept."""
-        return _pick(facts, self._known(usage))
+        return _pick(facts, self._known(importance))
 
-    def _known(self, usage: Tensor | None) -> Tensor:
-        if usage is None:
-            raise ValueError(f"usage must be given: {type(self).__name__} ranks slots by attention received; got None")
-        return usage
+    def _known(self, importance: Tensor | None) -> Tensor:
+        if importance is None:
+            raise ValueError(
+                f"importance must be given: {type(self).__name__} ranks slots by attention received; got None"
+            )
+        return importance
 
     def uses_attention(self) -> bool:
         """Say yes."""
@@ -264,7 +266,7 @@ class MostMissedCompressor(MostUsedCompressor):
     """Keeps the slot of the block that would be missed most, and drops the others; not in the paper.
 
     That is the attention that it has received, counted as for `most_used`, times what could not be rebuilt of it: how
-    unusual it is among the inputs that its layer has learned from (`ctrl.compressive.novelty`). Attention alone is a matter of luck
+    unusual it is among the inputs that its layer has learned from (`ctrl.compressive.attention.novelty`). Attention alone is a matter of luck
     while nobody knows yet what will be asked for, and what is dropped then can't teach its worth.
     """
 
@@ -276,30 +278,32 @@ class MostMissedCompressor(MostUsedCompressor):
 class SurpriseCompressor(Compressor):
     """The mean of the block, weighted by surprise; not in the paper.
 
-    A slot's weight is its novelty (`ctrl.compressive.novelty`) to the power `POWER`, so a slot that is twice as unusual as the
+    A slot's weight is its novelty (`ctrl.compressive.attention.novelty`) to the power `POWER`, so a slot that is twice as unusual as the
     others nearly has the block for itself. What is rare goes through many tiers this way, before anything has learned
     to ask for it. There is no hard choice, and attention need not be counted.
     """
 
     POWER = 6.0
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """[N, m, D] and novelty [N, m] -> [N, D]."""
-        return torch.bmm(self._weights(usage), blocks)[:, 0]
+        return torch.bmm(self._weights(importance), blocks)[:, 0]
 
-    def carry(self, facts: Tensor, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+    def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
         """Hand on the mean with the same weights."""
-        return torch.bmm(self._weights(usage), facts)[:, 0]
+        return torch.bmm(self._weights(importance), facts)[:, 0]
 
     def uses_novelty(self) -> bool:
         """Say yes."""
         return True
 
-    def _weights(self, usage: Tensor | None) -> Tensor:
+    def _weights(self, importance: Tensor | None) -> Tensor:
         """[N, m] -> [N, 1, m], which sum to 1."""
-        if usage is None:
-            raise ValueError(f"usage must be given: {type(self).__name__} weights slots by their novelty; got None")
-        return (self.POWER * usage.clamp_min(SMALLEST).log()).softmax(dim=1)[:, None]
+        if importance is None:
+            raise ValueError(
+                f"importance must be given: {type(self).__name__} weights slots by their novelty; got None"
+            )
+        return (self.POWER * importance.clamp_min(SMALLEST).log()).softmax(dim=1)[:, None]
 
 
 def _pick(slots: Tensor, scores: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctrl.compressive.block_mask import Layout, ages, visible
+from ctrl.compressive.attention.block_mask import BlockLayout, ages, lay_out, visible
 from ctrl.compressive.schedule import WindowPlan
+from ctrl.compressive.tiers import Tiers
+from ctrl.compressive.window import LayerPass
 
 
 class ExplainedTier(NamedTuple):
@@ -41,7 +43,7 @@ class Explained(NamedTuple):
 class Spread(NamedTuple):
     """Puts what blocks know of their columns where all columns of a tier are in a row."""
 
-    layout: Layout
+    layout: BlockLayout
     part: slice
     """Which of a block's columns are of the tier."""
     first: int
@@ -61,7 +63,7 @@ class Spread(NamedTuple):
         return whole[..., :length, :]
 
 
-def explain_layer(plan: WindowPlan, layout: Layout, weights: Tensor, errors: list[Tensor]) -> list[ExplainedTier]:
+def explain_layer(plan: WindowPlan, layout: BlockLayout, weights: Tensor, errors: list[Tensor]) -> list[ExplainedTier]:
     """Explain one layer.
 
     :param plan: of the windows
@@ -76,6 +78,20 @@ def explain_layer(plan: WindowPlan, layout: Layout, weights: Tensor, errors: lis
         spread = Spread(layout, slice(start, start + width), first, count)
         attention = spread(weights.transpose(0, 1), 0.0, plan.length)
         age = spread(seen_age, -1, plan.length)
-        explained.append(ExplainedTier(tier.rhythm.span, attention, age, tier.columns.step, error))
+        explained.append(ExplainedTier(tier.schedule.span, attention, age, tier.columns.step, error))
         start, first = start + width, first + count
     return explained
+
+
+def attention_statistics(layers: list[Tiers], passes: list[LayerPass]) -> dict[str, Tensor]:
+    """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
+    statistics: dict[str, Tensor] = {}
+    for layer, ((plan, mask, _), _, attended) in enumerate(passes):
+        length = plan.window.length
+        layout = lay_out(layers[layer], length, plan.window.clock.device)
+        weights = mask.join(attended.weights.mean(dim=0), length)  # [B, T, W]
+        for tier, share in enumerate(weights.split(layout.widths, dim=2)):
+            statistics[f"attention_mass/layer{layer}/tier{tier}"] = share.sum(dim=2).mean()
+        age = mask.join(ages(plan.window, layout), length)
+        statistics[f"attended_age/layer{layer}"] = (weights * age).sum(dim=2).mean()
+    return statistics

@@ -8,32 +8,26 @@ env's clock alone (see `ctrl.compressive.schedule`); that part runs in numpy on 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ctrl.compressive.block_attention import HIDDEN
-from ctrl.compressive.block_mask import age_row, exact_ages
-from ctrl.compressive.clock import TIME_KEYS, EpisodeClock, time_keys
-from ctrl.compressive.compressors import Compressor, usage_of
-from ctrl.compressive.layer import AgeAttention, MemoryLayer
-from ctrl.compressive.schedule import EMPTY, rhythms, ring_centres
-from ctrl.compressive.tiers import Tiers, reach
-from ctrl.compressive.window import harmless, to_new_centre
+from ctrl.compressive.attention.block_attention import MASKED
+from ctrl.compressive.attention.clock import TIME_KEYS, EpisodeClock, time_keys
+from ctrl.compressive.attention.memory_attention import AgeAttention
+from ctrl.compressive.cache_schedule import CacheSchedule, Integers, Moves
+from ctrl.compressive.compressors import Compressor, importance_of
+from ctrl.compressive.layer import MemoryLayer
+from ctrl.compressive.tiers import Tiers
+from ctrl.compressive.window import harmless
 from ctrl.core import Acting
 
 if TYPE_CHECKING:
     from ctrl.compressive.core import CompressiveCore, CompressiveState
-
-Integers = npt.NDArray[np.int64]
-
-TABLE = 2**16
-"""Up to this reach, the rows of all ages are kept in a table."""
 
 
 class _OptimizerSteps:
@@ -49,117 +43,7 @@ class _OptimizerSteps:
 register_optimizer_step_post_hook(_OptimizerSteps.count)
 
 
-class Merge(NamedTuple):
-    """What one tier forms in a step: K of the envs are due."""
-
-    tier: int
-    source: Tensor
-    """[K m] the positions that are merged, numbered through all envs."""
-    held: Tensor
-    """[m] for how many steps the tier below has held each of a block."""
-    to_new_centre: Tensor
-    """[m, F + 1] see there."""
-
-
-class Moves(NamedTuple):
-    """What happens to the rings of a layer in one step: all merges are read, then all new slots are written."""
-
-    merges: list[Merge]
-    target: Tensor
-    """[K + B] the positions that take the new slots: those of the merges in their order, then the step itself."""
-    head_target: Tensor
-    """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
-    row: Tensor
-    """[B S] the row of the table of biases for each position; see `Rings.rows`."""
-    centres: Tensor
-    """[K + B] the step of the episode in the middle of what each new slot stands for."""
-
-
-class Rings:
-    """Which slot is where, in the rings of a layer of B envs: S positions each, tier by tier.
-
-    :param tiers: the layer's
-    :param heads: H
-    :param clock: [B] steps of the current episode consumed so far
-    :param hidden: the row of the table of biases for what is not visible
-    :param carried: [.., F + 1] of the state
-    """
-
-    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int, carried: Tensor) -> None:
-        self._rhythms = rhythms(tiers)
-        self._oldest = reach(tiers)
-        self._exact = exact_ages(tiers)
-        self._hidden = hidden
-        self.rows: Tensor | None = None
-        """[E] the rows of the biases of all ages, and last the hidden one; layers then have a bias for each age. None
-        where there are too many ages for that."""
-        if self._oldest < TABLE:
-            self.rows = F.pad(age_row(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(
-                clock.device
-            )
-        sizes = [tier.slots for tier in tiers]
-        self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
-        self._held = [rhythm.life(torch.arange(rhythm.block)) for rhythm in self._rhythms]
-        facts = carried.shape[-1]
-        self._to_new_centre = [to_new_centre(rhythm, facts).to(carried) for rhythm in self._rhythms]
-        self._size = sum(sizes)
-        self._base = np.arange(len(clock)) * self._size
-        parts, rings = np.arange(2)[:, None, None], np.arange(heads)  # [2, 1, 1], [H]
-        self._head = (parts * len(clock) * heads + rings) * self._size  # [2, 1, H]
-        self._heads = heads
-        self.centre: Integers = ring_centres(tiers, clock).cpu().numpy()
-        """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
-        self._flat_centre = self.centre.reshape(-1)  # a view
-
-    @property
-    def kept(self) -> npt.NDArray[np.bool_]:
-        """[B, S] which positions hold a slot."""
-        return np.not_equal(self.centre, EMPTY)
-
-    def forget(self, envs: Integers) -> None:
-        """Empty the rings of some envs."""
-        self.centre[envs] = EMPTY
-
-    def advance(self, time: Integers, device: torch.device) -> Moves:
-        """Move on by the step that is `time` [B] in each env's episode."""
-        flat = self._flat_centre
-        merges, targets = [], []
-        for tier in range(len(self._rhythms) - 1, 0, -1):  # from the last: a slot may take the place of a merged one
-            rhythm, below = self._rhythms[tier], self._rhythms[tier - 1]
-            since_first = time - rhythm.first
-            due = np.flatnonzero((since_first >= 0) & (since_first % rhythm.span == 0))
-            if not len(due):
-                continue
-            number = since_first[due] // rhythm.span
-            merged = (number[:, None] * rhythm.rate + np.arange(rhythm.rate)) % below.slots
-            source = (self._base[due, None] + self._offsets[tier - 1] + merged).reshape(-1)
-            target = self._base[due] + self._offsets[tier] + number % rhythm.slots
-            flat[source] = EMPTY
-            flat[target] = number * rhythm.span + rhythm.span // 2
-            shift = self._to_new_centre[tier]
-            merges.append(Merge(tier, torch.from_numpy(source).to(device), self._held[tier - 1].to(device), shift))
-            targets.append(target)
-        targets.append(self._base + time % self._rhythms[0].slots)
-        flat[targets[-1]] = time
-        target = np.concatenate(targets) if merges else targets[0]
-        parts = (target, self._by_head(target), self._rows(time), flat[target])
-        return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
-
-    def _by_head(self, target: Integers) -> Integers:
-        """[N] -> [2 N H] positions in the rings of each head, for keys and then values: [2, B, H, S]."""
-        env = target // self._size
-        positions: Integers = (self._head + (target + env * ((self._heads - 1) * self._size))[:, None]).reshape(-1)
-        return positions
-
-    def _rows(self, time: Integers) -> Integers:
-        """Return [B S] the row of each position's bias."""
-        age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # + 1 where nothing is
-        if self.rows is not None:
-            return age
-        return np.where(age > self._oldest, self._hidden, age_row(torch.from_numpy(age), self._exact).numpy())
-
-
-class LayerRings:
+class LayerCache:
     """The slots of one layer of B envs, with their keys and values.
 
     Views are made once and weights are at hand: at a small B, looking them up would take most of a step's time.
@@ -177,14 +61,14 @@ class LayerRings:
         layer: MemoryLayer,
         memory: tuple[Tensor, Tensor, Tensor],
         ranked: list[slice],
-        rings: Rings,
+        rings: CacheSchedule,
         clock: EpisodeClock | None,
     ) -> None:
         self._layer = layer
         self._clock = clock
         self._attention = cast(AgeAttention, layer.attention)
         self._rings = rings
-        self.slots, self.usage, carried = memory
+        self.slots, self.importance, carried = memory
         self._ranked = ranked
         batch, size, width = self.slots.shape
         heads = layer.attention.heads
@@ -218,7 +102,7 @@ class LayerRings:
         weight, bias = attention.norm.folded(attention.key_value)
         self._key_value = bias.view(2, 1, -1), weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, 1, D], [2, D, D]
         self._forget_gate = None if attention.forget_gate is None else attention.norm.folded(attention.forget_gate)
-        biases = F.pad(attention.age_biases(), (0, 1), value=HIDDEN)
+        biases = F.pad(attention.age_biases(), (0, 1), value=MASKED)
         rows = self._rings.rows
         self._biases = biases if rows is None else biases.index_select(1, rows)
         self._join = self._layer.weights().join
@@ -256,7 +140,7 @@ class LayerRings:
             scores.view(batch, heads, -1)[:, self._forgetting :] += self._decay.transpose(0, 1)
         for part in self._ranked:
             shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
-            self.usage[:, part] += shares.mean(dim=1)
+            self.importance[:, part] += shares.mean(dim=1)
         read = torch.bmm(torch.softmax(scores, 2, out=scores), self._value)
         return self._join(hidden, read.view_as(hidden)), times
 
@@ -267,18 +151,20 @@ class LayerRings:
             blocks = self._flat_slots.index_select(0, merge.source).view(-1, len(merge.held), self._flat_slots.shape[1])
             compressor, attention = compressors[merge.tier - 1], None
             if compressor.uses_attention():
-                attention = self.usage.view(-1).index_select(0, merge.source).view(-1, len(merge.held)) / merge.held
+                attention = (
+                    self.importance.view(-1).index_select(0, merge.source).view(-1, len(merge.held)) / merge.held
+                )
             novelty = None
             if compressor.uses_novelty():
                 novelty = self._novelty.index_select(0, merge.source).view(-1, len(merge.held))
-            usage = usage_of(compressor, attention, novelty)
-            slots.append(compressor(blocks, usage))
+            importance = importance_of(compressor, attention, novelty)
+            slots.append(compressor(blocks, importance))
             if len(self._flat_carried):
                 facts = self._flat_carried.index_select(1, merge.source)
                 facts = facts.view(-1, *blocks.shape[:2]).movedim(0, 2)
                 if self._clock is not None:
                     facts = facts + merge.to_new_centre
-                carried.append(compressor.carry(facts, blocks, usage))
+                carried.append(compressor.carry(facts, blocks, importance))
         return slots, carried
 
     def _write(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> tuple[Tensor, Tensor | None]:
@@ -290,7 +176,7 @@ class LayerRings:
         slots = torch.cat([*formed, hidden]) if formed else hidden
         self._flat_slots.index_copy_(0, moves.target, slots)
         if self._ranked:
-            self.usage.view(-1).index_fill_(0, moves.target, 0)
+            self.importance.view(-1).index_fill_(0, moves.target, 0)
         normed: Tensor = self._attention.norm.without_weights(slots)
         times = None
         if facts := len(self._flat_carried):
@@ -342,7 +228,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._tiers = list(core.tiers)
         self._rings = {
-            tiers: Rings(tiers, core.heads, state.clock, core.hidden_row(tiers), state.carried)
+            tiers: CacheSchedule(tiers, core.heads, state.clock, core.masked_bucket(tiers), state.carried)
             for tiers in dict.fromkeys(self._tiers)
         }
         self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
@@ -358,20 +244,20 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._watch(self._weights())
         self._ranked = [ranked_parts(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
-        usages = iter(
-            state.usage.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
+        importances = iter(
+            state.importance.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
         )
         facts = harmless(state.carried).split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         with torch.no_grad():
             self._layers = []
             for number, (layer, tiers, ranked) in enumerate(zip(core.layers, core.tiers, self._ranked, strict=True)):
                 kept = self._kept(tiers)
-                usage = parts[number].new_zeros(parts[number].shape[:2])
+                importance = parts[number].new_zeros(parts[number].shape[:2])
                 for part in ranked:
-                    usage[:, part] = torch.where(kept[:, part, 0], next(usages), 0)
-                memory = torch.where(kept, parts[number], 0), usage, torch.where(kept, facts[number], 0)
+                    importance[:, part] = torch.where(kept[:, part, 0], next(importances), 0)
+                memory = torch.where(kept, parts[number], 0), importance, torch.where(kept, facts[number], 0)
                 self._layers.append(
-                    LayerRings(cast(MemoryLayer, layer), memory, ranked, self._rings[tiers], core.clock)
+                    LayerCache(cast(MemoryLayer, layer), memory, ranked, self._rings[tiers], core.clock)
                 )
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
@@ -383,8 +269,8 @@ class CompressiveActing(Acting["CompressiveState"]):
             for layer, tiers in zip(self._layers, self._tiers, strict=True)
         ]
         clock = torch.from_numpy(self._clock[picked]).to(self.core.device)
-        usage = [
-            torch.where(self._kept(tiers)[index, part, 0], layer.usage[index, part], 0)
+        importance = [
+            torch.where(self._kept(tiers)[index, part, 0], layer.importance[index, part], 0)
             for layer, tiers, ranked in zip(self._layers, self._tiers, self._ranked, strict=True)
             for part in ranked
         ]
@@ -393,8 +279,8 @@ class CompressiveActing(Acting["CompressiveState"]):
             for layer, tiers in zip(self._layers, self._tiers, strict=True)
         ]
         joined = torch.cat(slots, dim=1)
-        usages = torch.cat([joined.new_zeros(len(picked), 0), *usage], dim=1)
-        return self._make_state(clock, joined, usages, torch.cat(carried, dim=1))
+        importances = torch.cat([joined.new_zeros(len(picked), 0), *importance], dim=1)
+        return self._make_state(clock, joined, importances, torch.cat(carried, dim=1))
 
     def _make_state(self, *leaves: Tensor) -> CompressiveState:
         return self.core.make_state(leaves)

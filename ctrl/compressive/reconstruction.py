@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ctrl.compressive.layer import MemoryAttention
+from ctrl.compressive.attention.memory_attention import MemoryAttention
 from ctrl.compressive.schedule import WindowPlan
 
 QUESTIONS = 32
@@ -33,7 +33,7 @@ class Compression(NamedTuple):
     formed: Tensor
     """[B, E] bool, whether there is such a block."""
     asked: Tensor
-    """[B, Q, E] bool, about which of them each asking step asks; see `questions`."""
+    """[B, Q, E] bool, about which of them each asking step asks; see `query_masks`."""
     decoder: nn.Module | None
     """Maps slots [N, D] back to blocks [N, m, D]; the core has one for the loss `auto_encoding`."""
 
@@ -41,12 +41,12 @@ class Compression(NamedTuple):
 ReconstructionLoss = Callable[[MemoryAttention, Compression], Tensor]
 
 
-def questions(plan: WindowPlan) -> list[Tensor]:
+def query_masks(plan: WindowPlan) -> list[Tensor]:
     """Return, tier by tier, which steps ask about what: [B, Q, E] bool, about all that their own episode evicts."""
     episode = plan.episode[:, _asking(plan.length), None]
     asked = []
     for tier in plan.tiers[1:]:
-        exists, of_episode = (part[:, tier.rhythm.slots :] for part in (tier.columns.exists, tier.columns.episode))
+        exists, of_episode = (part[:, tier.schedule.slots :] for part in (tier.columns.exists, tier.columns.episode))
         asked.append(exists[:, None] & (of_episode[:, None] == episode))
     return asked
 
@@ -60,7 +60,7 @@ def attention_reconstruction(attention: MemoryAttention, compression: Compressio
     """Compare what the layer reads from the evicted slots with what it reads from their compression.
 
     The paper's algorithm 2, `||attn(h, old) - attn(h, compressed)||^2`, by content alone, with the queries, the old
-    slots and the layer's weights held fixed. The paper sums the squares; this is their mean over questions and
+    slots and the layer's weights held fixed. The paper sums the squares; this is their mean over query_masks and
     features, so that it does not depend on the window.
     """
     before, after = _reads(attention, compression)

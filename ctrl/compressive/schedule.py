@@ -61,7 +61,7 @@ class Columns(NamedTuple):
     """[B, C] the step of the window at which the slot has left the tier, or its episode is over."""
 
 
-class Rhythm(NamedTuple):
+class TierSchedule(NamedTuple):
     """When one tier forms slots."""
 
     slots: int
@@ -97,7 +97,7 @@ class Rhythm(NamedTuple):
         below = self.span // self.rate
         return torch.arange(self.rate) * below + below // 2 - self.span // 2
 
-    def life(self, number: Tensor) -> Tensor:
+    def lifetime(self, number: Tensor) -> Tensor:
         """Return for how many steps the tier holds slots `number`; those of a block leave together."""
         return (self.slots - number.remainder(self.block)) * self.span
 
@@ -110,7 +110,7 @@ class Rhythm(NamedTuple):
 class TierPlan(NamedTuple):
     """One tier's part of a window."""
 
-    rhythm: Rhythm
+    schedule: TierSchedule
     columns: Columns
     stored: Tensor
     """[B, n] ring positions of the first n columns."""
@@ -147,12 +147,12 @@ class WindowPlan(NamedTuple):
     tiers: list[TierPlan]
 
 
-def rhythms(tiers: Sequence[Tier]) -> list[Rhythm]:
+def tier_schedules(tiers: Sequence[Tier]) -> list[TierSchedule]:
     """Return when each tier of a layer forms its slots."""
     result, first = [], 0
     blocks = [*(tier.rate for tier in tiers[1:]), 1]
     for tier, span, block in zip(tiers, spans(tiers), blocks, strict=True):
-        result.append(Rhythm(tier.slots, tier.rate, span, first, block))
+        result.append(TierSchedule(tier.slots, tier.rate, span, first, block))
         first += tier.slots * span
     return result
 
@@ -163,9 +163,9 @@ def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
     :param tiers: a layer's tiers
     :param clock: any shape, int64; 0 before the episode's first step
     """
-    all_rhythms = rhythms(tiers)
-    created = [rhythm.created(clock - 1) for rhythm in all_rhythms]
-    evicted = [above * rhythm.rate for above, rhythm in zip(created[1:], all_rhythms[1:], strict=True)]
+    schedules = tier_schedules(tiers)
+    created = [schedule.created(clock - 1) for schedule in schedules]
+    evicted = [above * schedule.rate for above, schedule in zip(created[1:], schedules[1:], strict=True)]
     evicted.append((created[-1] - tiers[-1].slots).clamp_min(0))
     return [Counts(*counts) for counts in zip(created, evicted, strict=True)]
 
@@ -178,19 +178,19 @@ def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
     :return: [B, S] the step in the middle of what each slot stands for, rounded up; `EMPTY` where there is none
     """
     centres = []
-    for rhythm, counts in zip(rhythms(tiers), count_slots(tiers, clock), strict=True):
-        number = rhythm.newest_in_ring(counts.created)
+    for schedule, counts in zip(tier_schedules(tiers), count_slots(tiers, clock), strict=True):
+        number = schedule.newest_in_ring(counts.created)
         kept = number >= counts.evicted[:, None]
-        centres.append(torch.where(kept, rhythm.centre(number), EMPTY))
+        centres.append(torch.where(kept, schedule.centre(number), EMPTY))
     return torch.cat(centres, dim=1)
 
 
 def oldest_age(tiers: Sequence[Tier], longest_time: int) -> int:
     """Return the age of the oldest slot that a step sees, of all steps up to `longest_time` of an episode."""
-    all_rhythms = [rhythm for rhythm in rhythms(tiers) if rhythm.first <= longest_time]
+    schedules = [schedule for schedule in tier_schedules(tiers) if schedule.first <= longest_time]
     # In each tier slot 0 is the first, and lives as long as any.
-    lasts = [min(longest_time, rhythm.first + rhythm.slots * rhythm.span - 1) for rhythm in all_rhythms]
-    return max(last - rhythm.span // 2 for last, rhythm in zip(lasts, all_rhythms, strict=True))
+    lasts = [min(longest_time, schedule.first + schedule.slots * schedule.span - 1) for schedule in schedules]
+    return max(last - schedule.span // 2 for last, schedule in zip(lasts, schedules, strict=True))
 
 
 def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPlan:
@@ -206,54 +206,54 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     time = torch.where(begun < 0, clock[:, None] + steps, steps - begun)
     next_reset = torch.where(reset, steps, length).flip(1).cummin(dim=1).values.flip(1)  # [B, T] at or after each step
     episodes = Episodes(time, reset.cumsum(dim=1), F.pad(next_reset, (0, 1), value=length))
-    all_rhythms = rhythms(tiers)
+    schedules = tier_schedules(tiers)
     before, after = count_slots(tiers, clock), count_slots(tiers, time[:, -1] + 1)
     plans = []
-    for position, rhythm in enumerate(all_rhythms):
-        below = all_rhythms[max(position - 1, 0)]
-        plans.append(_plan_tier(rhythm, below, clock, before[position], after[position], episodes))
+    for position, schedule in enumerate(schedules):
+        below = schedules[max(position - 1, 0)]
+        plans.append(_plan_tier(schedule, below, clock, before[position], after[position], episodes))
     return WindowPlan(length, time[:, -1] + 1, time, episodes.number, plans)
 
 
 def _plan_tier(
-    rhythm: Rhythm, below: Rhythm, clock: Tensor, before: Counts, after: Counts, episodes: Episodes
+    schedule: TierSchedule, below: TierSchedule, clock: Tensor, before: Counts, after: Counts, episodes: Episodes
 ) -> TierPlan:
     time = episodes.time
-    old = _stored_columns(rhythm, clock, before, episodes)
-    new = _formed_columns(rhythm, episodes)
-    merged = new.number[:, :, None] * rhythm.rate + torch.arange(rhythm.rate, device=time.device)  # [B, E, m]
+    old = _stored_columns(schedule, clock, before, episodes)
+    new = _formed_columns(schedule, episodes)
+    merged = new.number[:, :, None] * schedule.rate + torch.arange(schedule.rate, device=time.device)  # [B, E, m]
     source = below.column(merged, new.step[:, :, None], time.gather(1, new.step)[:, :, None])
-    in_ring = rhythm.newest_in_ring(after.created)
+    in_ring = schedule.newest_in_ring(after.created)
     kept = in_ring >= after.evicted[:, None]
-    ring = rhythm.column(in_ring, time.shape[1] - 1, time[:, -1:])
+    ring = schedule.column(in_ring, time.shape[1] - 1, time[:, -1:])
     return TierPlan(
-        rhythm,
+        schedule,
         Columns(*(torch.cat(parts, dim=1) for parts in zip(old, new, strict=True))),
-        stored=old.number.remainder(rhythm.slots),
+        stored=old.number.remainder(schedule.slots),
         source=torch.where(new.exists[:, :, None], source, 0),
         ring=torch.where(kept, ring, 0),
         kept=kept,
     )
 
 
-def _stored_columns(rhythm: Rhythm, clock: Tensor, before: Counts, episodes: Episodes) -> Columns:
+def _stored_columns(schedule: TierSchedule, clock: Tensor, before: Counts, episodes: Episodes) -> Columns:
     """Lay out what the state holds: as if the first episode had no beginning, less what does not exist."""
-    starts = torch.arange(-rhythm.slots, 0, device=clock.device) * rhythm.span
-    step = starts + (rhythm.first - clock).remainder(rhythm.span)[:, None]  # [B, n]
-    number = torch.div(clock[:, None] + step - rhythm.first, rhythm.span, rounding_mode="floor")
+    starts = torch.arange(-schedule.slots, 0, device=clock.device) * schedule.span
+    step = starts + (schedule.first - clock).remainder(schedule.span)[:, None]  # [B, n]
+    number = torch.div(clock[:, None] + step - schedule.first, schedule.span, rounding_mode="floor")
     exists = number >= before.evicted[:, None]  # which is never negative
-    gone = torch.minimum(step + rhythm.life(number), episodes.next_reset[:, :1])
+    gone = torch.minimum(step + schedule.lifetime(number), episodes.next_reset[:, :1])
     return Columns(exists, step, number, torch.zeros_like(number), gone)
 
 
-def _formed_columns(rhythm: Rhythm, episodes: Episodes) -> Columns:
+def _formed_columns(schedule: TierSchedule, episodes: Episodes) -> Columns:
     """Lay out what the window forms."""
-    since_first = episodes.time - rhythm.first  # [B, T]
-    forms = (since_first >= 0) & (since_first.remainder(rhythm.span) == 0)
-    span = min(rhythm.span, forms.shape[1])  # a window shorter than rho is a single column
+    since_first = episodes.time - schedule.first  # [B, T]
+    forms = (since_first >= 0) & (since_first.remainder(schedule.span) == 0)
+    span = min(schedule.span, forms.shape[1])  # a window shorter than rho is a single column
     by_column = F.pad(forms, (0, -forms.shape[1] % span)).unflatten(1, (-1, span))  # [B, E, rho]
-    starts = torch.arange(by_column.shape[1], device=forms.device) * rhythm.span
+    starts = torch.arange(by_column.shape[1], device=forms.device) * schedule.span
     step = starts + by_column.to(torch.uint8).argmax(dim=2)
-    number = torch.div(since_first.gather(1, step), rhythm.span, rounding_mode="floor")
-    gone = torch.minimum(step + rhythm.life(number), episodes.next_reset.gather(1, step + 1))
+    number = torch.div(since_first.gather(1, step), schedule.span, rounding_mode="floor")
+    gone = torch.minimum(step + schedule.lifetime(number), episodes.next_reset.gather(1, step + 1))
     return Columns(by_column.any(dim=2), step, number, episodes.number.gather(1, step), gone)

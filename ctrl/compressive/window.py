@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctrl.compressive.block_mask import Band, lay_out
-from ctrl.compressive.layer import Attended
-from ctrl.compressive.schedule import Rhythm, TierPlan, WindowPlan
+from ctrl.compressive.attention.block_mask import BlockMask, lay_out
+from ctrl.compressive.attention.memory_attention import Attended
+from ctrl.compressive.schedule import TierPlan, TierSchedule, WindowPlan
 from ctrl.compressive.tiers import Tiers
 
 
@@ -22,20 +22,20 @@ class LayerPlan(NamedTuple):
 
     window: WindowPlan
     row: Tensor
-    """[B, N, Q, W] int16 or int32, see `Band`."""
+    """[B, N, Q, W] int16 or int32, see `BlockMask`."""
     times: Tensor | None
     """[B, n + T, CLOCK_FEATURES] the time of raw slots; None where nobody asks for it."""
     end: Tensor | None
     """[B] where the clock stood still when the plan was made."""
     asked: list[Tensor]
-    """By tier from 1 on, what the reconstruction loss compares; see `questions`."""
+    """By tier from 1 on, what the reconstruction loss compares; see `query_masks`."""
 
 
 class Ring(NamedTuple):
     """What the state holds of one tier of a layer."""
 
     slots: Tensor  # [B, n, D]
-    usage: Tensor  # [B, n], or [B, 0] where nobody asks for it
+    importance: Tensor  # [B, n], or [B, 0] where nobody asks for it
     carried: Tensor  # [B, n, F + 1], see `CompressiveState`; forgetting relative to the step before the window
 
 
@@ -45,7 +45,7 @@ class Memory(NamedTuple):
     stored: Tensor  # [B, n, D] from the state, oldest first; 0 where there is none
     formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
     blocks: Tensor  # [B, E, m, D] what each of them was formed from
-    usage: Tensor  # [B, C], or [B, 0] where nobody asks for it
+    importance: Tensor  # [B, C], or [B, 0] where nobody asks for it
     carried: Tensor  # [B, C, F + 1], what is forgotten relative to the beginning of the column's episode, or the window
     normed: Tensor  # [B, C, D] as attention norms them, without weights; [B, n, D] in tier 0, of the stored ones
     novelty: Tensor | None  # [B, C], without a graph but for tier 0's formed ones; None where nobody measures it
@@ -59,73 +59,78 @@ class Memory(NamedTuple):
         """[B, C, D]"""
         return torch.cat([self.stored, self.formed], dim=1)
 
-    def write_back(self, pick: Pick, forgotten: Tensor) -> Ring:
+    def write_back(self, ring: Gather, forgotten: Tensor) -> Ring:
         """Return the tier's ring after the window.
 
-        :param forgotten: [B, F + 1] the logarithm of all that was forgotten by the window's last step
+        :param ring: the key that each position of the ring holds after the window
+        :param forgotten: [B, F + 1] logarithm of all that was forgotten by the window's last step
         """
-        slots = take(self.slots().detach(), pick.ring).masked_fill_(pick.not_kept, 0)
-        carried = (take(self.carried.detach(), pick.ring) + forgotten[:, None]).masked_fill_(pick.not_kept, 0)
-        if not self.usage.shape[1]:
-            return Ring(slots, self.usage, carried)
-        usage = take(self.usage[:, :, None], pick.ring).masked_fill_(pick.not_kept, 0)[:, :, 0]
-        return Ring(slots, usage, carried)
+        slots = gather_slots(self.slots().detach(), ring)  # [B, n, D]
+        carried = gather_slots(self.carried.detach(), ring, forgotten[:, None])  # [B, n, F + 1]
+        if not self.importance.shape[1]:
+            return Ring(slots, self.importance, carried)
+        return Ring(slots, gather_slots(self.importance[:, :, None], ring)[:, :, 0], carried)
 
 
-class Pick(NamedTuple):
-    """Where the slots of a tier are taken from, numbered through all envs; the same for layers with the same tiers."""
+class Gather(NamedTuple):
+    """Slots to be picked, numbered through all envs."""
 
-    stored: Tensor  # [B, n] of the state's rings
-    source: Tensor  # [B, E, m] of the columns of the tier below
-    ring: Tensor  # [B, n] of the tier's columns
-    not_stored: Tensor  # [B, n, 1] bool, likewise the others: what is taken there does not exist
-    not_formed: Tensor  # [B, E, 1, 1]
-    not_kept: Tensor  # [B, n, 1]
+    at: Tensor  # [B, ..] int64
+    missing: Tensor  # [B, .., 1] bool, True where there is no such slot
 
 
-class Frame(NamedTuple):
+class GatherIndices(NamedTuple):
+    """Where the slots of a tier come from and go to; the same for layers with the same tiers."""
+
+    stored: Gather  # [B, n] of the state's rings
+    blocks: Gather  # [B, E, m] of the keys of the tier below: what is compressed
+    ring: Gather  # [B, n] of the tier's keys: what the ring holds after the window
+
+    def formed(self) -> Tensor:
+        """Return [B, E] bool, True where the tier forms a slot."""
+        return ~self.blocks.missing[:, :, 0, 0]
+
+
+class WindowIndices(NamedTuple):
     """What windows are to layers with the same tiers."""
 
     plan: LayerPlan
-    band: Band
-    picks: list[Pick]
+    mask: BlockMask
+    gathers: list[GatherIndices]
 
 
 class LayerPass(NamedTuple):
     """What happened in one layer during a window."""
 
-    frame: Frame
+    indices: WindowIndices
     memories: list[Memory]
     attended: Attended
 
 
-def make_frame(tiers: Tiers, plan: LayerPlan) -> Frame:
+def window_indices(tiers: Tiers, plan: LayerPlan) -> WindowIndices:
     """Spell out a plan; what is spelled out is too large to keep for all windows of a rollout."""
     columns = lay_out(tiers, plan.window.length, plan.row.device).columns
-    band = Band(columns, plan.row.long(), whole=len(columns) == 1)
-    return Frame(plan, band, make_picks(plan.window.tiers))
+    mask = BlockMask(columns, plan.row.long(), whole=len(columns) == 1)
+    return WindowIndices(plan, mask, gather_indices(plan.window.tiers))
 
 
-def make_picks(tiers: list[TierPlan]) -> list[Pick]:
-    """Number what each tier's plan picks through all envs."""
-    picks = []
+def gather_indices(tiers: list[TierPlan]) -> list[GatherIndices]:
+    """Number what each tier's plan gathers through all envs."""
+    gathers = []
     below = tiers[0].columns.exists
     for tier in tiers:
-        slots, exists = tier.rhythm.slots, tier.columns.exists
+        slots, exists = tier.schedule.slots, tier.columns.exists
         envs = torch.arange(len(exists), device=exists.device)[:, None]
-        missing = ~exists[:, :, None]
-        picks.append(
-            Pick(
-                tier.stored + envs * slots,
-                tier.source + envs[:, :, None] * below.shape[1],
-                tier.ring + envs * exists.shape[1],
-                missing[:, :slots],
-                missing[:, slots:, None],
-                ~tier.kept[:, :, None],
+        missing = ~exists[:, :, None]  # [B, n + E, 1]
+        gathers.append(
+            GatherIndices(
+                Gather(tier.stored + envs * slots, missing[:, :slots]),
+                Gather(tier.source + envs[:, :, None] * below.shape[1], missing[:, slots:, None]),
+                Gather(tier.ring + envs * exists.shape[1], ~tier.kept[:, :, None]),
             )
         )
         below = exists
-    return picks
+    return gathers
 
 
 LARGEST = 1e9
@@ -137,14 +142,14 @@ def harmless(carried: Tensor) -> Tensor:
     return carried.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-LARGEST, LARGEST)
 
 
-def to_new_centre(rhythm: Rhythm, facts: int) -> Tensor:
+def to_new_centre(schedule: TierSchedule, facts: int) -> Tensor:
     """Return what is added to facts [.., m, F + 1] of a tier's blocks, so that times count from the new slot's middle.
 
-    :param rhythm: of the tier that the blocks become a slot of
+    :param schedule: of the tier that the blocks become a slot of
     :param facts: F + 1, how many there are, the time last
     :return: [m, F + 1], 0 but for the time
     """
-    return F.pad(rhythm.block_centres().float()[:, None], (facts - 1, 0))
+    return F.pad(schedule.block_centres().float()[:, None], (facts - 1, 0))
 
 
 def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:
@@ -186,7 +191,16 @@ def _doubling(length: int) -> list[int]:
     return [1 << power for power in range((length - 1).bit_length())]
 
 
-def take(slots: Tensor, index: Tensor) -> Tensor:
-    """Pick slots: [B, S, F] at [B, ...], numbered through all envs -> [B, ..., F]."""
+def gather_slots(slots: Tensor, gather: Gather, added: Tensor | None = None) -> Tensor:
+    """Pick slots: [B, S, F] at [B, ..], numbered through all envs -> [B, .., F], 0 where there is no such slot.
+
+    :param added: to what is picked
+    """
+    picked = pick_slots(slots, gather.at)
+    return (picked if added is None else picked + added).masked_fill_(gather.missing, 0)
+
+
+def pick_slots(slots: Tensor, index: Tensor) -> Tensor:
+    """Pick slots as `gather_slots` does; any where there is no such slot."""
     picked: Tensor = slots.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, slots.shape[2])
     return picked

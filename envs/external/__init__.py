@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 
 from ctrl.envs.external import bsuite, memory_gym, minigrid, popgym
-from ctrl.envs.external.task import Family, ExternalTask
+from ctrl.envs.external.task import ExternalTask, Family
 
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (popgym.FAMILY, minigrid.FAMILY, memory_gym.FAMILY, bsuite.FAMILY)
@@ -50,4 +50,4 @@ def make(env_id: str, **arguments: Any) -> gym.Env[Any, Any]:
     return task.family.build(env_id, {**task.arguments, **arguments})
 
 
-__all__ = ["FAMILIES", "EXTERNAL_TASKS", "Family", "ExternalTask", "installed_tasks", "make"]
+__all__ = ["EXTERNAL_TASKS", "FAMILIES", "ExternalTask", "Family", "installed_tasks", "make"]

@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.wrappers import FlattenObservation
 
-from ctrl.envs.external.task import PERFECT_PLAY, Family, ExternalTask
+from ctrl.envs.external.task import PERFECT_PLAY, ExternalTask, Family
 
 
 def _build(env_id: str, arguments: dict[str, Any]) -> gym.Env[Any, Any]:

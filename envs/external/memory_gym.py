@@ -27,7 +27,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from ctrl.envs.external.task import PERFECT_PLAY, Family, ExternalTask
+from ctrl.envs.external.task import PERFECT_PLAY, ExternalTask, Family
 
 PAPER = "Memory Gym paper, arXiv 2309.17207"
 

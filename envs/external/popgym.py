@@ -26,7 +26,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import DtypeObservation, FlattenObservation
 
-from ctrl.envs.external.task import PERFECT_PLAY, Family, ExternalTask
+from ctrl.envs.external.task import PERFECT_PLAY, ExternalTask, Family
 
 LEVELS = ("Easy", "Medium", "Hard")
 

@@ -18,8 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import GymnasiumVecEnv
-from ctrl.envs import TASKS, Rules, Scores
-from ctrl.envs import external
+from ctrl.envs import TASKS, Rules, Scores, external
 from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.errors import UserError, unknown
 

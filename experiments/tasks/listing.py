@@ -12,9 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ctrl.envs import TASKS, Task
-from ctrl.envs import external
-from ctrl.envs.external import Family, ExternalTask
+from ctrl.envs import TASKS, Task, external
+from ctrl.envs.external import ExternalTask, Family
 from ctrl.experiments.config import EnvsConfig
 from ctrl.experiments.errors import unknown
 from ctrl.experiments.report.summary import MISSING, number_text, titled

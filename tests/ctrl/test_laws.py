@@ -233,7 +233,7 @@ def test_acting_without_a_bias_for_each_age(
     name: str, window: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Acting has no table of biases if the memory's reach is too long for it."""
-    monkeypatch.setattr("ctrl.compressive.kv_cache.TABLE", 0)
+    monkeypatch.setattr("ctrl.compressive.cache_schedule.TABLE", 0)
     core, (inputs, reset) = build(name), window
     outputs, _ = fold(core, inputs, lived_in_state(core), reset, "acting")
     torch.testing.assert_close(outputs, core.unroll(inputs, lived_in_state(core), reset).outputs, rtol=1e-4, atol=1e-5)

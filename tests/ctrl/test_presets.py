@@ -9,9 +9,10 @@ import torch
 
 import ctrl
 from ctrl import CompressiveCore, Tier
+from ctrl.compressive.attention.memory_attention import AgeAttention
+from ctrl.compressive.attention.relative import RelativeAttention
 from ctrl.compressive.kv_cache import CompressiveActing
-from ctrl.compressive.layer import RESIDUALS, AgeAttention, GatedLayer, PlainLayer, PostNormLayer
-from ctrl.compressive.relative import RelativeAttention
+from ctrl.compressive.layer import RESIDUALS, GatedLayer, PlainLayer, PostNormLayer
 from ctrl.core import PlainActing
 
 

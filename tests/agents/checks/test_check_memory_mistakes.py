@@ -16,7 +16,7 @@ from torch import Tensor
 from ctrl.agents import MemoryPPO, MlpMemoryPolicy
 from ctrl.agents.buffers import WindowBatch, WindowBuffer
 from ctrl.agents.policies import Acted, PolicyState
-from ctrl.compressive.block_mask import age_row
+from ctrl.compressive.attention.block_mask import age_bucket
 from ctrl.compressive.core import CompressiveCore, CompressiveState
 from ctrl.compressive.kv_cache import CompressiveActing
 
@@ -100,7 +100,9 @@ def test_a_snapshot_one_step_late() -> None:
 
 
 def test_positions_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrl.compressive.kv_cache.age_row", lambda age, exact: age_row((age - 1).clamp_min(0), exact))
+    monkeypatch.setattr(
+        "ctrl.compressive.cache_schedule.age_bucket", lambda age, exact: age_bucket((age - 1).clamp_min(0), exact)
+    )
     assert find(broken(build(core="compressive")), "learning sees what acting saw").step is not None
 
 

@@ -17,7 +17,7 @@ from ctrl.baselines.lstm_gru import GRUState
 from ctrl.checks.checking import judge
 from ctrl.checks.laws import LAWS, Law
 from ctrl.checks.laws.trial import Trial, shake
-from ctrl.compressive.block_mask import age_row, ages
+from ctrl.compressive.attention.block_mask import age_bucket, ages
 from ctrl.core import Acting
 
 SOUND: dict[str, tuple[str, dict[str, Any]]] = {
@@ -208,8 +208,12 @@ def test_what_a_check_cannot_reach_is_told() -> None:
 
 def test_ages_off_by_one_in_all_ways_alike_are_another_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """The docstring of `check_core` states this limit of a black-box check."""
-    monkeypatch.setattr("ctrl.compressive.block_mask.ages", lambda plan, layout: (ages(plan, layout) - 1).clamp_min(0))
-    monkeypatch.setattr("ctrl.compressive.kv_cache.age_row", lambda age, exact: age_row((age - 1).clamp_min(0), exact))
+    monkeypatch.setattr(
+        "ctrl.compressive.attention.block_mask.ages", lambda plan, layout: (ages(plan, layout) - 1).clamp_min(0)
+    )
+    monkeypatch.setattr(
+        "ctrl.compressive.cache_schedule.age_bucket", lambda age, exact: age_bucket((age - 1).clamp_min(0), exact)
+    )
     check_core(Small(), length=20)
 
 

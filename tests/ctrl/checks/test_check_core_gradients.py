@@ -16,7 +16,7 @@ from ctrl.compressive.core import CompressiveState
 
 def test_compressors_that_the_task_loss_reaches() -> None:
     class Uncut(Small):
-        def _cut(self, slots: Tensor) -> Tensor:
+        def cut_graph(self, slots: Tensor) -> Tensor:
             return slots
 
     assert "reaches compression_parameters(): compressors.0.0.weight" in find(broken(Uncut()), "the task loss").detail

@@ -12,10 +12,10 @@ from torch import Tensor
 from ctrl import MemoryCore, Tier, Unrolled, check_core
 from ctrl.baselines.lstm_gru import GRUState
 from ctrl.baselines.mingru import MinGRUCore, gated_scan
-from ctrl.compressive.block_mask import age_row, ages
+from ctrl.compressive.attention.block_mask import age_bucket, ages
 from ctrl.compressive.core import CompressiveState
 from ctrl.compressive.kv_cache import CompressiveActing
-from ctrl.compressive.schedule import Rhythm
+from ctrl.compressive.schedule import TierSchedule
 from ctrl.core import Acting, PlainActing
 
 
@@ -111,11 +111,11 @@ def test_attention_received_that_acting_forgets() -> None:
 
     class Forgets(Small):
         def acting(self, state: CompressiveState) -> CompressiveActing:
-            return super().acting(state._replace(usage=torch.zeros_like(state.usage)))
+            return super().acting(state._replace(importance=torch.zeros_like(state.importance)))
 
     error = broken(Forgets(memory=[Tier(6), Tier(3, 3, "most_used")]))
     found = find(error, "acting gives back the state at any step")
-    assert (found.env, found.step) == (0, 1) and "state.usage" in found.detail  # env 0 empties a block at step 0
+    assert (found.env, found.step) == (0, 1) and "state.importance" in found.detail  # env 0 empties a block at step 0
 
 
 class ForgetfulActing(CompressiveActing):
@@ -207,7 +207,9 @@ def test_compression_by_batch_element_0_in_all_ways_alike() -> None:
 
 
 def test_positions_off_by_one_in_unroll(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrl.compressive.block_mask.ages", lambda plan, layout: (ages(plan, layout) - 1).clamp_min(0))
+    monkeypatch.setattr(
+        "ctrl.compressive.attention.block_mask.ages", lambda plan, layout: (ages(plan, layout) - 1).clamp_min(0)
+    )
     error = broken(Small())
     found = find(error, "unroll equals acting")
     assert (found.env, found.step) == (0, 1), "a second step is the first that sees an older one"
@@ -215,7 +217,9 @@ def test_positions_off_by_one_in_unroll(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_positions_off_by_one_in_acting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrl.compressive.kv_cache.age_row", lambda age, exact: age_row((age - 1).clamp_min(0), exact))
+    monkeypatch.setattr(
+        "ctrl.compressive.cache_schedule.age_bucket", lambda age, exact: age_bucket((age - 1).clamp_min(0), exact)
+    )
     error = broken(Small())
     found = find(error, "unroll equals acting")
     assert (found.env, found.step) == (0, 1)
@@ -223,8 +227,8 @@ def test_positions_off_by_one_in_acting(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_slots_that_live_too_long_in_unroll(monkeypatch: pytest.MonkeyPatch) -> None:
-    life = Rhythm.life
-    monkeypatch.setattr(Rhythm, "life", lambda self, number: life(self, number) + 1)
+    lifetime = TierSchedule.lifetime
+    monkeypatch.setattr(TierSchedule, "lifetime", lambda self, number: lifetime(self, number) + 1)
     error = broken(Small())
     assert find(error, "unroll equals acting").step == 4, "tier 0 has 4 slots"
 

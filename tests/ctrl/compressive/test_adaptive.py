@@ -118,9 +118,9 @@ def test_what_is_read_stays_at_its_own_time() -> None:
 def test_what_is_handed_on_is_what_the_compressor_of_the_rate_hands_on(name: str) -> None:
     torch.manual_seed(0)
     compressor = CompressorOfRates(name, 6, (2, 4))
-    blocks, facts, usage = torch.randn(5, 4, 6), torch.randn(5, 4, 3), torch.rand(5, 4)
-    expected = compressor.by_rate["4"].carry(facts, blocks, usage)  # type: ignore[operator]
-    assert torch.equal(compressor.carry(facts, blocks, usage), expected)
+    blocks, facts, importance = torch.randn(5, 4, 6), torch.randn(5, 4, 3), torch.rand(5, 4)
+    expected = compressor.by_rate["4"].carry(facts, blocks, importance)  # type: ignore[operator]
+    assert torch.equal(compressor.carry(facts, blocks, importance), expected)
 
 
 def lived_in(core: ctrl.AdaptiveCore) -> Any:

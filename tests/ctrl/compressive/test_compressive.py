@@ -15,19 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ctrl
-from ctrl.compressive.block_mask import age_row, hidden_row
-from ctrl.compressive.clock import PERIODS, EpisodeClock
+from ctrl.compressive.attention.block_mask import age_bucket, masked_bucket
+from ctrl.compressive.attention.clock import PERIODS, EpisodeClock
+from ctrl.compressive.attention.memory_attention import AgeAttention, MemoryAttention
+from ctrl.compressive.attention.relative import RelativeAttention
 from ctrl.compressive.core import CompressiveCore
-from ctrl.compressive.layer import (
-    RESIDUALS,
-    AgeAttention,
-    GatedLayer,
-    MemoryAttention,
-    PlainLayer,
-    PostNormLayer,
-    PreNormLayer,
-)
-from ctrl.compressive.relative import RelativeAttention
+from ctrl.compressive.layer import RESIDUALS, GatedLayer, PlainLayer, PostNormLayer, PreNormLayer
 from ctrl.compressive.tiers import Tier, spans
 
 COMPRESSORS = ctrl.compressor_names()
@@ -77,10 +70,10 @@ class SlowReference:
             torch.tensor([slot.used / slot.steps for slot in block]),
         )
         compressor = self.core.compressors[number][level]
-        usage = used if compressor.uses_attention() else None
+        importance = used if compressor.uses_attention() else None
         if compressor.uses_novelty():
-            usage = self._unusual(number, values) * (1 if usage is None else usage)
-        known = values[None], None if usage is None else usage[None]
+            importance = self._unusual(number, values) * (1 if importance is None else importance)
+        known = values[None], None if importance is None else importance[None]
         compressed = compressor(*known)[0].detach()
         facts = torch.tensor([[[*slot.lost, float(slot.time)] for slot in block]])
         *lost, time = compressor.carry(facts, *known)[0].tolist()
@@ -181,7 +174,7 @@ class Slot:
     """For how many steps its tier has held it."""
 
 
-def bias_row(age: int) -> int:
+def bias_bucket(age: int) -> int:
     """A row for each age up to 32, then 4 of equal width for each doubling."""
     if age < 32:
         return age
@@ -194,7 +187,9 @@ def score(attention: MemoryAttention, part: slice, query: Tensor, key: Tensor, a
     size = len(query)
     head = part.start // size
     if isinstance(attention, AgeAttention):
-        row = min(bias_row(age), int(attention.oldest_row))  # older than all ages of training counts as the oldest
+        row = min(
+            bias_bucket(age), int(attention.oldest_bucket)
+        )  # older than all ages of training counts as the oldest
         return query @ key / math.sqrt(size) + attention.SCALE * attention.age_bias[head, row]
     assert isinstance(attention, RelativeAttention)
     width = attention.query.in_features
@@ -451,7 +446,7 @@ def test_options_that_do_not_fit_are_refused(options: dict, words: str) -> None:
 
 def test_a_registered_compressor_can_be_used_by_name() -> None:
     class First(ctrl.Compressor):
-        def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
             return blocks[:, 0]
 
     if "first" not in ctrl.compressor_names():
@@ -472,7 +467,7 @@ def test_a_registered_compressor_starts_as_it_likes() -> None:
             self.linear = torch.nn.Linear(width, width)
             torch.nn.init.zeros_(self.linear.weight)
 
-        def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
+        def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
             return self.linear(blocks[:, 0])
 
     if "silent" not in ctrl.compressor_names():
@@ -529,14 +524,14 @@ def test_ages_that_training_has_not_met_count_as_the_oldest_that_it_has(clock: b
     core.adapt({"longest_time": 10.0})
     assert not torch.allclose(core.unroll(inputs[:, 12:], state, reset[:, 12:]).outputs, expected)
     core.adapt({"longest_time": 3.0})  # and never less
-    assert int(attention.oldest_row) == 10
+    assert int(attention.oldest_bucket) == 10
 
 
 def test_age_rows_are_exact_then_four_per_doubling() -> None:
     ages = torch.tensor([0, 1, 31, 32, 39, 40, 47, 48, 55, 56, 63, 64, 79, 80, 128, 299, 10**6])
-    assert age_row(ages).tolist() == [0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 36, 37, 40, 44, 91]
-    assert age_row(ages).tolist() == [bias_row(int(age)) for age in ages]
-    assert hidden_row((Tier(299),)) == 300 and hidden_row((Tier(32), Tier(33, 8))) == 45
+    assert age_bucket(ages).tolist() == [0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 36, 37, 40, 44, 91]
+    assert age_bucket(ages).tolist() == [bias_bucket(int(age)) for age in ages]
+    assert masked_bucket((Tier(299),)) == 300 and masked_bucket((Tier(32), Tier(33, 8))) == 45
 
 
 @pytest.mark.parametrize("amount", [2, 2.0, np.float32(2), np.int64(2)])

@@ -29,8 +29,8 @@ def scrambled(name: str, rate: int = RATE) -> ctrl.Compressor:
 
 
 def compress(compressor: ctrl.Compressor, blocks: Tensor) -> Tensor:
-    usage = torch.linspace(0, 1, blocks.shape[1]).expand(len(blocks), -1) if compressor.uses_attention() else None
-    slots: Tensor = compressor(blocks, usage)
+    importance = torch.linspace(0, 1, blocks.shape[1]).expand(len(blocks), -1) if compressor.uses_attention() else None
+    slots: Tensor = compressor(blocks, importance)
     return slots
 
 
@@ -109,9 +109,9 @@ def test_the_gradient_of_select_is_that_of_the_soft_choice() -> None:
 
 def test_most_used_keeps_the_slot_that_was_used_most() -> None:
     blocks = torch.randn(2, 3, WIDTH)
-    usage = torch.tensor([[0.1, 0.0, 0.4], [2.0, 0.3, 1.9]])
-    assert torch.equal(MostUsedCompressor(WIDTH, 3)(blocks, usage), blocks[[0, 1], [2, 0]])
-    with pytest.raises(ValueError, match="usage must be given: MostUsedCompressor ranks"):
+    importance = torch.tensor([[0.1, 0.0, 0.4], [2.0, 0.3, 1.9]])
+    assert torch.equal(MostUsedCompressor(WIDTH, 3)(blocks, importance), blocks[[0, 1], [2, 0]])
+    with pytest.raises(ValueError, match="importance must be given: MostUsedCompressor ranks"):
         MostUsedCompressor(WIDTH, 3)(blocks)
 
 
@@ -123,7 +123,7 @@ def test_surprise_weights_slots_by_the_sixth_power_of_their_novelty() -> None:
         found = compressor(blocks, scale * torch.tensor([[1.0, 2.0, 1.0]]))
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(compressor(blocks, torch.zeros(1, 3)), blocks.mean(dim=1))  # nothing is unusual
-    with pytest.raises(ValueError, match="usage must be given: SurpriseCompressor weights"):
+    with pytest.raises(ValueError, match="importance must be given: SurpriseCompressor weights"):
         compressor(blocks)
 
 
@@ -150,8 +150,8 @@ def test_what_is_registered_must_have_a_name_and_be_callable(name: Any, factory:
 
 
 class MeanWithoutUsage(ctrl.compressive.compressors.MeanCompressor):
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
-        return super().forward(blocks) if usage is None else torch.full_like(blocks[:, 0], 9.0)
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
+        return super().forward(blocks) if importance is None else torch.full_like(blocks[:, 0], 9.0)
 
 
 def test_only_compressors_that_ask_for_attention_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from packaging.requirements import Requirement
 
 from ctrl.agents.utils.spaces import check_spaces
-from ctrl.envs import RandomAgent, play
-from ctrl.envs import external
-from ctrl.envs.external import FAMILIES, EXTERNAL_TASKS
+from ctrl.envs import RandomAgent, external, play
+from ctrl.envs.external import EXTERNAL_TASKS, FAMILIES
 
 ROOT = Path(__file__).resolve().parents[3]
 FIRST_IDS = [next(task.id for task in EXTERNAL_TASKS.values() if task.family.name == name) for name in FAMILIES]

@@ -8,8 +8,7 @@ import pytest
 from gymnasium import spaces
 from rich.console import Console
 
-from ctrl.envs import TASKS
-from ctrl.envs import external
+from ctrl.envs import TASKS, external
 from ctrl.envs.external import task as external_task_module
 from ctrl.experiments.cli import main
 from ctrl.experiments.config import EnvsConfig
@@ -52,7 +51,9 @@ def row(text: str, first: str) -> list[str]:
 def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     """Make these distributions look as if they were not installed."""
     real = external_task_module._installed_version
-    monkeypatch.setattr(external_task_module, "_installed_version", lambda name: None if name in missing else real(name))
+    monkeypatch.setattr(
+        external_task_module, "_installed_version", lambda name: None if name in missing else real(name)
+    )
 
 
 def test_our_tasks_are_listed_with_what_is_known_of_them() -> None:
@@ -123,7 +124,7 @@ def test_family_whose_import_fails_is_missing_too(monkeypatch: pytest.MonkeyPatc
         install=("pip install broken",),
         build=lambda env_id, arguments: pytest.fail("built"),
     )
-    monkeypatch.setattr(field, "FAMILIES", {"broken": broken})
+    monkeypatch.setattr(external, "FAMILIES", {"broken": broken})
     (missing,) = catalogue("broken")["missing"]
     assert missing["problem"] == "No module named 'no_such_module'"
 

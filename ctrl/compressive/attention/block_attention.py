@@ -2,7 +2,7 @@
 
 Written out because on a CPU two gradients are slow if left to autograd: that of a table lookup, and that of columns
 which several blocks share. Head by head, because the scores of one head stay in a CPU's cache, and those of all don't.
-Sizes are those of `ctrl.compressive.block_mask`: B windows of T steps in N blocks of Q steps, each with W of the C columns; H heads of
+Sizes are those of `ctrl.compressive.attention.block_mask`: B windows of T steps in N blocks of Q steps, each with W of the C columns; H heads of
 d = D / H features.
 """
 
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctrl.compressive.block_mask import COPIES, Band
+from ctrl.compressive.attention.block_mask import COPIES, BlockMask
 
-HIDDEN = -1e30
+MASKED = -1e30
 """Score of what is not visible: finite, so that a row without any visible column stays finite, and exp() of it is
 exactly 0 beside a real score."""
 
@@ -45,23 +45,23 @@ class ScoreTerms(NamedTuple):
     decay: Tensor
     """[B, C, F] added to the scores of the last F heads; F may be 0."""
     time_queries: Tensor | None
-    """[B, T, J K] what the first J heads ask of a column's time, see `ctrl.compressive.clock`; None for nothing."""
+    """[B, T, J K] what the first J heads ask of a column's time, see `ctrl.compressive.attention.clock`; None for nothing."""
     time_keys: Tensor | None
     """[B, C, K] what they find it by, without a graph."""
 
 
 def banded_attention(
-    queries: Tensor, keys_values: KeysValues, biases: Tensor, terms: ScoreTerms, band: Band
+    queries: Tensor, keys_values: KeysValues, biases: Tensor, terms: ScoreTerms, mask: BlockMask
 ) -> tuple[Tensor, Tensor]:
     """Attend from each block's steps to its columns.
 
     :param queries: [B, T, D]
     :param keys_values: of all columns
-    :param biases: [H, E], one for each row of the band but the hidden one
+    :param biases: [H, E], one for each row of the mask but the hidden one
     :param terms: of the window
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
     """
-    read, weights = _BandedAttention.apply(queries, biases, band, *keys_values, *terms)  # type: ignore[no-untyped-call]
+    read, weights = _BandedAttention.apply(queries, biases, mask, *keys_values, *terms)  # type: ignore[no-untyped-call]
     return read, weights
 
 
@@ -71,7 +71,7 @@ class _BandedAttention(torch.autograd.Function):
         ctx: Any,
         queries: Tensor,
         biases: Tensor,
-        band: Band,
+        mask: BlockMask,
         own: Tensor,
         rest: Tensor,
         start: int,
@@ -80,27 +80,27 @@ class _BandedAttention(torch.autograd.Function):
         time_queries: Tensor | None,
         time_keys: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        heads, (batch, blocks, size, width) = len(biases), band.row.shape
+        heads, (batch, blocks, size, width) = len(biases), mask.row.shape
         scale = 1 / math.sqrt(queries.shape[2] // heads)
-        query = _split_heads(band.split(queries), heads)  # [H, B, N, Q, d]
+        query = _split_heads(mask.split(queries), heads)  # [H, B, N, Q, d]
         columns = _by_head(KeysValues(own, rest, start), heads)  # [2, H, B, C, d]
         if emphasis is not None:
             columns *= emphasis[:, :, None]
-        if not band.whole:
-            columns = columns.index_select(3, band.columns.flatten())
+        if not mask.whole:
+            columns = columns.index_select(3, mask.columns.flatten())
         columns = columns.view(2, heads, -1, width, query.shape[4])  # [2, H, B N, W, d]
         key, value = columns
-        table = F.pad(biases, (0, 1), value=HIDDEN).repeat_interleave(COPIES, dim=1)
+        table = F.pad(biases, (0, 1), value=MASKED).repeat_interleave(COPIES, dim=1)
         forgetting = slice(heads - decay.shape[2], heads)
-        lost = decay.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)  # [B, N, W, F]
+        lost = decay.index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)  # [B, N, W, F]
         time_query, time_key = query.new_empty(0), None  # [J, B, N, Q, K], [B N, W, K]
         if time_queries is not None and time_keys is not None:
-            time_query = _split_heads(band.split(time_queries), time_queries.shape[2] // time_keys.shape[2])
-            time_key = time_keys.index_select(1, band.columns.flatten()).view(batch * blocks, width, -1)
-        weights, read = query.new_empty(heads, *band.row.shape), torch.empty_like(query)
+            time_query = _split_heads(mask.split(time_queries), time_queries.shape[2] // time_keys.shape[2])
+            time_key = time_keys.index_select(1, mask.columns.flatten()).view(batch * blocks, width, -1)
+        weights, read = query.new_empty(heads, *mask.row.shape), torch.empty_like(query)
         for head in range(heads):
             scores = weights[head].view(-1, size, width)
-            torch.index_select(table[head], 0, band.row.flatten(), out=scores.view(-1))
+            torch.index_select(table[head], 0, mask.row.flatten(), out=scores.view(-1))
             scores.baddbmm_(query[head].flatten(0, 1), key[head].transpose(1, 2), alpha=scale)
             if time_key is not None and head < len(time_query):
                 scores.baddbmm_(time_query[head].flatten(0, 1), time_key.transpose(1, 2))
@@ -108,21 +108,21 @@ class _BandedAttention(torch.autograd.Function):
                 weights[head].add_(lost[..., head - forgetting.start][:, :, None])
             torch.softmax(scores, 2, out=scores)
             torch.bmm(scores, value[head], out=read[head].view(-1, size, query.shape[4]))
-        ctx.band, ctx.scale, ctx.rows = band, scale, biases.shape[1]
+        ctx.mask, ctx.scale, ctx.rows = mask, scale, biases.shape[1]
         ctx.own, ctx.count = slice(start, start + own.shape[1]), own.shape[1] + rest.shape[1]
         ctx.forgetting, ctx.timed = forgetting, len(time_query)
         ctx.save_for_backward(query, columns, weights, emphasis, time_key)
         ctx.set_materialize_grads(False)  # none arrives for the weights
         ctx.mark_non_differentiable(weights)
-        return band.join(_join_heads(read), queries.shape[1]), weights
+        return mask.join(_join_heads(read), queries.shape[1]), weights
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        band, scale, count = ctx.band, ctx.scale, ctx.count
+        mask, scale, count = ctx.mask, ctx.scale, ctx.count
         query, columns, weights, emphasis, time_key = ctx.saved_tensors
         key, value = columns
         heads, batch, _, size, features = query.shape
-        of_read = _split_heads(band.split(of_output), heads)  # [H, B, N, Q, d]
+        of_read = _split_heads(mask.split(of_output), heads)  # [H, B, N, Q, d]
         of_query, of_columns = torch.empty_like(query), torch.empty_like(columns)
         of_lost, of_times = [], []
         of_table = query.new_zeros(heads, (ctx.rows + 1) * COPIES)
@@ -135,16 +135,16 @@ class _BandedAttention(torch.autograd.Function):
             _multiply(of_scores, key[head], scale, of_query[head].view(-1, size, features))
             if head < ctx.timed:
                 of_times.append(torch.bmm(of_scores, time_key).view(batch, -1, size, time_key.shape[2]))
-            of_table[head].scatter_add_(0, band.row.flatten(), of_scores.flatten())
+            of_table[head].scatter_add_(0, mask.row.flatten(), of_scores.flatten())
             if head >= ctx.forgetting.start:
                 of_lost.append(of_scores.sum(dim=1).view(batch, -1, 1))  # [B, N W, 1]
-        of_columns = _gather_blocks(of_columns.view(2, heads, batch, -1, features), band, count)  # [2, H, B, C, d]
+        of_columns = _gather_blocks(of_columns.view(2, heads, batch, -1, features), mask, count)  # [2, H, B, C, d]
         if emphasis is not None:
             of_columns *= emphasis[:, :, None]
-        of_decay = _gather_blocks(torch.cat(of_lost, dim=2), band, count) if of_lost else None  # [B, C, F]
+        of_decay = _gather_blocks(torch.cat(of_lost, dim=2), mask, count) if of_lost else None  # [B, C, F]
         of_rows = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the hidden one's, 0
-        of_queries = band.join(_join_heads(of_query), of_output.shape[1])
-        of_time_queries = band.join(torch.cat(of_times, dim=3), of_output.shape[1]) if of_times else None
+        of_queries = mask.join(_join_heads(of_query), of_output.shape[1])
+        of_time_queries = mask.join(torch.cat(of_times, dim=3), of_output.shape[1]) if of_times else None
         of_own, of_rest = _by_column(of_columns, ctx.own)
         return of_queries, of_rows[:, :-1], None, of_own, of_rest, None, None, of_decay, of_time_queries, None
 
@@ -167,12 +167,12 @@ def _by_column(columns: Tensor, own: slice) -> tuple[Tensor, Tensor]:
     return by_column[:, own].flatten(2), rest.flatten(2)
 
 
-def _gather_blocks(blocks: Tensor, band: Band, count: int) -> Tensor:
+def _gather_blocks(blocks: Tensor, mask: BlockMask, count: int) -> Tensor:
     """Add up what all blocks say of each column: [.., N W, d] -> [.., C, d], C = `count`."""
-    if band.whole:
+    if mask.whole:
         return blocks
     whole = blocks.new_zeros(*blocks.shape[:-2], count, blocks.shape[-1])
-    return whole.index_add_(-2, band.columns.flatten(), blocks)
+    return whole.index_add_(-2, mask.columns.flatten(), blocks)
 
 
 def _split_heads(features: Tensor, heads: int) -> Tensor:

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from ctrl.agents import MemoryImpala
 from ctrl.agents.actors.shared_memory import SharedArrays, anonymous_file
-from ctrl.agents.actors.shared_weights import Published
+from ctrl.agents.actors.shared_weights import SharedWeights
 from ctrl.agents.utils.normalisation import running_moments
 
 HOLDER = """
@@ -31,10 +31,10 @@ HOLDER = """
 READER = """
     import sys, time
     from test_published import large_agent, uniform
-    from ctrl.agents.published import Published
+    from ctrl.agents.published import SharedWeights
 
     model = large_agent()
-    published = Published(model.policy, model.get_vec_normalize_env(), int(sys.argv[1]))
+    published = SharedWeights(model.policy, model.get_vec_normalize_env(), int(sys.argv[1]))
     versions, until = [], time.monotonic() + float(sys.argv[2])
     print("ready", flush=True)
     while len(set(versions)) <= 20 and time.monotonic() < until:
@@ -88,8 +88,8 @@ def test_weights_and_moments_arrive() -> None:
     learner, actor = agent(), agent(seed=1)
     assert not same_weights(weights_of(learner), weights_of(actor))
     learner.get_vec_normalize_env().obs_rms.update(np.arange(12.0).reshape(4, 3))  # type: ignore[union-attr]
-    published = Published(learner.policy, learner.get_vec_normalize_env())
-    there = Published(actor.policy, actor.get_vec_normalize_env(), os.dup(published.fd))
+    published = SharedWeights(learner.policy, learner.get_vec_normalize_env())
+    there = SharedWeights(actor.policy, actor.get_vec_normalize_env(), os.dup(published.fd))
     for version in (0, 1, 2, 7):
         with torch.no_grad():
             learner.policy.value_net.bias += 1
@@ -106,7 +106,7 @@ def test_weights_and_moments_arrive() -> None:
 def test_nothing_is_overwritten_that_somebody_reads() -> None:
     """A reader that holds the other place blocks the learner from writing there, until the reader is done or dead."""
     model = agent()
-    published = Published(model.policy, model.get_vec_normalize_env())
+    published = SharedWeights(model.policy, model.get_vec_normalize_env())
     assert published.write(1)
     current = int(published._array("current"))
     assert published.write(2)
@@ -123,7 +123,7 @@ def test_never_half_of_it() -> None:
     """This process writes and another one reads, both without pause. Each version consists of one number."""
     model = large_agent()
     fill(model, 0.0)
-    published = Published(model.policy, model.get_vec_normalize_env())
+    published = SharedWeights(model.policy, model.get_vec_normalize_env())
     published.write(0)
     reader = script(READER, published.fd, 60)
     assert reader.stdout is not None and reader.stdout.readline() == "ready\n"

@@ -2,7 +2,7 @@
 
 A step sees at most the n + 1 columns of a tier up to its own (see `ctrl.compressive.schedule`), so a block of Q steps needs
 n + Q / rho or so of them, however long the window is. What a step sees at all, and how far away it is, is one number:
-the row of a layer's table (by age in steps or by distance in slots, see `Rows`), the last of which means "not visible".
+the row of a layer's table (by age in steps or by distance in slots, see `Buckets`), the last of which means "not visible".
 It is the same for all layers with the same tiers.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctrl.compressive.schedule import Rhythm, WindowPlan, count_slots, rhythms
+from ctrl.compressive.schedule import TierSchedule, WindowPlan, count_slots, tier_schedules
 from ctrl.compressive.tiers import Tiers, reach
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256
@@ -28,7 +28,7 @@ EXACT = 32
 """At least all ages below this have a row each."""
 
 
-class Layout(NamedTuple):
+class BlockLayout(NamedTuple):
     """How a window of T steps is cut into N blocks of Q steps, each of which attends to W columns of all tiers."""
 
     columns: Tensor
@@ -41,13 +41,13 @@ class Layout(NamedTuple):
     """[N, Q, 1] the steps of each block; the last ones may lie beyond the window."""
 
 
-class Band(NamedTuple):
+class BlockMask(NamedTuple):
     """What each block sees."""
 
     columns: Tensor
     """[N, W]"""
     row: Tensor
-    """[B, N, Q, W] int64, the row of the table: see `Rows`. It counts copies: times `COPIES`, plus the one that this
+    """[B, N, Q, W] int64, the row of the table: see `Buckets`. It counts copies: times `COPIES`, plus the one that this
     column reads."""
     whole: bool
     """Whether there is one block, of all columns there are in their order."""
@@ -70,7 +70,7 @@ def exact_ages(tiers: Tiers) -> int:
     return max(EXACT, 1 << (tiers[0].slots - 1).bit_length())
 
 
-def age_row(age: Tensor, exact: int = EXACT) -> Tensor:
+def age_bucket(age: Tensor, exact: int = EXACT) -> Tensor:
     """Return the row of each age: one per step below `exact`, then 4 per doubling, evenly within it.
 
     The exponent and the first two binary digits of a float are just that, if `exact` is a power of two.
@@ -85,9 +85,9 @@ _FLOAT_BIAS = 127
 
 
 @lru_cache
-def hidden_row(tiers: Tiers) -> int:
+def masked_bucket(tiers: Tiers) -> int:
     """Return the row after that of the oldest age that these tiers reach; it stands for all that is not visible."""
-    return int(age_row(torch.tensor(reach(tiers)), exact_ages(tiers))) + 1
+    return int(age_bucket(torch.tensor(reach(tiers)), exact_ages(tiers))) + 1
 
 
 def block_size(tiers: Tiers, length: int) -> int:
@@ -103,23 +103,23 @@ def block_size(tiers: Tiers, length: int) -> int:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # what is kept may be first asked for by an agent that acts, and then learned with
-def lay_out(tiers: Tiers, length: int, device: torch.device) -> Layout:
+def lay_out(tiers: Tiers, length: int, device: torch.device) -> BlockLayout:
     """Cut windows of `length` steps into blocks."""
     size = block_size(tiers, length)
     blocks = -(-length // size)
     columns, widths, offset = [], [], 0
-    for rhythm in rhythms(tiers):
-        count = rhythm.count_columns(length)
-        wanted = _columns_of_blocks(rhythm, blocks, size, count)
+    for schedule in tier_schedules(tiers):
+        count = schedule.count_columns(length)
+        wanted = _columns_of_blocks(schedule, blocks, size, count)
         columns.append(torch.where(wanted < count, wanted + offset, -1))
         widths.append(wanted.shape[1])
         offset += count
     joined = torch.cat(columns, dim=1)
     steps = torch.arange(blocks * size).view(blocks, size, 1)
-    return Layout(joined.clamp_min(0).to(device), (joined >= 0).to(device), widths, steps.to(device))
+    return BlockLayout(joined.clamp_min(0).to(device), (joined >= 0).to(device), widths, steps.to(device))
 
 
-def visible(plan: WindowPlan, layout: Layout) -> Tensor:
+def visible(plan: WindowPlan, layout: BlockLayout) -> Tensor:
     """Return [B, N, Q, W] bool, which step sees which column."""
     born = _at(layout, [torch.where(tier.columns.exists, tier.columns.step, plan.length) for tier in plan.tiers])
     gone = _at(layout, [tier.columns.gone for tier in plan.tiers])
@@ -127,35 +127,35 @@ def visible(plan: WindowPlan, layout: Layout) -> Tensor:
     return (layout.steps >= born[:, :, None]) & (layout.steps < gone[:, :, None])
 
 
-class TierBand(NamedTuple):
+class TierMask(NamedTuple):
     """What each block sees of one tier."""
 
-    band: Band
+    mask: BlockMask
     part: slice
-    """Which of the columns of the whole band these are."""
+    """Which of the columns of the whole mask these are."""
 
 
-def tier_band(tiers: Tiers, band: Band, position: int, length: int) -> TierBand:
-    """Cut out one tier of the band of windows of T = `length` steps; the T steps themselves come before its columns."""
-    layout = lay_out(tiers, length, band.row.device)
+def tier_mask(tiers: Tiers, mask: BlockMask, position: int, length: int) -> TierMask:
+    """Cut out one tier of the mask of windows of T = `length` steps; the T steps themselves come before its columns."""
+    layout = lay_out(tiers, length, mask.row.device)
     part = slice(sum(layout.widths[:position]), sum(layout.widths[: position + 1]))
-    offset = sum(rhythm.count_columns(length) for rhythm in rhythms(tiers)[:position])
-    columns = (band.columns[:, part] - offset).clamp_min(0) + length
-    return TierBand(Band(columns, band.row[..., part], whole=False), part)
+    offset = sum(schedule.count_columns(length) for schedule in tier_schedules(tiers)[:position])
+    columns = (mask.columns[:, part] - offset).clamp_min(0) + length
+    return TierMask(BlockMask(columns, mask.row[..., part], whole=False), part)
 
 
-def ages(plan: WindowPlan, layout: Layout) -> Tensor:
+def ages(plan: WindowPlan, layout: BlockLayout) -> Tensor:
     """Return [B, N, Q, W] steps from each slot's centre to each step, rounded down; meaningless where not visible.
 
     In int32, as that is faster, unless there are ages beyond it.
     """
-    centres = [tier.columns.step - (tier.rhythm.first - tier.rhythm.span // 2) for tier in plan.tiers]
-    last = plan.tiers[-1].rhythm
+    centres = [tier.columns.step - (tier.schedule.first - tier.schedule.span // 2) for tier in plan.tiers]
+    last = plan.tiers[-1].schedule
     dtype = torch.int32 if last.first + last.slots * last.span + plan.length < 2**31 else torch.int64
     return layout.steps.to(dtype) - _at(layout, centres).to(dtype)[:, :, None]
 
 
-def distances(tiers: Tiers, plan: WindowPlan, layout: Layout) -> Tensor:
+def distances(tiers: Tiers, plan: WindowPlan, layout: BlockLayout) -> Tensor:
     """Return [B, N, Q, W] visible slots that are newer than each slot, at each step; meaningless where not visible.
 
     This is Transformer-XL's distance in the sequence of compressed memory, memory and current step. With c_i slots of
@@ -172,21 +172,23 @@ def distances(tiers: Tiers, plan: WindowPlan, layout: Layout) -> Tensor:
     return torch.cat(newest, dim=3) - _at(layout, [tier.columns.number for tier in plan.tiers])[:, :, None]
 
 
-class Rows(NamedTuple):
+class Buckets(NamedTuple):
     """How a layer tells slots apart by how far away they are: which row of a table stands for each of them."""
 
-    find: Callable[[Tiers, WindowPlan, Layout], Tensor]
+    find: Callable[[Tiers, WindowPlan, BlockLayout], Tensor]
     """Returns [B, N, Q, W] int32 or int64 rows, meaningless where not visible."""
     hidden: Callable[[Tiers], int]
     """Returns the row for all that is not visible, one after the last that is in use."""
 
 
-BY_AGE = Rows(lambda tiers, plan, layout: age_row(ages(plan, layout), exact_ages(tiers)), hidden_row)
-BY_DISTANCE = Rows(distances, lambda tiers: sum(tier.slots for tier in tiers))
+BY_AGE = Buckets(lambda tiers, plan, layout: age_bucket(ages(plan, layout), exact_ages(tiers)), masked_bucket)
+BY_DISTANCE = Buckets(distances, lambda tiers: sum(tier.slots for tier in tiers))
 
 
-def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout, rows: Rows = BY_AGE, hidden: int | None = None) -> Tensor:
-    """Return `Band.row` as int16, which is smaller to keep, or as int32 where there are too many rows for that.
+def find_buckets(
+    tiers: Tiers, plan: WindowPlan, layout: BlockLayout, rows: Buckets = BY_AGE, hidden: int | None = None
+) -> Tensor:
+    """Return `BlockMask.row` as int16, which is smaller to keep, or as int32 where there are too many rows for that.
 
     :param hidden: the row for what is not visible, where a table has more than these tiers need
     """
@@ -197,18 +199,18 @@ def band_rows(tiers: Tiers, plan: WindowPlan, layout: Layout, rows: Rows = BY_AG
     return row.mul_(COPIES).add_(copies.to(row.dtype))
 
 
-def _at(layout: Layout, columns: list[Tensor]) -> Tensor:
-    """Join what is known of each tier's columns, and pick those of each block: [B, N, W]."""
+def _at(layout: BlockLayout, columns: list[Tensor]) -> Tensor:
+    """Join what is known of each tier's columns, and gather those of each block: [B, N, W]."""
     joined = torch.cat(columns, dim=1)
     picked: Tensor = joined.index_select(1, layout.columns.flatten()).view(-1, *layout.columns.shape)
     return picked
 
 
-def _columns_of_blocks(rhythm: Rhythm, blocks: int, size: int, count: int) -> Tensor:
+def _columns_of_blocks(schedule: TierSchedule, blocks: int, size: int, count: int) -> Tensor:
     """Return [N, W_i], the columns up to that of each block's last step, from n before that of its first step."""
     if blocks == 1:
         return torch.arange(count)[None]
-    first = [start // rhythm.span for start in range(0, blocks * size, size)]
-    last = [(start + size - 1) // rhythm.span for start in range(0, blocks * size, size)]
-    width = 1 + rhythm.slots + max(end - start for start, end in zip(first, last, strict=True))
+    first = [start // schedule.span for start in range(0, blocks * size, size)]
+    last = [(start + size - 1) // schedule.span for start in range(0, blocks * size, size)]
+    width = 1 + schedule.slots + max(end - start for start, end in zip(first, last, strict=True))
     return torch.tensor(first)[:, None] + torch.arange(width)

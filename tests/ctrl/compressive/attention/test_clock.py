@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ctrl import Tier
-from ctrl.compressive.block_mask import age_row, exact_ages
-from ctrl.compressive.clock import CLOCK_FEATURES, NEVER, PERIODS, EpisodeClock, TimeQueries, time_keys
+from ctrl.compressive.attention.block_mask import age_bucket, exact_ages
+from ctrl.compressive.attention.clock import CLOCK_FEATURES, NEVER, PERIODS, EpisodeClock, TimeQueries, time_keys
+from ctrl.compressive.attention.memory_attention import MemoryAttention
 from ctrl.compressive.core import CompressiveCore
-from ctrl.compressive.layer import MemoryAttention
 from ctrl.compressive.schedule import ring_centres
 
 
@@ -194,7 +194,7 @@ def test_all_ages_of_raw_slots_have_a_row_each(slots: int) -> None:
     tiers = (Tier(slots), Tier(3, 1))
     exact = exact_ages(tiers)
     assert exact >= slots and exact.bit_count() == 1
-    rows = age_row(torch.arange(4 * exact), exact)
+    rows = age_bucket(torch.arange(4 * exact), exact)
     assert rows[:exact].tolist() == list(range(exact))
     octaves = rows[exact:].unique(return_counts=True)
     assert octaves[0].tolist() == list(range(exact, exact + 8))

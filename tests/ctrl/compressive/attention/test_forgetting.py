@@ -11,9 +11,9 @@ from torch import Tensor
 
 import ctrl
 from ctrl import Tier
+from ctrl.compressive.attention.memory_attention import MemoryAttention
 from ctrl.compressive.compressors import make_compressor
 from ctrl.compressive.core import CompressiveCore, CompressiveState
-from ctrl.compressive.layer import MemoryAttention
 from ctrl.compressive.window import sum_by_episode
 
 NEVER = torch.tensor([[False]])
@@ -89,11 +89,11 @@ def test_heads_that_do_not_forget_reach_a_million_steps() -> None:
     plain.load_state_dict(core.state_dict(), strict=False)
     clock = torch.tensor([1_000_000])
     slots = torch.randn(1, sum(tier.slots for tier in tiers), 16)
-    usage = torch.zeros(1, 0)
+    importance = torch.zeros(1, 0)
     lost = torch.full((1, slots.shape[1], core.forgetting_heads), -1e6)
     inputs = torch.randn(1, 1, 3)
-    found = explained_weights(core, inputs, CompressiveState(clock, slots, usage, lost))
-    expected = explained_weights(plain, inputs, CompressiveState(clock, slots, usage, lost[..., :0]))
+    found = explained_weights(core, inputs, CompressiveState(clock, slots, importance, lost))
+    expected = explained_weights(plain, inputs, CompressiveState(clock, slots, importance, lost[..., :0]))
     keeping = core.heads - core.forgetting_heads
     torch.testing.assert_close(found[:keeping], expected[:keeping])
     assert found[:keeping, :-1].max() > 1e-3
@@ -166,21 +166,21 @@ def test_forgetting_more_before_a_block_is_handed_on_as_it_is(name: str) -> None
     """So the time of compression makes no difference, and the state can hold gate sums relative to the current step."""
     torch.manual_seed(0)
     compressor, blocks, decays = make_compressor(name, 6, 4), torch.randn(5, 4, 6), -torch.rand(5, 4, 2)
-    usage = torch.rand(5, 4)
-    carried = compressor.carry(decays, blocks, usage)
+    importance = torch.rand(5, 4)
+    carried = compressor.carry(decays, blocks, importance)
     assert carried.shape == (5, 2)
-    torch.testing.assert_close(compressor.carry(decays - 7, blocks, usage), carried - 7)
+    torch.testing.assert_close(compressor.carry(decays - 7, blocks, importance), carried - 7)
     assert bool((carried >= decays.amin(dim=1) - 1e-6).all() and (carried <= decays.amax(dim=1) + 1e-6).all())
 
 
 @pytest.mark.parametrize("name", ["most_used", "most_missed", "select"])
 def test_what_keeps_one_slot_hands_on_its_forgetting(name: str) -> None:
     torch.manual_seed(0)
-    compressor, blocks, usage = make_compressor(name, 6, 4), torch.randn(5, 4, 6), torch.rand(5, 4)
+    compressor, blocks, importance = make_compressor(name, 6, 4), torch.randn(5, 4, 6), torch.rand(5, 4)
     decays = -torch.rand(5, 4, 2)
-    kept = (compressor(blocks, usage)[:, None] - blocks).abs().sum(dim=2).argmin(dim=1)
+    kept = (compressor(blocks, importance)[:, None] - blocks).abs().sum(dim=2).argmin(dim=1)
     assert len(kept.unique()) > 1
-    assert torch.equal(compressor.carry(decays, blocks, usage), decays[torch.arange(5), kept])
+    assert torch.equal(compressor.carry(decays, blocks, importance), decays[torch.arange(5), kept])
 
 
 def test_what_mixes_slots_hands_on_the_forgetting_of_the_newest() -> None:
@@ -189,9 +189,9 @@ def test_what_mixes_slots_hands_on_the_forgetting_of_the_newest() -> None:
 
 
 def test_surprise_hands_on_the_forgetting_with_the_weights_of_the_slots() -> None:
-    compressor, usage = make_compressor("surprise", 2, 4), torch.rand(5, 4)
+    compressor, importance = make_compressor("surprise", 2, 4), torch.rand(5, 4)
     blocks = -torch.rand(5, 4, 2)
-    assert torch.equal(compressor.carry(blocks, torch.randn(5, 4, 2), usage), compressor(blocks, usage))
+    assert torch.equal(compressor.carry(blocks, torch.randn(5, 4, 2), importance), compressor(blocks, importance))
 
 
 def test_forgetting_and_clock_have_no_part_in_the_reconstruction_loss() -> None:

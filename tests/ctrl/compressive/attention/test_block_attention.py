@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl.compressive.block_attention import HIDDEN, KeysValues, ScoreTerms, banded_attention
-from ctrl.compressive.block_mask import COPIES, Band, band_rows, block_size, hidden_row, lay_out
+from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms, banded_attention
+from ctrl.compressive.attention.block_mask import COPIES, BlockMask, block_size, find_buckets, lay_out, masked_bucket
 from ctrl.compressive.schedule import plan_window
 from ctrl.compressive.tiers import Tier, Tiers
 
@@ -19,14 +19,14 @@ MANY = (Tier(500), Tier(40, rate=3))
 """Tiers with so many slots that blocks are larger."""
 
 
-def band_of(length: int, tiers: Tiers = TIERS) -> tuple[Band, int]:
-    """Return the band of a window in the middle of episodes that end at different times, and its number of columns."""
+def band_of(length: int, tiers: Tiers = TIERS) -> tuple[BlockMask, int]:
+    """Return the mask of a window in the middle of episodes that end at different times, and its number of columns."""
     torch.manual_seed(0)
     reset = torch.zeros(BATCH, length, dtype=torch.bool)
     reset[0, length // 3] = reset[1, length // 2] = True
     plan = plan_window(tiers, torch.tensor([7, 31]), reset)
     layout = lay_out(tiers, length, reset.device)
-    return Band(layout.columns, band_rows(tiers, plan, layout).long(), len(layout.columns) == 1), sum(
+    return BlockMask(layout.columns, find_buckets(tiers, plan, layout).long(), len(layout.columns) == 1), sum(
         tier.columns.number.shape[1] for tier in plan.tiers
     )
 
@@ -43,7 +43,7 @@ def plain_attention(
     decay: Tensor,
     time_queries: Tensor,
     time_keys: Tensor,
-    band: Band,
+    mask: BlockMask,
     emphasis: Tensor | None = None,
 ) -> Tensor:
     """Compute attention of every query to every column, one head at a time.
@@ -54,14 +54,14 @@ def plain_attention(
     keys_values = torch.cat([rest[:, :START], own, rest[:, START:]], dim=1)
     if emphasis is not None:
         keys_values = keys_values * emphasis[:, :, None]
-    blocks, size = band.row.shape[1:3]
+    blocks, size = mask.row.shape[1:3]
     length, count, features = queries.shape[1], keys_values.shape[1], WIDTH // HEADS
     row = torch.full((BATCH, blocks * size, count), biases.shape[1])
     for block in range(blocks):
         step = slice(block * size, (block + 1) * size)
-        for position, column in enumerate(band.columns[block].tolist()):  # a column may stand twice, once hidden
-            row[:, step, column] = torch.minimum(row[:, step, column], band.row[:, block, :, position] // COPIES)
-    bias = torch.cat([biases, biases.new_full((HEADS, 1), HIDDEN)], dim=1)[:, row]
+        for position, column in enumerate(mask.columns[block].tolist()):  # a column may stand twice, once hidden
+            row[:, step, column] = torch.minimum(row[:, step, column], mask.row[:, block, :, position] // COPIES)
+    bias = torch.cat([biases, biases.new_full((HEADS, 1), MASKED)], dim=1)[:, row]
     keys, values = keys_values.chunk(2, dim=2)
     read = []
     for head in range(HEADS):
@@ -88,22 +88,22 @@ def test_blocks_grow_with_the_slots(raw: int, compressed: int, size: int) -> Non
     ("tiers", "length"), [*((TIERS, length) for length in (1, 9, 32, 33, 81)), (MANY, 63), (MANY, 64), (MANY, 150)]
 )
 def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length: int, emphasised: bool) -> None:
-    band, count = band_of(length, tiers)
-    assert band.row.shape[2] == block_size(tiers, length)
+    mask, count = band_of(length, tiers)
+    assert mask.row.shape[2] == block_size(tiers, length)
     queries = torch.randn(BATCH, length, WIDTH, dtype=torch.float64, requires_grad=True)
     own, rest = (
         torch.randn(BATCH, columns, 2 * WIDTH, dtype=torch.float64, requires_grad=True)
         for columns in (length, count - length)
     )
-    biases = torch.randn(HEADS, hidden_row(tiers), dtype=torch.float64, requires_grad=True)
+    biases = torch.randn(HEADS, masked_bucket(tiers), dtype=torch.float64, requires_grad=True)
     decay = torch.randn(BATCH, count, 2, dtype=torch.float64, requires_grad=True)
     time_queries = torch.randn(BATCH, length, 14, dtype=torch.float64, requires_grad=True)
     time_keys = torch.randn(BATCH, count, 7, dtype=torch.float64)
     emphasis = 1 + torch.rand(BATCH, count, dtype=torch.float64) if emphasised else None
     arguments = (queries, own, rest, biases, decay, time_queries)
     terms = ScoreTerms(emphasis, decay, time_queries, time_keys)
-    read, weights = banded_attention(queries, KeysValues(own, rest, START), biases, terms, band)
-    expected = plain_attention(*arguments, time_keys, band, emphasis)
+    read, weights = banded_attention(queries, KeysValues(own, rest, START), biases, terms, mask)
+    expected = plain_attention(*arguments, time_keys, mask, emphasis)
     torch.testing.assert_close(read, expected)
     assert not weights.requires_grad
     torch.testing.assert_close(weights.sum(dim=4), torch.ones_like(weights[..., 0]))
@@ -115,13 +115,13 @@ def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length:
 
 
 def test_only_what_is_visible_has_weight() -> None:
-    band, count = band_of(40)
-    biases = torch.randn(HEADS, hidden_row(TIERS))
+    mask, count = band_of(40)
+    biases = torch.randn(HEADS, masked_bucket(TIERS))
     queries, own = torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, 40, 2 * WIDTH)
     keys_values = KeysValues(own, torch.randn(BATCH, count - 40, 2 * WIDTH), START)
     terms = ScoreTerms(None, torch.randn(BATCH, count, 1), None, None)
-    _, weights = banded_attention(queries, keys_values, biases, terms, band)
-    visible = band.row // COPIES != hidden_row(TIERS)
-    real = torch.arange(band.row.shape[1] * band.row.shape[2]).view(1, *band.row.shape[1:3], 1) < 40
+    _, weights = banded_attention(queries, keys_values, biases, terms, mask)
+    visible = mask.row // COPIES != masked_bucket(TIERS)
+    real = torch.arange(mask.row.shape[1] * mask.row.shape[2]).view(1, *mask.row.shape[1:3], 1) < 40
     assert not weights.masked_select(~visible & real).any()
     assert bool((weights.masked_select((visible & real).expand_as(weights)) > 0).all())

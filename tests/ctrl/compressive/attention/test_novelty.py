@@ -8,8 +8,8 @@ from torch import Tensor
 
 import ctrl
 from ctrl import Tier
+from ctrl.compressive.attention.novelty import Novelty
 from ctrl.compressive.core import CompressiveCore
-from ctrl.compressive.novelty import Novelty
 
 WIDTH = 6
 
@@ -203,9 +203,9 @@ def test_the_loss_is_told_by_layer_and_only_where_a_compressor_asks_for_novelty(
 class Newest(ctrl.Compressor):
     """Compressor that keeps the slot with the largest novelty, without regard to attention."""
 
-    def forward(self, blocks: Tensor, usage: Tensor | None = None) -> Tensor:
-        assert usage is not None
-        return blocks[torch.arange(len(blocks)), usage.argmax(dim=1)]
+    def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
+        assert importance is not None
+        return blocks[torch.arange(len(blocks)), importance.argmax(dim=1)]
 
     def uses_novelty(self) -> bool:
         return True
@@ -217,7 +217,7 @@ def test_a_registered_compressor_may_go_by_novelty_alone(monkeypatch: pytest.Mon
     novelty = core.novelty_of(0)
     assert novelty is not None
     torch.nn.init.normal_(novelty.rebuild)
-    assert core.initial_state(1).usage.shape == (1, 0)
+    assert core.initial_state(1).importance.shape == (1, 0)
     inputs = torch.randn(1, 5, 3)
     state = core.unroll(inputs, core.initial_state(1), torch.zeros(1, 5, dtype=torch.bool)).state
     embedded = core.embed(inputs[0, :2])

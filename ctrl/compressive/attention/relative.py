@@ -5,7 +5,7 @@ The score of a slot x for a step h, d slots apart, is
     (W_q h + u)^T W_k x + (W_q h + v)^T W_r R_d        R_d = (sin(d f_0), sin(d f_1), .., cos(d f_0), cos(d f_1), ..)
 
 with f_i = 10000^(-2i / D) and the biases u and v of each head, over the root of the head's size (which the paper leaves
-out of its equations, and its code does not). By distance alone, not by age: see `ctrl.compressive.block_mask.distances`.
+out of its equations, and its code does not). By distance alone, not by age: see `ctrl.compressive.attention.block_mask.distances`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.compressive.block_attention import HIDDEN, KeysValues, ScoreTerms
-from ctrl.compressive.block_mask import COPIES, Band
-from ctrl.compressive.layer import MemoryAttention, NoNorm, SlotNorm
+from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms
+from ctrl.compressive.attention.block_mask import COPIES, BlockMask
+from ctrl.compressive.attention.memory_attention import MemoryAttention, NoNorm, SlotNorm
 
 
 class RelativeAttention(MemoryAttention):
@@ -34,11 +34,13 @@ class RelativeAttention(MemoryAttention):
         self.position_bias = nn.Parameter(torch.zeros(heads, width // heads))  # v
         self.register_buffer("sinusoids", sinusoids(rows, width), persistent=False)
 
-    def _read(self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, band: Band) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, mask: BlockMask
+    ) -> tuple[Tensor, Tensor]:
         encodings = self.get_buffer("sinusoids").to(self.position_key.weight)
         position_keys = self.position_key(encodings).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [H, E, d]
         biases = self.content_bias, self.position_bias
-        return relative_attention(queries, keys_values, position_keys, biases, terms, band)
+        return relative_attention(queries, keys_values, position_keys, biases, terms, mask)
 
 
 def sinusoids(count: int, width: int) -> Tensor:
@@ -54,36 +56,36 @@ def relative_attention(
     position_keys: Tensor,
     biases: tuple[Tensor, Tensor],
     terms: ScoreTerms,
-    band: Band,
+    mask: BlockMask,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from each block's steps to its columns; sizes as in `ctrl.compressive.block_attention`.
+    """Attend from each block's steps to its columns; sizes as in `ctrl.compressive.attention.block_attention`.
 
     :param queries: [B, T, D]
     :param keys_values: of all columns
-    :param position_keys: [H, E, d], one for each row of the band but the hidden one
+    :param position_keys: [H, E, d], one for each row of the mask but the hidden one
     :param biases: u and v, each [H, d]
     :param terms: of the window
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], without a graph
     """
     heads, _, features = position_keys.shape
     of_content, of_position = (bias[:, None, None, None] for bias in biases)
-    query = band.split(queries).unflatten(3, (heads, -1)).movedim(3, 0)  # [H, B, N, Q, d]
+    query = mask.split(queries).unflatten(3, (heads, -1)).movedim(3, 0)  # [H, B, N, Q, d]
     joined = torch.cat(keys_values.parts(), dim=1)
     if terms.emphasis is not None:
         joined = joined * terms.emphasis[:, :, None]
-    columns = joined.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)
+    columns = joined.index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)
     key, value = columns.unflatten(3, (2, heads, -1)).permute(3, 4, 0, 1, 2, 5)  # [H, B, N, W, d] each
     by_distance = (query + of_position) @ position_keys.transpose(1, 2)[:, None, None]  # [H, B, N, Q, E]
-    by_distance = F.pad(by_distance / math.sqrt(features), (0, 1), value=HIDDEN)
+    by_distance = F.pad(by_distance / math.sqrt(features), (0, 1), value=MASKED)
     by_content = (query + of_content) @ key.transpose(3, 4) / math.sqrt(features)  # [H, B, N, Q, W]
     if terms.time_queries is not None and terms.time_keys is not None:
-        time_key = terms.time_keys.index_select(1, band.columns.flatten()).unflatten(1, band.columns.shape)
-        asked = band.split(terms.time_queries).unflatten(3, (-1, time_key.shape[3])).movedim(3, 0)  # [J, B, N, Q, K]
+        time_key = terms.time_keys.index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)
+        asked = mask.split(terms.time_queries).unflatten(3, (-1, time_key.shape[3])).movedim(3, 0)  # [J, B, N, Q, K]
         by_time = asked @ time_key.transpose(2, 3)
         by_content = torch.cat([by_content[: len(by_time)] + by_time, by_content[len(by_time) :]])
-    lost = F.pad(terms.decay, (heads - terms.decay.shape[2], 0)).index_select(1, band.columns.flatten())
-    lost = lost.unflatten(1, band.columns.shape).permute(3, 0, 1, 2)[:, :, :, None]  # [H, B, N, 1, W]
-    row = (band.row // COPIES).expand(heads, -1, -1, -1, -1)
+    lost = F.pad(terms.decay, (heads - terms.decay.shape[2], 0)).index_select(1, mask.columns.flatten())
+    lost = lost.unflatten(1, mask.columns.shape).permute(3, 0, 1, 2)[:, :, :, None]  # [H, B, N, 1, W]
+    row = (mask.row // COPIES).expand(heads, -1, -1, -1, -1)
     weights = (by_content + lost + by_distance.gather(4, row)).softmax(dim=4)
     read = (weights @ value).movedim(0, 3).flatten(start_dim=3)  # [B, N, Q, D]
-    return band.join(read, queries.shape[1]), weights.detach()
+    return mask.join(read, queries.shape[1]), weights.detach()

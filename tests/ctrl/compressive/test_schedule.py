@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrl.compressive.block_mask import BY_DISTANCE, COPIES, Layout, ages, band_rows, hidden_row, lay_out
+from ctrl.compressive.attention.block_mask import (
+    BY_DISTANCE,
+    COPIES,
+    BlockLayout,
+    ages,
+    find_buckets,
+    lay_out,
+    masked_bucket,
+)
 from ctrl.compressive.schedule import WindowPlan, count_slots, oldest_age, plan_window
 from ctrl.compressive.tiers import Tier, reach, spans, tiers_by_layer
 
@@ -94,10 +102,10 @@ class Seen:
     """Slots that each step of a planned window sees, with their ages and distances."""
 
     def __init__(self, tiers: tuple[Tier, ...], plan: WindowPlan) -> None:
-        self.layout: Layout = lay_out(tiers, plan.length, plan.clock.device)
+        self.layout: BlockLayout = lay_out(tiers, plan.length, plan.clock.device)
         self.age = ages(plan, self.layout)
-        self.visible = band_rows(tiers, plan, self.layout) // COPIES != hidden_row(tiers)
-        self.distance = band_rows(tiers, plan, self.layout, BY_DISTANCE) // COPIES
+        self.visible = find_buckets(tiers, plan, self.layout) // COPIES != masked_bucket(tiers)
+        self.distance = find_buckets(tiers, plan, self.layout, BY_DISTANCE) // COPIES
         assert torch.equal(self.distance != sum(tier.slots for tier in tiers), self.visible)
 
     def ages_and_distances(self, env: int, step: int, level: int) -> list[tuple[int, int]]:

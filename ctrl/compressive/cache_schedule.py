@@ -1,0 +1,135 @@
+"""Schedule of the key-value cache: which slot is formed when, and where it goes, while B envs act.
+
+It follows from each env's clock alone (see `ctrl.compressive.schedule`). It runs in numpy on the host, once for all
+layers with the same tiers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctrl.compressive.attention.block_mask import age_bucket, exact_ages
+from ctrl.compressive.schedule import EMPTY, ring_centres, tier_schedules
+from ctrl.compressive.tiers import Tiers, reach
+from ctrl.compressive.window import to_new_centre
+
+Integers = npt.NDArray[np.int64]
+
+TABLE = 2**16
+"""Up to this reach, the rows of all ages are kept in a table."""
+
+
+class Merge(NamedTuple):
+    """What one tier forms in a step: K of the envs are due."""
+
+    tier: int
+    source: Tensor
+    """[K m] the positions that are merged, numbered through all envs."""
+    held: Tensor
+    """[m] for how many steps the tier below has held each of a block."""
+    to_new_centre: Tensor
+    """[m, F + 1] see there."""
+
+
+class Moves(NamedTuple):
+    """What happens to the rings of a layer in one step: all merges are read, then all new slots are written."""
+
+    merges: list[Merge]
+    target: Tensor
+    """[K + B] the positions that take the new slots: those of the merges in their order, then the step itself."""
+    head_target: Tensor
+    """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
+    row: Tensor
+    """[B S] the row of the table of biases for each position; see `CacheSchedule.rows`."""
+    centres: Tensor
+    """[K + B] the step of the episode in the middle of what each new slot stands for."""
+
+
+class CacheSchedule:
+    """Which slot is where, in the rings of a layer of B envs: S positions each, tier by tier.
+
+    :param tiers: the layer's
+    :param heads: H
+    :param clock: [B] steps of the current episode consumed so far
+    :param hidden: the row of the table of biases for what is not visible
+    :param carried: [.., F + 1] of the state
+    """
+
+    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int, carried: Tensor) -> None:
+        self._schedules = tier_schedules(tiers)
+        self._oldest = reach(tiers)
+        self._exact = exact_ages(tiers)
+        self._hidden = hidden
+        self.rows: Tensor | None = None
+        """[E] the rows of the biases of all ages, and last the hidden one; layers then have a bias for each age. None
+        where there are too many ages for that."""
+        if self._oldest < TABLE:
+            self.rows = F.pad(age_bucket(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(
+                clock.device
+            )
+        sizes = [tier.slots for tier in tiers]
+        self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
+        self._held = [schedule.lifetime(torch.arange(schedule.block)) for schedule in self._schedules]
+        facts = carried.shape[-1]
+        self._to_new_centre = [to_new_centre(schedule, facts).to(carried) for schedule in self._schedules]
+        self._size = sum(sizes)
+        self._base = np.arange(len(clock)) * self._size
+        parts, rings = np.arange(2)[:, None, None], np.arange(heads)  # [2, 1, 1], [H]
+        self._head = (parts * len(clock) * heads + rings) * self._size  # [2, 1, H]
+        self._heads = heads
+        self.centre: Integers = ring_centres(tiers, clock).cpu().numpy()
+        """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
+        self._flat_centre = self.centre.reshape(-1)  # a view
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """[B, S] which positions hold a slot."""
+        return np.not_equal(self.centre, EMPTY)
+
+    def forget(self, envs: Integers) -> None:
+        """Empty the rings of some envs."""
+        self.centre[envs] = EMPTY
+
+    def advance(self, time: Integers, device: torch.device) -> Moves:
+        """Move on by the step that is `time` [B] in each env's episode."""
+        flat = self._flat_centre
+        merges, targets = [], []
+        for tier in range(len(self._schedules) - 1, 0, -1):  # from the last: a slot may take the place of a merged one
+            schedule, below = self._schedules[tier], self._schedules[tier - 1]
+            since_first = time - schedule.first
+            due = np.flatnonzero((since_first >= 0) & (since_first % schedule.span == 0))
+            if not len(due):
+                continue
+            number = since_first[due] // schedule.span
+            merged = (number[:, None] * schedule.rate + np.arange(schedule.rate)) % below.slots
+            source = (self._base[due, None] + self._offsets[tier - 1] + merged).reshape(-1)
+            target = self._base[due] + self._offsets[tier] + number % schedule.slots
+            flat[source] = EMPTY
+            flat[target] = number * schedule.span + schedule.span // 2
+            shift = self._to_new_centre[tier]
+            merges.append(Merge(tier, torch.from_numpy(source).to(device), self._held[tier - 1].to(device), shift))
+            targets.append(target)
+        targets.append(self._base + time % self._schedules[0].slots)
+        flat[targets[-1]] = time
+        target = np.concatenate(targets) if merges else targets[0]
+        parts = (target, self._by_head(target), self._rows(time), flat[target])
+        return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
+
+    def _by_head(self, target: Integers) -> Integers:
+        """[N] -> [2 N H] positions in the rings of each head, for keys and then values: [2, B, H, S]."""
+        env = target // self._size
+        positions: Integers = (self._head + (target + env * ((self._heads - 1) * self._size))[:, None]).reshape(-1)
+        return positions
+
+    def _rows(self, time: Integers) -> Integers:
+        """Return [B S] the row of each position's bias."""
+        age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # + 1 where nothing is
+        if self.rows is not None:
+            return age
+        return np.where(age > self._oldest, self._hidden, age_bucket(torch.from_numpy(age), self._exact).numpy())
