@@ -19,15 +19,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer, select
-from ctrl.agents.policies import (
-    Actor,
-    CnnMemoryPolicy,
-    MemoryPolicy,
-    MlpMemoryPolicy,
-    MultiInputMemoryPolicy,
-    Windows,
-)
+from ctrl.agents.policies import CnnMemoryPolicy, MemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from ctrl.agents.policy_data import Windows
 from ctrl.agents.rollout import keep_step, take_step
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint

@@ -11,7 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from ctrl.agents.policies import Acted, MemoryPolicy, Observation, PolicyState, Windows, join_states
+from ctrl.agents.actor import join_states
+from ctrl.agents.policies import MemoryPolicy, Observation
+from ctrl.agents.policy_data import Acted, PolicyState, Windows
 
 
 class BurnIn(NamedTuple):

@@ -23,7 +23,8 @@ import ctrl
 from ctrl.agents.actors.pool import Actors, check_sendable, closing
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
 from ctrl.agents.buffers import select
-from ctrl.agents.policies import Evaluated, MemoryPolicy, PolicyState
+from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.policy_data import Evaluated, PolicyState
 from ctrl.agents.rollout import ended_unreported
 from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
 from ctrl.agents.utils.nan_checks import check_finite

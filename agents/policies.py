@@ -8,7 +8,7 @@ learning takes whole windows (`evaluate_windows`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 import ctrl
+from ctrl.agents.actor import Actor
+from ctrl.agents.policy_data import Evaluated, PolicyState, Windows, policy_leaves
 from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.spaces import action_features, encode_action
 from ctrl.agents.utils.value_normalisation import ValueNormalisation
@@ -40,61 +42,6 @@ not normalised. With stable-baselines3's gain of 1, differences of random values
 advantages."""
 FUSED_ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}
 """Options of Adam: the epsilon of stable-baselines3, and PyTorch's fused kernel."""
-
-
-class PolicyState(NamedTuple):
-    """State that a policy carries from step to step."""
-
-    core: Any
-    """The core's state."""
-    previous_action: Tensor
-    """[B, A] the last action, encoded by `encode_action`; [B, 0] where the policy does not use it."""
-    previous_reward: Tensor
-    """[B, 1] the last reward; [B, 0] where the policy does not use it."""
-
-
-class Acted(NamedTuple):
-    """Result of `Actor.act` for B envs."""
-
-    actions: Tensor
-    """[B, ...] as sampled; Box actions are not clipped yet."""
-    values: Tensor
-    """[B] in the rewards' units."""
-    log_prob: Tensor
-    """[B]"""
-
-
-class Windows(NamedTuple):
-    """Training input of a policy: N windows of T steps."""
-
-    observations: PyTorchObs
-    """[N, T, ...]"""
-    actions: Tensor
-    """[N, T, ...]"""
-    previous_action: Tensor
-    """[N, T, A]"""
-    previous_reward: Tensor
-    """[N, T, 1]"""
-    reset: Tensor
-    """[N, T] bool, true where a step is the first of an episode."""
-    core_state: Any
-    """The core's state before each window."""
-    plan: Any
-    """Result of `MemoryCore.plan` for these windows, kept so that it is computed once."""
-
-
-class Evaluated(NamedTuple):
-    """Result of `MemoryPolicy.evaluate_windows` for N windows of T steps."""
-
-    values: Tensor
-    """[N, T] in the rewards' units."""
-    latent_vf: Tensor
-    """[N, T, V] input of the value head's output layer."""
-    log_prob: Tensor
-    """[N, T] log-probabilities of the windows' actions under the current policy."""
-    entropy: Tensor | None
-    """[N, T], or None where the distribution has no closed form."""
-    unrolled: ctrl.Unrolled
 
 
 class MemoryPolicy(ActorCriticPolicy):
@@ -439,53 +386,6 @@ class MemoryPolicy(ActorCriticPolicy):
         return result
 
 
-class Actor:
-    """Policy that acts in B envs and keeps the state from step to step; made by `MemoryPolicy.actor`.
-
-    Weights may change between two steps; `ctrl.core.Acting` states the exceptions.
-    """
-
-    def __init__(self, policy: MemoryPolicy, state: PolicyState) -> None:
-        self.policy = policy
-        self._core = policy.core.acting(state.core)
-        self._action, self._reward = state.previous_action, state.previous_reward
-        self._sees_rewards = self._reward.shape[1] > 0
-
-    def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
-        """Choose one action per env and advance the state.
-
-        :param obs: [B, ...]
-        :param reset: [B] bool, true where `obs` is the first of an episode
-        :param deterministic: take the most likely action
-        """
-        with torch.inference_mode():
-            acted = self._act(obs, reset, deterministic)
-        return Acted(*(part.clone() for part in acted))  # normal tensors, not inference tensors
-
-    def _act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool) -> Acted:
-        policy, started = self.policy, reset[:, None]
-        self._action = self._action.masked_fill(started, 0)
-        if self._sees_rewards:
-            self._reward = self._reward.masked_fill(started, 0)
-        latent = self._core.step(policy.embed(obs, self._action, self._reward), reset)
-        actions, values, log_prob = policy.decide(latent, deterministic)
-        self._action = policy.encode_action(actions)
-        return Acted(actions, values, log_prob)
-
-    def tell_rewards(self, rewards: np.ndarray) -> None:
-        """Keep the rewards [B] of the last actions as input of the next step, where the policy uses rewards."""
-        if self._sees_rewards:
-            self._reward = self.policy.encode_reward(rewards)
-
-    def state(self, envs: np.ndarray | None = None) -> PolicyState:
-        """Return the state after the last step, of all envs or of those with the indices `envs`."""
-        parts = self._action, self._reward
-        if envs is not None:
-            index = torch.as_tensor(envs, device=self._action.device)
-            parts = parts[0][index], parts[1][index]
-        return PolicyState(self._core.state(envs), *(part.clone() for part in parts))
-
-
 class MlpMemoryPolicy(MemoryPolicy):
     """`MemoryPolicy` for vectors: observations are flattened."""
 
@@ -563,17 +463,6 @@ def draw(log_probs: Tensor) -> Tensor:
     """
     waits = torch.empty_like(log_probs).exponential_()
     return log_probs.exp().div_(waits).argmax(dim=1, keepdim=True)
-
-
-def policy_leaves(state: PolicyState) -> tuple[Tensor, ...]:
-    """Return all tensors of a state: the core's leaves, the previous action and the previous reward."""
-    return (*state.core, state.previous_action, state.previous_reward)
-
-
-def join_states(policy: MemoryPolicy, states: Sequence[PolicyState]) -> PolicyState:
-    """Return several states as one, with their envs in order."""
-    parts = [torch.cat(leaves) for leaves in zip(*map(policy_leaves, states), strict=True)]
-    return PolicyState(policy.core.make_state(parts[:-2]), *parts[-2:])
 
 
 def _flatten_steps(observations: PyTorchObs) -> PyTorchObs:

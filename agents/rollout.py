@@ -10,8 +10,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from ctrl.agents.actor import Actor, join_states
 from ctrl.agents.buffers import Cut, WindowBuffer, each_part
-from ctrl.agents.policies import Acted, Actor, MemoryPolicy, Observation, join_states
+from ctrl.agents.policies import MemoryPolicy, Observation
+from ctrl.agents.policy_data import Acted
 from ctrl.agents.utils.nan_checks import check_finite
 
 

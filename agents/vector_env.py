@@ -21,19 +21,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from stable_baselines3.common.env_util import is_wrapped
+from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ctrl.agents.utils.env_access import _access
 from ctrl.agents.utils.spaces import check_spaces
 
 Bools = npt.NDArray[np.bool_]
@@ -263,118 +262,6 @@ class _EpisodeMonitor:
         self._returns[index] = 0.0
         self._lengths[index] = 0
         return {**record, "t": round(time.time() - self._start, 6)}
-
-
-class _Access(ABC):
-    """Access to attributes and methods of single envs."""
-
-    @abstractmethod
-    def get(self, name: str, indices: list[int]) -> list[Any]: ...
-
-    @abstractmethod
-    def set(self, name: str, value: Any, indices: list[int]) -> None: ...
-
-    @abstractmethod
-    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]: ...
-
-    def is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], index: int) -> bool:
-        return False
-
-
-class _SubEnvAccess(_Access):
-    """Access for `SyncVectorEnv`, which holds the envs in this process."""
-
-    def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
-        self._envs = envs
-
-    def get(self, name: str, indices: list[int]) -> list[Any]:
-        return [self._envs[i].get_wrapper_attr(name) for i in indices]
-
-    def set(self, name: str, value: Any, indices: list[int]) -> None:
-        for i in indices:
-            self._envs[i].set_wrapper_attr(name, value)
-
-    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]:
-        return [method(*args, **kwargs) for method in self.get(name, indices)]
-
-    def is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], index: int) -> bool:
-        return is_wrapped(self._envs[index], wrapper_class)
-
-
-class _WorkerAccess(_Access):
-    """Access for `AsyncVectorEnv`, which asks all workers at once.
-
-    An error would end a worker, so the existence of an attribute is checked first.
-    """
-
-    def __init__(self, env: AsyncVectorEnv[Any, Any]) -> None:
-        self._env = env
-
-    def get(self, name: str, indices: list[int]) -> list[Any]:
-        self._require(name)
-        values = self._env.call("get_wrapper_attr", name)  # unlike `get_attr`, does not call methods
-        return [values[i] for i in indices]
-
-    def set(self, name: str, value: Any, indices: list[int]) -> None:
-        _require_all("set_attr", name, indices, self._env)
-        self._env.set_attr(name, [value] * self._env.num_envs)
-
-    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]:
-        _require_all("env_method", name, indices, self._env)
-        self._require(name)
-        answers = self._env.call(name, *args, **kwargs)
-        return [answers[i] for i in indices]
-
-    def _require(self, name: str) -> None:
-        if not all(self._env.call("has_wrapper_attr", name)):
-            raise AttributeError(f"the envs of {self._env} have no attribute {name!r}.")
-
-
-class _NativeAccess(_Access):
-    """Access for native vector envs without single envs: their attributes, or their wrappers', stand for all envs."""
-
-    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        self._env = env
-
-    def get(self, name: str, indices: list[int]) -> list[Any]:
-        return [getattr(self._owner(name), name)] * len(indices)
-
-    def set(self, name: str, value: Any, indices: list[int]) -> None:
-        _require_all("set_attr", name, indices, self._env)
-        setattr(self._owner(name), name, value)
-
-    def call(self, name: str, indices: list[int], /, *args: Any, **kwargs: Any) -> list[Any]:
-        answers = getattr(self._owner(name), name)(*args, **kwargs)
-        if answers is None:
-            return [None] * len(indices)
-        if not isinstance(answers, Sequence | np.ndarray) or len(answers) != self._env.num_envs:
-            raise ValueError(f"{name} of {self._env} must return an entry for each env, got {answers!r}.")
-        return [answers[i] for i in indices]
-
-    def _owner(self, name: str) -> VectorEnv[Any, Any, Any]:
-        """Return the outermost wrapper, or the env, that has the attribute."""
-        env = self._env
-        while not hasattr(env, name):
-            if env is env.unwrapped:
-                raise AttributeError(f"the vector env {self._env} has no attribute {name!r}, and no single envs.")
-            env = cast(Any, env).env
-        return env
-
-
-def _access(env: VectorEnv[Any, Any, Any]) -> _Access:
-    inner = env.unwrapped
-    if isinstance(inner, SyncVectorEnv):
-        return _SubEnvAccess(inner.envs)
-    if isinstance(inner, AsyncVectorEnv):
-        return _WorkerAccess(inner)
-    return _NativeAccess(env)
-
-
-def _require_all(what: str, name: str, indices: Iterable[int], env: VectorEnv[Any, Any, Any]) -> None:
-    if sorted(indices) != list(range(env.num_envs)):
-        raise NotImplementedError(
-            f"{what}({name!r}) for envs {list(indices)}: {env} can only do it for all of its envs."
-        )
 
 
 def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:

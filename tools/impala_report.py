@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ctrl.experiments.config import TaskOptions
+from ctrl.experiments.options import TaskOptions
 from ctrl.experiments.report.plots import GRID_POINTS, learning_curves, resample, save_figure
 from ctrl.experiments.report.summary import Point, read_curve
 from ctrl.experiments.runs.run_folder import CURVE, MARKER, SUMMARY, read_json, write_json

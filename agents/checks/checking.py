@@ -22,7 +22,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from ctrl.agents.checks.model_copy import ModelCopy, Rollout
-from ctrl.agents.policies import PolicyState
+from ctrl.agents.policy_data import PolicyState
 from ctrl.checks.checking import Finding, LawBroken, judge_all
 from ctrl.checks.laws.stream import Breach, NotApplicable, first_difference
 from ctrl.checks.laws.trial import Trial

@@ -22,9 +22,10 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from ctrl.envs import TASKS
-from ctrl.envs.checks.laws import LAWS, MODES, Breach, Law, NotApplicable, Subject, Vector
+from ctrl.envs.checks.laws import LAWS, MODES, Law
+from ctrl.envs.checks.subject import Breach, NotApplicable, Subject, Vector
 from ctrl.envs.external import EXTERNAL_TASKS
-from ctrl.envs.external import make as make_field_task
+from ctrl.envs.external import make as make_external_task
 
 Status = Literal["kept", "broken", "not applicable"]
 
@@ -53,7 +54,7 @@ def subject_of(
     given = dict(arguments or {})
     if env_id in EXTERNAL_TASKS:
         longest = None if given else EXTERNAL_TASKS[env_id].length
-        return Subject(partial(make_field_task, env_id, **given), longest=longest, steps=steps, seed=seed)
+        return Subject(partial(make_external_task, env_id, **given), longest=longest, steps=steps, seed=seed)
     native, problem = _native(env_id, given)
     ours = TASKS.get(env_id.rpartition(":")[2])
     return Subject(

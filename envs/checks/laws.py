@@ -13,8 +13,8 @@ import pickle
 import re
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,104 +23,15 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.passive_env_checker import env_render_passive_checker
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import iterate
 
+from ctrl.envs.checks.subject import CALLS, COPIES, EPISODES, Breach, NotApplicable, Subject, Vector
 from ctrl.envs.checks.transcript import Event, Playable, Restarting, actions, begin, copy_of, difference, keep, play
 
-COPIES = 5
-"""Number of copies in a vector env."""
-EPISODES = 3
-"""Number of episodes of each copy in the play that a law checks, except in the check for memory leaks."""
-CALLS = 2_000
-"""Maximum number of steps in this play, for envs with long episodes."""
 ALLOWANCE = 64 * 1024
 """Number of bytes by which allocated memory may grow, since Python and its libraries keep some for reuse."""
 MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
-
-Single = gym.Env[Any, Any]
-Vector = VectorEnv[Any, Any, Any]
-
-
-class Breach(AssertionError):
-    """Raised if an env breaks a law."""
-
-    law = ""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.law}: {self.detail}"
-
-
-class NotApplicable(Exception):
-    """Raised if a law says nothing about this env; the message is the reason."""
-
-
-@dataclass
-class Subject:
-    """Env to check: functions that build it, and facts about it."""
-
-    make: Callable[..., Single]
-    """Function that builds one copy; takes `render_mode`."""
-    native: Mapping[AutoresetMode, Callable[[int], Vector]] = field(default_factory=dict)
-    """Functions that build the env's own vector env with a number of copies, one for each mode that it has."""
-    native_problem: str | None = None
-    """Error text if the env has a vector env of its own that cannot be built."""
-    strict: bool = False
-    """True if remarks count as breaches, as for the tasks of this package."""
-    longest: int | None = None
-    """Number of steps in the longest episode, if it is stated."""
-    seed: int = 0
-    steps: int = 100_000
-    """Number of steps in the check for memory leaks."""
-    tick: Callable[[], None] | None = None
-    """Function called after each step, to show progress."""
-    _opened: list[Any] = field(default_factory=list)
-
-    def single(self, **options: Any) -> Single:
-        """Build one copy."""
-        env = self.make(**options)
-        self._opened.append(env)
-        return env
-
-    def forms(self) -> Iterator[tuple[str, Callable[[], Playable]]]:
-        """Yield the name of each form of the env, single or native vector env, and a function that builds it."""
-        yield "single env", lambda: Restarting(self.single())
-        for mode in list(self.native)[:1]:
-            yield "native vector env", partial(self.vector, mode)
-
-    def vector(self, mode: AutoresetMode) -> Vector:
-        """Build the env's own vector env."""
-        envs = self.native[mode](COPIES)
-        self._opened.append(envs)
-        return envs
-
-    def sync(self, mode: AutoresetMode) -> Vector:
-        """Build gymnasium's vector env of single envs."""
-        envs = SyncVectorEnv([self.make] * COPIES, autoreset_mode=mode)
-        self._opened.append(envs)
-        return envs
-
-    def play(self, envs: Playable, *, calls: int = CALLS) -> Iterator[Event]:
-        """Yield the events of random play from the subject's seed."""
-        return play(envs, seed=self.seed, calls=calls, episodes=EPISODES, tick=self.tick)
-
-    def close(self) -> None:
-        """Close all envs that were built. Errors are ignored: the law `gymnasium_accepts_it` reports them."""
-        while self._opened:
-            try:
-                self._opened.pop().close()
-            except Exception:
-                continue
-
-    def insist(self, detail: str) -> str:
-        """Raise `Breach` if the subject is strict, else return `detail` as a remark."""
-        if self.strict:
-            raise Breach(detail)
-        return detail
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ctrl.envs.base import (
-    Actions,
-    Bools,
-    Observations,
-    Outcome,
-    TaskEnv,
-    TaskVectorEnv,
-    checked_fraction,
-    checked_integer,
-)
+from ctrl.envs.arguments import checked_fraction, checked_integer
+from ctrl.envs.base import Actions, Bools, Observations, Outcome, TaskEnv, TaskVectorEnv
 from ctrl.envs.randomness import Bits, derive, happens, integers_below
 from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import RandomAgent

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ctrl.envs.base import Actions, Bools, Observations, Outcome, TaskEnv, TaskVectorEnv, checked_integer
+from ctrl.envs.arguments import checked_integer
+from ctrl.envs.base import Actions, Bools, Observations, Outcome, TaskEnv, TaskVectorEnv
 from ctrl.envs.randomness import Bits, derive, integers_below
 from ctrl.envs.scores import Scores, until_first_mistake
 from ctrl.envs.scripted import RandomAgent

@@ -15,7 +15,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ctrl.envs.base import TaskEnv, TaskVectorEnv, checked_number
+from ctrl.envs.arguments import checked_number
+from ctrl.envs.base import TaskEnv, TaskVectorEnv
 from ctrl.envs.randomness import Bits, derive, uniform
 from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import RandomAgent

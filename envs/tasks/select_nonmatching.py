@@ -40,6 +40,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
+from ctrl.envs.arguments import checked_integer
 from ctrl.envs.base import (
     Actions,
     Bools,
@@ -49,7 +50,6 @@ from ctrl.envs.base import (
     Rules,
     TaskEnv,
     TaskVectorEnv,
-    checked_integer,
     take,
 )
 from ctrl.envs.randomness import Bits, derive, integers_below

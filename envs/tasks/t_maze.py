@@ -28,17 +28,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from ctrl.envs.base import (
-    Actions,
-    Bools,
-    Observations,
-    Outcome,
-    Picture,
-    Rules,
-    TaskEnv,
-    TaskVectorEnv,
-    checked_integer,
-)
+from ctrl.envs.arguments import checked_integer
+from ctrl.envs.base import Actions, Bools, Observations, Outcome, Picture, Rules, TaskEnv, TaskVectorEnv
 from ctrl.envs.randomness import Bits, derive, integers_below
 from ctrl.envs.scores import Scores
 from ctrl.envs.scripted import RandomAgent

@@ -9,8 +9,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from ctrl.experiments.config import Switch, open_option, require_core
 from ctrl.experiments.errors import require, unknown
+from ctrl.experiments.options import Switch, open_option, require_core
 
 AGENTS = (
     "compressive",

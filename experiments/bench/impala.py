@@ -35,8 +35,9 @@ from ctrl.experiments.bench.turns import (
     take_turns,
     use_threads,
 )
-from ctrl.experiments.config import ImpalaOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.options import ImpalaOptions
 from ctrl.experiments.runs.build import build_model, parameter_count
 
 WINDOW = 64

@@ -28,8 +28,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.experiments.bench.config import MINIBATCHES, BenchTrain
 from ctrl.experiments.bench.turns import SEED, framed, ratio_text, ratios, shower, summarise, take_turns, use_threads
-from ctrl.experiments.config import ATTENTION_CORES, MemoryOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.options import ATTENTION_CORES, MemoryOptions
 from ctrl.experiments.runs.build import TOLERANCE, build_model, closest, match_width, parameter_count
 from ctrl.experiments.runs.core_options import of_core
 

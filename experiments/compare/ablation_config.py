@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from ctrl.experiments.config import (
+from ctrl.experiments.errors import require, unknown
+from ctrl.experiments.options import (
     MemoryOptions,
     Out,
     PPOOptions,
@@ -18,7 +19,6 @@ from ctrl.experiments.config import (
     open_option,
     require_cores,
 )
-from ctrl.experiments.errors import require, unknown
 
 LOSSES = ("attention_reconstruction", "auto_encoding", "task")
 """Losses that can train a learned compressor; `task` is the task loss, without a reconstruction loss."""

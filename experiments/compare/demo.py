@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from ctrl.experiments.compare import compare
-from ctrl.experiments.config import CompareConfig, DemoConfig, MemoryOptions, RunOptions, TaskOptions
+from ctrl.experiments.config import CompareConfig, DemoConfig
+from ctrl.experiments.options import MemoryOptions, RunOptions, TaskOptions
 
 CORES = ("compressive", "lstm")
 SEEDS = 3

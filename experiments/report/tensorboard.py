@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from stable_baselines3.common.logger import Logger, configure
 
-from ctrl.experiments.config import TaskOptions
+from ctrl.experiments.options import TaskOptions
 from ctrl.experiments.report import provenance
 from ctrl.experiments.report.summary import Evaluation
 from ctrl.experiments.runs.tasks import BEST, MEMORYLESS, PERFECT, reference_scores

@@ -13,8 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from ctrl import Tier
 from ctrl.agents import MemoryImpala, MemoryPPO
 from ctrl.agents.algorithm import MemoryAlgorithm
-from ctrl.experiments.config import COMPRESSIVE_CORES, PPO_ALONE, RAW_CORES, MemoryOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.options import COMPRESSIVE_CORES, PPO_ALONE, RAW_CORES, MemoryOptions
 from ctrl.experiments.runs.core_options import of_core
 from ctrl.experiments.runs.tasks import policy_name
 

@@ -16,17 +16,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.policies import MemoryPolicy, Windows
+from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.policy_data import Windows
 from ctrl.agents.utils.nan_checks import check_finite
-from ctrl.experiments.config import (
-    COMPRESSIVE_CORES,
-    EvaluateConfig,
-    RunOptions,
-    TaskOptions,
-    TrainConfig,
-    merge_pairs,
-)
+from ctrl.experiments.config import EvaluateConfig, TrainConfig
 from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.options import COMPRESSIVE_CORES, RunOptions, TaskOptions, merge_pairs
 from ctrl.experiments.report.summary import Evaluation, GroupEvaluation, titled
 from ctrl.experiments.runs.build import load_model
 from ctrl.experiments.runs.run_folder import MARKER, MODEL, read_json

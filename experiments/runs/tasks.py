@@ -19,8 +19,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import GymnasiumVecEnv
 from ctrl.envs import TASKS, Rules, Scores, external
-from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.errors import UserError, unknown
+from ctrl.experiments.options import TaskOptions
 
 SEEDS_PER_RUN = 10_000
 """Number of task seeds reserved for a run, one for each copy of the task."""

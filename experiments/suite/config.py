@@ -8,15 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from ctrl.experiments.config import (
-    RECURRENT_CORES,
-    MemoryOptions,
-    PPOOptions,
-    Switch,
-    open_option,
-    require_cores,
-)
 from ctrl.experiments.errors import require
+from ctrl.experiments.options import RECURRENT_CORES, MemoryOptions, PPOOptions, Switch, open_option, require_cores
 
 RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates that a recurrent core is tried with on each task."""

@@ -18,8 +18,9 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.vec_env import VecEnv
 
-from ctrl.experiments.config import RunOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError, require, unknown
+from ctrl.experiments.options import RunOptions
 from ctrl.experiments.report import provenance
 from ctrl.experiments.report.summary import SCHEMA, Evaluation, FailedRun, RunSummary, read_curve
 from ctrl.experiments.runs.build import build_model, match_width, parameter_count

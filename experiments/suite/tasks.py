@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ctrl.experiments.config import TaskOptions, merge_pairs
+from ctrl.experiments.options import TaskOptions, merge_pairs
 from ctrl.experiments.runs.tasks import external_task, known_scores
 
 Score = Literal["success", "normalised", "return"]

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ctrl.envs.checks.contract import Finding, check, subject_of
-from ctrl.envs.checks.laws import LAWS, Subject
+from ctrl.envs.checks.laws import LAWS
+from ctrl.envs.checks.subject import Subject
 from ctrl.experiments.config import EnvsConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.runs.tasks import external_task, find_spec

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ctrl.agents import MemoryImpala
-from ctrl.agents.policies import Evaluated
+from ctrl.agents.policy_data import Evaluated
 from ctrl.agents.trajectories import TrajectoryBatch
 from ctrl.agents.vtrace import VTrace
 

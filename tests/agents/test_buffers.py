@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 import ctrl
 from ctrl.agents import MemoryPPO
 from ctrl.agents.buffers import WindowBuffer, window_batches
-from ctrl.agents.policies import Acted, PolicyState
+from ctrl.agents.policy_data import Acted, PolicyState
 
 COPY, EPISODE, STEP = range(3)
 ROLLOUTS = 5

@@ -15,7 +15,8 @@ from stable_baselines3.common.utils import FloatSchedule
 
 import ctrl.envs  # noqa: F401 - registers the tasks
 from ctrl.agents import GymnasiumVecEnv, MemoryImpala, MemoryPPO
-from ctrl.experiments.config import ImpalaOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.options import ImpalaOptions
 from ctrl.experiments.runs.build import arguments, build_model
 
 BOTH = pytest.mark.parametrize(("algorithm", "kind"), [("ppo", MemoryPPO), ("impala", MemoryImpala)])

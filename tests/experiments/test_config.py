@@ -11,21 +11,18 @@ import pytest
 
 import ctrl
 from ctrl.agents import MemoryPPO
-from ctrl.experiments.config import (
-    CompareConfig,
-    DemoConfig,
-    EvaluateConfig,
+from ctrl.experiments.config import CompareConfig, DemoConfig, EvaluateConfig, TrainConfig
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.options import (
     ImpalaOptions,
     MemoryOptions,
     PPOOptions,
     RunOptions,
     TaskOptions,
-    TrainConfig,
     merge_pairs,
     parse_memory,
     parse_pairs,
 )
-from ctrl.experiments.errors import UserError
 from ctrl.experiments.runs.core_options import parameters
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import ctrl
 from ctrl.agents import MemoryImpala
-from ctrl.agents.policies import Acted, PolicyState
+from ctrl.agents.policy_data import Acted, PolicyState
 from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
 
 COPY, EPISODE, STEP, PLACE = range(4)

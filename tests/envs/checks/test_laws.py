@@ -15,7 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ctrl.envs.checks.contract import Finding, check, check_task, judge
-from ctrl.envs.checks.laws import ALLOWANCE, LAWS, MODES, Breach, Subject
+from ctrl.envs.checks.laws import ALLOWANCE, LAWS, MODES
+from ctrl.envs.checks.subject import Breach, Subject
 
 LENGTH, STEPS = 4, 2_000
 

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from ctrl.agents import MemoryPPO
+from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.policies import Actor, MlpMemoryPolicy
+from ctrl.agents.policies import MlpMemoryPolicy
 from ctrl.baselines.lstm_gru import LSTMCore
 from ctrl.experiments.bench import profile as bench
 from ctrl.experiments.bench.config import BenchProfile

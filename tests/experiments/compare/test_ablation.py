@@ -24,7 +24,8 @@ from ctrl.experiments.compare.ablation_results import (
     steps_to_level,
     thinned,
 )
-from ctrl.experiments.config import MemoryOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.options import MemoryOptions
 from ctrl.experiments.report.summary import Evaluation, Point, RunSummary
 from ctrl.experiments.report.tensorboard import address
 from ctrl.experiments.runs.build import core_kwargs

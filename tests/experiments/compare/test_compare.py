@@ -14,7 +14,8 @@ from rich.console import Console
 from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
 from ctrl.experiments.compare.compare import plan, runs_at_a_time
-from ctrl.experiments.config import CompareConfig, ImpalaOptions, MemoryOptions, PPOOptions, RunOptions, TaskOptions
+from ctrl.experiments.config import CompareConfig
+from ctrl.experiments.options import ImpalaOptions, MemoryOptions, PPOOptions, RunOptions, TaskOptions
 from ctrl.experiments.report import provenance
 from ctrl.experiments.report.summary import read_curve
 from ctrl.experiments.report.tensorboard import address

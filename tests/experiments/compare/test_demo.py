@@ -6,7 +6,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from ctrl.experiments.compare import compare, demo
-from ctrl.experiments.config import DemoConfig, MemoryOptions, PPOOptions
+from ctrl.experiments.config import DemoConfig
+from ctrl.experiments.options import MemoryOptions, PPOOptions
 from ctrl.experiments.runs.build import build_model, parameter_count
 from ctrl.experiments.runs.tasks import make_task
 

@@ -8,7 +8,7 @@ import pytest
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ctrl.experiments.config import TaskOptions
+from ctrl.experiments.options import TaskOptions
 from ctrl.experiments.report.summary import Evaluation
 from ctrl.experiments.report.tensorboard import (
     RETURNS,

@@ -10,17 +10,17 @@ from stable_baselines3.common.vec_env import VecEnv
 import ctrl
 from ctrl.agents import MemoryImpala, MemoryPPO
 from ctrl.compressive.core import CompressiveCore
-from ctrl.experiments.config import (
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.errors import UserError
+from ctrl.experiments.options import (
     DEFAULT_TIERS,
     ImpalaOptions,
     MemoryOptions,
     PPOOptions,
     RunOptions,
     TaskOptions,
-    TrainConfig,
     parse_memory,
 )
-from ctrl.experiments.errors import UserError
 from ctrl.experiments.runs.build import (
     arguments,
     build_model,

@@ -5,8 +5,8 @@ from dataclasses import fields
 import pytest
 
 import ctrl
-from ctrl.experiments.config import MemoryOptions, PPOOptions
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.options import MemoryOptions, PPOOptions
 from ctrl.experiments.runs.core_options import check_options, cores_with, of_core, parameters
 
 COMPRESSING = ["compressive", "adaptive"]

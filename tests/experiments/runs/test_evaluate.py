@@ -15,7 +15,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
-from ctrl.experiments.config import MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.options import MemoryOptions, PPOOptions, RunOptions, TaskOptions
 from ctrl.experiments.runs.build import build_model
 from ctrl.experiments.runs.core_options import of_core
 from ctrl.experiments.runs.evaluate import (

@@ -12,8 +12,8 @@ import pytest
 from gymnasium import spaces
 
 from ctrl.agents import GymnasiumVecEnv
-from ctrl.experiments.config import TaskOptions
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.options import TaskOptions
 from ctrl.experiments.runs.tasks import (
     evaluation_seed,
     external_task,

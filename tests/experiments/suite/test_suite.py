@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ctrl.experiments.cli import main
-from ctrl.experiments.config import MemoryOptions, PPOOptions, RunOptions, TaskOptions, TrainConfig
+from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.options import MemoryOptions, PPOOptions, RunOptions, TaskOptions
 from ctrl.experiments.report.summary import CURVE_COLUMNS, Evaluation, RunSummary
 from ctrl.experiments.runs.build import Match, build_model, core_kwargs, parameter_count
 from ctrl.experiments.runs.run_folder import read_json, write_json

@@ -1,0 +1,70 @@
+"""Data that a policy passes around: its state, its actions, the windows that it learns from, and its results."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor
+
+import ctrl
+
+
+class PolicyState(NamedTuple):
+    """State that a policy carries from step to step."""
+
+    core: Any
+    """The core's state."""
+    previous_action: Tensor
+    """[B, A] the last action, encoded by `encode_action`; [B, 0] where the policy does not use it."""
+    previous_reward: Tensor
+    """[B, 1] the last reward; [B, 0] where the policy does not use it."""
+
+
+class Acted(NamedTuple):
+    """Result of `Actor.act` for B envs."""
+
+    actions: Tensor
+    """[B, ...] as sampled; Box actions are not clipped yet."""
+    values: Tensor
+    """[B] in the rewards' units."""
+    log_prob: Tensor
+    """[B]"""
+
+
+class Windows(NamedTuple):
+    """Training input of a policy: N windows of T steps."""
+
+    observations: PyTorchObs
+    """[N, T, ...]"""
+    actions: Tensor
+    """[N, T, ...]"""
+    previous_action: Tensor
+    """[N, T, A]"""
+    previous_reward: Tensor
+    """[N, T, 1]"""
+    reset: Tensor
+    """[N, T] bool, true where a step is the first of an episode."""
+    core_state: Any
+    """The core's state before each window."""
+    plan: Any
+    """Result of `MemoryCore.plan` for these windows, kept so that it is computed once."""
+
+
+class Evaluated(NamedTuple):
+    """Result of `MemoryPolicy.evaluate_windows` for N windows of T steps."""
+
+    values: Tensor
+    """[N, T] in the rewards' units."""
+    latent_vf: Tensor
+    """[N, T, V] input of the value head's output layer."""
+    log_prob: Tensor
+    """[N, T] log-probabilities of the windows' actions under the current policy."""
+    entropy: Tensor | None
+    """[N, T], or None where the distribution has no closed form."""
+    unrolled: ctrl.Unrolled
+
+
+def policy_leaves(state: PolicyState) -> tuple[Tensor, ...]:
+    """Return all tensors of a state: the core's leaves, the previous action and the previous reward."""
+    return (*state.core, state.previous_action, state.previous_reward)
