@@ -20,11 +20,11 @@ FOLDERS = {"ctrl": "ctrl", "envs": "ctrl.envs", "agents": "ctrl.agents", "experi
 
 # What each folder may import: other distributions, and which of our four packages besides itself.
 THIRD_PARTY = {
-    "ctrl": {"torch", "numpy", "safetensors"},
+    "ctrl": {"torch", "numpy"},
     "envs": {"gymnasium", "numpy"},
     "agents": {"torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "cloudpickle"},
     "experiments": {
-        *("torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "safetensors", "cloudpickle"),
+        *("torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "cloudpickle"),
         *("tyro", "rich", "tqdm", "matplotlib"),
     },
 }
