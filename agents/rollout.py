@@ -17,7 +17,7 @@ from ctrl.agents.policy_data import Acted
 from ctrl.agents.utils.nan_checks import check_finite
 
 
-class Taken(NamedTuple):
+class EnvStep(NamedTuple):
     """One step of all B envs."""
 
     seen: Observation
@@ -34,7 +34,7 @@ class Taken(NamedTuple):
     infos: list[dict[str, Any]]
 
 
-def take_step(actor: Actor, env: VecEnv, buffer: WindowBuffer, seen: Observation, reset: Tensor, now: int) -> Taken:
+def take_step(actor: Actor, env: VecEnv, buffer: WindowBuffer, seen: Observation, reset: Tensor, now: int) -> EnvStep:
     """Act once in every env. The buffer only gets the state before the step, where a window or burn-in starts with it.
 
     :param seen: [B, ...] current observations
@@ -47,10 +47,10 @@ def take_step(actor: Actor, env: VecEnv, buffer: WindowBuffer, seen: Observation
         buffer.add_snapshot(actor.state())
     acted = actor.act(obs_as_tensor(seen, actor.policy.device), reset)
     actions = actor.policy.env_actions(acted.actions)
-    return Taken(seen, acted, actions, *env.step(actions))
+    return EnvStep(seen, acted, actions, *env.step(actions))
 
 
-def keep_step(taken: Taken, starts: np.ndarray, actor: Actor, buffer: WindowBuffer, gamma: float, now: int) -> None:
+def keep_step(step: EnvStep, starts: np.ndarray, actor: Actor, buffer: WindowBuffer, gamma: float, now: int) -> None:
     """Store a step in the buffer, and bootstrap the returns of truncated episodes.
 
     The bootstrap value is that of the terminal observation, computed from the state after the last step. The buffer
@@ -62,16 +62,16 @@ def keep_step(taken: Taken, starts: np.ndarray, actor: Actor, buffer: WindowBuff
     :param now: number of the training step, for error messages
     :raises NonFiniteError: where a reward or a terminal observation is not finite
     """
-    check_finite(taken.rewards, "reward", now)
-    buffer.add_step(taken.seen, taken.acted, taken.rewards, starts)
-    ended: list[int] = np.flatnonzero(taken.ends).tolist()
-    cut = [env for env in ended if taken.infos[env].get("TimeLimit.truncated", False)]
-    late = [env for env in ended if taken.infos[env].get("reset_step", False)]
+    check_finite(step.rewards, "reward", now)
+    buffer.add_step(step.seen, step.acted, step.rewards, starts)
+    ended: list[int] = np.flatnonzero(step.ends).tolist()
+    cut = [env for env in ended if step.infos[env].get("TimeLimit.truncated", False)]
+    late = [env for env in ended if step.infos[env].get("reset_step", False)]
     for env in late:
         buffer.ignore_step(env, terminated=env not in cut)
     in_time = [env for env in cut if env not in late]
     if in_time:
-        buffer.cuts.append(_cut(in_time, taken.infos, actor, buffer.pos - 1, now))
+        buffer.cuts.append(_cut(in_time, step.infos, actor, buffer.pos - 1, now))
     waiting = sum(len(episodes.envs) for episodes in buffer.cuts)
     if waiting and (waiting >= buffer.n_envs or buffer.pos % buffer.window == 0):
         _bootstrap(actor.policy, buffer, gamma)

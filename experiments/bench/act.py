@@ -52,7 +52,7 @@ Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Measured:
+class ActResult:
     """Results of one model at one batch size, in all turns."""
 
     model: str
@@ -138,10 +138,10 @@ def predictors(core: str) -> dict[str, Callable[[], Step]]:
 
 def measured(
     counts: Mapping[str, int], batch_size: int, turns: Mapping[str, list[float]], reference: str = REFERENCE
-) -> list[Measured]:
+) -> list[ActResult]:
     """Combine the results at one batch size."""
     return [
-        Measured(name, batch_size, counts[name], seconds, ratio(seconds, turns[reference]))
+        ActResult(name, batch_size, counts[name], seconds, ratio(seconds, turns[reference]))
         for name, seconds in turns.items()
     ]
 
@@ -167,7 +167,7 @@ class Prediction:
         return {**asdict(self), **summed, "overhead_seconds": self.overhead}
 
 
-def measure_steps(config: BenchAct, console: Console) -> list[Measured]:
+def measure_steps(config: BenchAct, console: Console) -> list[ActResult]:
     """Time the models in turns, at each batch size."""
     compared = models()
     counts = {name: count(model) for name, model in compared.items()}
@@ -195,7 +195,7 @@ def measure_predictions(config: BenchAct, console: Console) -> list[Prediction]:
     return results
 
 
-def steps_table(results: Sequence[Measured], threads: int) -> RenderableType:
+def steps_table(results: Sequence[ActResult], threads: int) -> RenderableType:
     """Build the table of acting steps."""
     rows = [
         [

@@ -47,7 +47,7 @@ Builder = Callable[[], VectorEnv[Any, Any, Any]]
 
 
 @dataclass(frozen=True)
-class Measured:
+class EnvsResult:
     """Results of one task, in all turns."""
 
     task: str
@@ -106,7 +106,7 @@ def run_turn(build: Builder, seconds: float) -> float:
     return calls * envs.num_envs / spent
 
 
-def measure(config: BenchEnvs, console: Console) -> list[Measured]:
+def measure(config: BenchEnvs, console: Console) -> list[EnvsResult]:
     """Measure both forms of each task in turns."""
     results = []
     for task, arguments in cases(config.tasks):
@@ -114,12 +114,12 @@ def measure(config: BenchEnvs, console: Console) -> list[Measured]:
             {form: partial(run_turn, builder(task, form, config.num_envs, arguments), TURN_SECONDS) for form in FORMS},
             config.repeats,
         )
-        results.append(Measured(task, arguments, turns["native"], turns["sync"]))
+        results.append(EnvsResult(task, arguments, turns["native"], turns["sync"]))
         console.print(f"{results[-1].name}: {count_text(round(median(turns['native'])))} steps/s", soft_wrap=True)
     return results
 
 
-def envs_table(results: Sequence[Measured], num_envs: int) -> RenderableType:
+def envs_table(results: Sequence[EnvsResult], num_envs: int) -> RenderableType:
     """Build the table of the benchmark."""
     rows = []
     for result in results:

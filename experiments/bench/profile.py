@@ -120,7 +120,7 @@ class Clocks:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProfileResult:
     """Results of one core at one number of envs, in all turns."""
 
     core: str
@@ -164,7 +164,7 @@ def run_turn(build: Callable[[VecEnv], Any], num_envs: int, updates: int) -> Tur
         env.close()
 
 
-def measure(config: BenchProfile, console: Console) -> list[Measured]:
+def measure(config: BenchProfile, console: Console) -> list[ProfileResult]:
     """Measure all cores at all numbers of envs in turns."""
     builders, _ = agents(config.cores)
     workers = {
@@ -174,10 +174,10 @@ def measure(config: BenchProfile, console: Console) -> list[Measured]:
     }
     show = shower(console, config.repeats, lambda turn: f"{1e3 * turn[TOTAL]:8,.0f} ms an update")
     turns = take_turns(workers, config.repeats, show)
-    return [Measured(*case, each) for case, each in turns.items()]
+    return [ProfileResult(*case, each) for case, each in turns.items()]
 
 
-def profile_table(results: Sequence[Measured], threads: int) -> RenderableType:
+def profile_table(results: Sequence[ProfileResult], threads: int) -> RenderableType:
     """Build the table of one core, with two columns for each number of envs."""
     columns = ["phase", *(head for result in results for head in (f"{result.num_envs} envs\nms", "\nshare"))]
     rows = [[phase, *(cell for result in results for cell in _cells(result, phase))] for phase in (*PHASES, TOTAL)]
@@ -188,7 +188,7 @@ def profile_table(results: Sequence[Measured], threads: int) -> RenderableType:
     return framed(f"phases of an update, MemoryPPO {results[0].core}", columns, rows, notes, threads)
 
 
-def _cells(result: Measured, phase: str) -> tuple[str, str]:
+def _cells(result: ProfileResult, phase: str) -> tuple[str, str]:
     return number_of(result.milliseconds(phase)), "" if phase == TOTAL else f"{result.share(phase):.1%}"
 
 

@@ -93,7 +93,7 @@ VARIED: dict[str, list[Case]] = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScaleResult:
     """Results of one case, in all turns."""
 
     varied: str
@@ -190,15 +190,15 @@ def run_turn(core: ctrl.MemoryCore[Any], envs: int, steps: int) -> float:
 
 def measured(
     varied: str, state_bytes: Mapping[Case, int], turns: Mapping[Case, list[float]], default: Case = DEFAULT
-) -> list[Measured]:
+) -> list[ScaleResult]:
     """Combine the results of the cases in which one size varies."""
     return [
-        Measured(varied, case, state_bytes[case], seconds, ratio(seconds, turns[default]))
+        ScaleResult(varied, case, state_bytes[case], seconds, ratio(seconds, turns[default]))
         for case, seconds in turns.items()
     ]
 
 
-def measure_cases(config: BenchScale, console: Console) -> list[Measured]:
+def measure_cases(config: BenchScale, console: Console) -> list[ScaleResult]:
     """Measure the cases in turns, for each size that varies."""
     results = []
     for varied, cases in VARIED.items():
@@ -245,7 +245,7 @@ def episode_table(slices: Sequence[Slice], steps: int, before: int, threads: int
     return framed(f"one episode of {steps:,} steps in one env", columns, rows, notes, threads)
 
 
-def cases_table(results: Sequence[Measured], threads: int) -> RenderableType:
+def cases_table(results: Sequence[ScaleResult], threads: int) -> RenderableType:
     """Build the table of the cases."""
     rows = [
         [

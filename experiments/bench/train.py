@@ -80,7 +80,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TrainResult:
     """Results of one agent at one number of envs, in all turns."""
 
     agent: str
@@ -106,7 +106,7 @@ class Measured:
         return {**data, **data.pop("ratios"), "steps_per_second": summarise(self.speeds)}
 
 
-def measured(counts: Mapping[str, int], num_envs: int, turns: Mapping[str, list[Turn]]) -> list[Measured]:
+def measured(counts: Mapping[str, int], num_envs: int, turns: Mapping[str, list[Turn]]) -> list[TrainResult]:
     """Combine the results at one number of envs.
 
     :param counts: numbers of parameters by agent
@@ -114,7 +114,7 @@ def measured(counts: Mapping[str, int], num_envs: int, turns: Mapping[str, list[
     """
     speeds = {agent: [turn.steps_per_second for turn in each] for agent, each in turns.items()}
     return [
-        Measured(agent, num_envs, counts[agent], each, ratios(speeds, agent, REFERENCES))
+        TrainResult(agent, num_envs, counts[agent], each, ratios(speeds, agent, REFERENCES))
         for agent, each in turns.items()
     ]
 
@@ -246,7 +246,7 @@ def _matched(builder: Callable[[int], Builder], env: VecEnv, target: int) -> int
     return size
 
 
-def measure(config: BenchTrain, console: Console) -> list[Measured]:
+def measure(config: BenchTrain, console: Console) -> list[TrainResult]:
     """Measure the agents in turns, at each number of envs."""
     builders, counts = agents(config.agents)
     results = []
@@ -258,7 +258,7 @@ def measure(config: BenchTrain, console: Console) -> list[Measured]:
     return results
 
 
-def train_table(results: Sequence[Measured], threads: int) -> RenderableType:
+def train_table(results: Sequence[TrainResult], threads: int) -> RenderableType:
     """Build the table of the benchmark."""
     return framed(
         f"training on CartPole without velocities, {N_STEPS} steps, {N_EPOCHS} epochs × {MINIBATCHES} minibatches",
@@ -273,7 +273,7 @@ def train_table(results: Sequence[Measured], threads: int) -> RenderableType:
     )
 
 
-def _cells(result: Measured) -> list[str]:
+def _cells(result: TrainResult) -> list[str]:
     return [
         result.label,
         str(result.num_envs),

@@ -94,7 +94,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Measured:
+class UnrollResult:
     """Results of one model in one case, in all turns."""
 
     model: str
@@ -274,7 +274,7 @@ def models_of(models: Sequence[str], length: int) -> list[str]:
     return [model for model in models if not (model == "compressive_long" and "compressive" in models and same)]
 
 
-def measured(shape: Shape, counts: Mapping[str, int], turns: Mapping[str, list[float]]) -> list[Measured]:
+def measured(shape: Shape, counts: Mapping[str, int], turns: Mapping[str, list[float]]) -> list[UnrollResult]:
     """Combine the results of one case.
 
     :param counts: numbers of parameters by model
@@ -286,11 +286,11 @@ def measured(shape: Shape, counts: Mapping[str, int], turns: Mapping[str, list[f
         share = None if flops is None else flops * ratio(turns[model], turns[PEAK])
         slots = "" if memory is None else f"{memory[0]},{memory[1]}x{RATE}"
         sizes = (shape.width, shape.length, shape.batch_size, counts[model], slots)
-        results.append(Measured(model, *sizes, turns[model], share, ratios(turns, model, REFERENCES)))
+        results.append(UnrollResult(model, *sizes, turns[model], share, ratios(turns, model, REFERENCES)))
     return results
 
 
-def measure_case(config: BenchUnroll, shape: Shape, peak: Callable[[], float], console: Console) -> list[Measured]:
+def measure_case(config: BenchUnroll, shape: Shape, peak: Callable[[], float], console: Console) -> list[UnrollResult]:
     """Measure the models and the peak in turns, in one case."""
     counts, workers = {}, {}
     for model in models_of(config.models, shape.length):
@@ -304,7 +304,7 @@ def measure_case(config: BenchUnroll, shape: Shape, peak: Callable[[], float], c
     return measured(shape, counts, turns)
 
 
-def unroll_table(results: Sequence[Measured], peak: Sequence[float], threads: int) -> RenderableType:
+def unroll_table(results: Sequence[UnrollResult], peak: Sequence[float], threads: int) -> RenderableType:
     """Build the table of the benchmark."""
     rows = [
         [

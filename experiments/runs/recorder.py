@@ -35,24 +35,24 @@ MOST_EPISODES = 32
 """Largest number of episodes in an evaluation during training."""
 
 
-class Taken(NamedTuple):
+class ElapsedTime(NamedTuple):
     """Elapsed time in seconds: wall time, and processor time of all threads."""
 
     wall: float = 0.0
     cpu: float = 0.0
 
     @classmethod
-    def now(cls) -> Taken:
+    def now(cls) -> ElapsedTime:
         """Return the present readings of both clocks."""
         return cls(time.perf_counter(), time.process_time())
 
-    def plus(self, other: Taken) -> Taken:
+    def plus(self, other: ElapsedTime) -> ElapsedTime:
         """Return the sum of both times."""
-        return Taken(self.wall + other.wall, self.cpu + other.cpu)
+        return ElapsedTime(self.wall + other.wall, self.cpu + other.cpu)
 
-    def minus(self, other: Taken) -> Taken:
+    def minus(self, other: ElapsedTime) -> ElapsedTime:
         """Return the time without `other`, or the time since the reading `other`."""
-        return Taken(self.wall - other.wall, self.cpu - other.cpu)
+        return ElapsedTime(self.wall - other.wall, self.cpu - other.cpu)
 
 
 class CurveFile:
@@ -88,7 +88,7 @@ class Recorder(BaseCallback):
         self.stop = stop
         self.points: list[Point] = []
         """Learning curve so far."""
-        self.evaluating = Taken()
+        self.evaluating = ElapsedTime()
         """Time that the evaluations so far have taken."""
         self._returns: list[float] = []
         self._successes: list[float] = []
@@ -106,7 +106,7 @@ class Recorder(BaseCallback):
         self._held_out.close()
 
     def _on_training_start(self) -> None:
-        self._start = Taken.now()
+        self._start = ElapsedTime.now()
         self._checkpoint()
 
     def _on_step(self) -> bool:
@@ -146,13 +146,13 @@ class Recorder(BaseCallback):
         log_evaluation(self.logger, evaluation, self.num_timesteps)
 
     def _evaluate(self, interval: int) -> None:
-        start = Taken.now()
+        start = ElapsedTime.now()
         native = isinstance(self.training_env.unwrapped, GymnasiumVecEnv)
         lengths = [info["l"] for info in self.model.ep_info_buffer or ()]
         episodes = affordable_episodes(lengths, interval * (NATIVE_SHARE if native else SHARE))
         if episodes:
             self.add_evaluation(evaluate_run(cast(MemoryAlgorithm, self.model), self.config, episodes=episodes))
-        self.evaluating = self.evaluating.plus(Taken.now().minus(start))
+        self.evaluating = self.evaluating.plus(ElapsedTime.now().minus(start))
         self._next_evaluation = self.num_timesteps + interval
 
     def _count_episode(self, info: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class Recorder(BaseCallback):
             self._successes.append(float(info["is_success"]))
 
     def _record(self) -> None:
-        seconds = Taken.now().minus(self._start).minus(self.evaluating).wall
+        seconds = ElapsedTime.now().minus(self._start).minus(self.evaluating).wall
         point = Point(
             self.num_timesteps,
             float(np.mean(self._returns)) if self._returns else math.nan,

@@ -24,7 +24,7 @@ from ctrl.experiments.report.summary import RunSummary, recent, run_table
 from ctrl.experiments.runs.build import build_model, parameter_count
 from ctrl.experiments.runs.evaluate import evaluate_run, reconstruction_errors
 from ctrl.experiments.runs.progress import LiveReporter, Reporter
-from ctrl.experiments.runs.recorder import Recorder, Taken
+from ctrl.experiments.runs.recorder import ElapsedTime, Recorder
 from ctrl.experiments.runs.run_folder import MARKER, MODEL, SUMMARY, open_folder, slug, write_json
 from ctrl.experiments.runs.signals import StopRequests
 from ctrl.experiments.runs.tasks import make_task, stated_scores, training_seed
@@ -109,7 +109,7 @@ def _learn(
     model: MemoryAlgorithm, config: TrainConfig, place: Place, recorder: Recorder, stop: StopRequests
 ) -> Outcome:
     status, exit_code, message = FINISHED, 0, ""
-    start = Taken.now()
+    start = ElapsedTime.now()
     with stop:
         try:
             model.learn(config.run.steps, callback=recorder)
@@ -120,7 +120,7 @@ def _learn(
             status, exit_code = FAILED, 1
             kept = recorder.keep_last_good()
             message = f"{error}; training stopped. The last good checkpoint is kept: {kept}"
-        taken = Taken.now().minus(start).minus(recorder.evaluating)
+        taken = ElapsedTime.now().minus(start).minus(recorder.evaluating)
         if status != FAILED:
             model.save(place.folder / MODEL)
     return Outcome(_summarise(model, config, place, recorder, taken, status, message), exit_code)
@@ -137,7 +137,7 @@ def _summarise(
     config: TrainConfig,
     place: Place,
     recorder: Recorder,
-    taken: Taken,
+    taken: ElapsedTime,
     status: str,
     message: str,
 ) -> RunSummary:

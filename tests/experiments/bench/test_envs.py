@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ctrl.envs import TASKS
 from ctrl.experiments.bench.config import BenchEnvs
-from ctrl.experiments.bench.envs import FORMS, VARIANTS, WARM_UP, Measured, builder, cases, envs_table, run_turn
+from ctrl.experiments.bench.envs import FORMS, VARIANTS, WARM_UP, EnvsResult, builder, cases, envs_table, run_turn
 from ctrl.experiments.errors import UserError
 
 RECALL, ROOMS = "ctrl/Recall-v0", "ctrl/SelectNonmatchingObject-v0"
@@ -20,7 +20,7 @@ RECALL, ROOMS = "ctrl/Recall-v0", "ctrl/SelectNonmatchingObject-v0"
 
 def test_ratios_are_taken_within_a_turn() -> None:
     # Turn 2 met a busy machine; both were slowed down.
-    measured = Measured(RECALL, {}, native=[100.0, 50.0, 110.0], sync=[50.0, 25.0, 50.0])
+    measured = EnvsResult(RECALL, {}, native=[100.0, 50.0, 110.0], sync=[50.0, 25.0, 50.0])
     assert measured.ratio == 2.0
     data = measured.to_json()
     assert data["steps_per_second"]["native"] == {"median": 100.0, "range": [50.0, 110.0]}
@@ -86,8 +86,8 @@ def test_a_turn_takes_its_time() -> None:
 
 def test_the_table_fits_a_narrow_terminal() -> None:
     results = [
-        Measured(RECALL, {}, [1.5e6, 1.23e6, 1.6e6], [9_000.0, 9_876.0, 12_000.0]),
-        Measured(ROOMS, {"observation": "pixels"}, [61_234.0, 61_000.0, 70_000.0], [100.0, 110.0, 120.0]),
+        EnvsResult(RECALL, {}, [1.5e6, 1.23e6, 1.6e6], [9_000.0, 9_876.0, 12_000.0]),
+        EnvsResult(ROOMS, {"observation": "pixels"}, [61_234.0, 61_000.0, 70_000.0], [100.0, 110.0, 120.0]),
     ]
     console = Console(width=80)
     with console.capture() as captured:

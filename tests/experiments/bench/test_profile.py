@@ -13,7 +13,7 @@ from ctrl.agents.policies import MlpMemoryPolicy
 from ctrl.baselines.lstm_gru import LSTMCore
 from ctrl.experiments.bench import profile as bench
 from ctrl.experiments.bench.config import BenchProfile
-from ctrl.experiments.bench.profile import PHASES, TOTAL, Clocks, Measured, per_update, run_turn
+from ctrl.experiments.bench.profile import PHASES, TOTAL, Clocks, ProfileResult, per_update, run_turn
 from ctrl.experiments.bench.train import agents
 
 
@@ -28,7 +28,7 @@ def test_what_no_clock_counted_is_the_rest() -> None:
 
 def test_shares_are_taken_within_a_turn() -> None:
     # Turn 2 met a busy machine.
-    results = Measured("lstm", 8, [turn(env=1.0, total=4.0), turn(env=2.0, total=8.0), turn(env=1.0, total=5.0)])
+    results = ProfileResult("lstm", 8, [turn(env=1.0, total=4.0), turn(env=2.0, total=8.0), turn(env=1.0, total=5.0)])
     assert results.share("env") == 0.25
     assert results.milliseconds("env") == 1000.0
     assert results.to_json()["seconds_per_update"]["env"] == {"median": 1.0, "range": [1.0, 2.0]}
@@ -81,7 +81,7 @@ def test_the_library_is_left_as_it_was() -> None:
 
 def test_the_table_fits() -> None:
     busy: dict[str, Any] = {**dict.fromkeys(PHASES, 0.1), "act": 1.2345, TOTAL: 2.0}
-    results = [Measured("compressive", num_envs, [busy, busy]) for num_envs in (8, 64, 256)]
+    results = [ProfileResult("compressive", num_envs, [busy, busy]) for num_envs in (8, 64, 256)]
     console = Console(width=100)
     with console.capture() as captured:
         console.print(bench.profile_table(results, threads=1))

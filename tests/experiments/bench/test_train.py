@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ctrl.experiments.bench import train as bench
 from ctrl.experiments.bench.config import AGENTS, BenchTrain
-from ctrl.experiments.bench.train import Measured, Turn, make_cartpole, measured, run_turn, train_table
+from ctrl.experiments.bench.train import TrainResult, Turn, make_cartpole, measured, run_turn, train_table
 from ctrl.experiments.errors import UserError
 
 
@@ -58,7 +58,7 @@ def test_the_table_compares_with_recurrent_ppo_and_the_mlp() -> None:
     assert cells(results, "RecurrentPPO")[-2:] == ["1.00", "0.25"]
 
 
-def cells(results: list[Measured], name: str) -> list[str]:
+def cells(results: list[TrainResult], name: str) -> list[str]:
     console = Console(width=100)
     with console.capture() as captured:
         console.print(train_table(results, threads=1))

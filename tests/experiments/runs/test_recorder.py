@@ -10,18 +10,18 @@ from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
 from ctrl.experiments.report.summary import Point, read_curve
 from ctrl.experiments.runs import recorder
-from ctrl.experiments.runs.recorder import NATIVE_SHARE, SHARE, CurveFile, Taken, affordable_episodes
+from ctrl.experiments.runs.recorder import NATIVE_SHARE, SHARE, CurveFile, ElapsedTime, affordable_episodes
 
 TASK = ("--env-kwargs", "length=5")
 DUMMY = ("--env", "MountainCar-v0", "--env-kwargs", "goal_velocity=0.0")
 
 
 def test_times_are_added_and_subtracted_clock_by_clock() -> None:
-    assert Taken(3.0, 5.0).minus(Taken(1.0, 2.0)) == (2.0, 3.0)
-    assert Taken(3.0, 5.0).plus(Taken(1.0, 2.0)) == (4.0, 7.0)
-    start = Taken.now()
+    assert ElapsedTime(3.0, 5.0).minus(ElapsedTime(1.0, 2.0)) == (2.0, 3.0)
+    assert ElapsedTime(3.0, 5.0).plus(ElapsedTime(1.0, 2.0)) == (4.0, 7.0)
+    start = ElapsedTime.now()
     torch.ones(400, 400) @ torch.ones(400, 400)
-    passed = Taken.now().minus(start)
+    passed = ElapsedTime.now().minus(start)
     assert 0 < passed.wall < 60 and 0 < passed.cpu < 60
 
 
@@ -93,8 +93,8 @@ def test_time_of_evaluations_is_not_learnings(
 ) -> None:
     """An evaluation that takes 1,000 seconds by the clock does not change the logged speed."""
     spent = [0.0]
-    now = Taken.now
-    monkeypatch.setattr(recorder.Taken, "now", lambda: now().plus(Taken(spent[0], spent[0])))
+    now = ElapsedTime.now
+    monkeypatch.setattr(recorder.ElapsedTime, "now", lambda: now().plus(ElapsedTime(spent[0], spent[0])))
     evaluate = recorder.evaluate_run
 
     def slowly(*arguments: object, **options: object) -> object:
