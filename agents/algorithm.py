@@ -27,7 +27,7 @@ from ctrl.agents.rollout import keep_step, take_step
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.spaces import check_spaces
-from ctrl.agents.utils.validation import check_env
+from ctrl.agents.utils.validation import check_device, check_env, check_numbers
 from ctrl.agents.vector_env import GymnasiumVecEnv
 
 Self = TypeVar("Self", bound="MemoryAlgorithm")
@@ -55,6 +55,61 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
     policy: MemoryPolicy
     rollout_buffer: WindowBuffer
     _actor: Actor | None = None
+
+    def __init__(
+        self,
+        policy: str | type[MemoryPolicy],
+        env: Any,
+        *,
+        learning_rate: float | Schedule,
+        memory_learning_rate: float | Schedule,
+        n_steps: int,
+        gamma: float,
+        gae_lambda: float,
+        normalize_values: bool,
+        ent_coef: float,
+        vf_coef: float,
+        max_grad_norm: float,
+        memory_max_grad_norm: float,
+        device: torch.device | str,
+        **others: Any,
+    ) -> None:
+        """Keep what both algorithms have; the subclass builds the model.
+
+        :param others: `stats_window_size`, `tensorboard_log`, `policy_kwargs`, `verbose` and `seed`, as in
+            stable-baselines3
+        """
+        check_numbers(
+            at_least_1={"n_steps": n_steps},
+            positive={
+                "learning_rate": learning_rate,
+                "memory_learning_rate": memory_learning_rate,
+                "max_grad_norm": max_grad_norm,
+                "memory_max_grad_norm": memory_max_grad_norm,
+            },
+            not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma},
+            at_most_1={"gamma": gamma},
+        )
+        check_device(device)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            device=device,
+            _init_setup_model=False,
+            **others,
+        )
+        self.memory_learning_rate = memory_learning_rate
+        self.normalize_values = normalize_values
+        self.memory_max_grad_norm = memory_max_grad_norm
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -122,8 +177,9 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         actor = self._actor_in(env.num_envs)
         obs: Any = self._last_obs
         starts = np.asarray(self._last_episode_starts)
-        taken = take_step(actor, env, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
-        actions, new_obs, rewards, dones, infos = taken.actions, *taken[-4:]
+        step = take_step(actor, env, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
+        # The names of stable-baselines3's locals: callbacks read them.
+        actions, new_obs, rewards, dones, infos = step.actions, step.following, step.rewards, step.ends, step.infos
         self.num_timesteps += env.num_envs
         callback.update_locals(locals())
         keep_going = callback.on_step()
@@ -133,7 +189,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         if not keep_going:
             return None
         self._update_info_buffer(infos, dones)
-        keep_step(taken, starts, actor, self.rollout_buffer, self.gamma, self.num_timesteps)
+        keep_step(step, starts, actor, self.rollout_buffer, self.gamma, self.num_timesteps)
         return infos
 
     def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -20,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 import ctrl
+from ctrl.agents.actors.envs import built_env, maker_of, same_env, threads_beside, wrapped_env
 from ctrl.agents.actors.pool import Actors, check_sendable, closing
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
 from ctrl.agents.buffers import select
@@ -29,7 +28,7 @@ from ctrl.agents.rollout import ended_unreported
 from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
 from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names
-from ctrl.agents.utils.validation import check_device, check_env, check_env_id, check_numbers
+from ctrl.agents.utils.validation import check_env, check_numbers
 from ctrl.agents.vtrace import VTrace, vtrace
 
 Self = TypeVar("Self", bound="MemoryImpala")
@@ -170,56 +169,44 @@ class MemoryImpala(MemoryAlgorithm):
     ) -> None:
         check_numbers(
             at_least_1={
-                "n_steps": n_steps,
                 "windows_per_update": windows_per_update,
                 "batch_size": batch_size,
                 "window_slots": window_slots,
             },
-            positive={
-                "learning_rate": learning_rate,
-                "memory_learning_rate": memory_learning_rate,
-                "rho_bar": rho_bar,
-                "c_bar": c_bar,
-                "max_grad_norm": max_grad_norm,
-                "memory_max_grad_norm": memory_max_grad_norm,
-                "rms_prop_eps": rms_prop_eps,
-                "actor_timeout": actor_timeout,
-            },
-            not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma, "vtrace_lambda": vtrace_lambda},
-            at_most_1={"gamma": gamma, "vtrace_lambda": vtrace_lambda},
+            positive={"rho_bar": rho_bar, "c_bar": c_bar, "rms_prop_eps": rms_prop_eps, "actor_timeout": actor_timeout},
+            not_negative={"vtrace_lambda": vtrace_lambda},
+            at_most_1={"vtrace_lambda": vtrace_lambda},
             at_least_0={"num_actors": num_actors, "max_restarts": max_restarts},
             optional=("batch_size",),
         )
         if reward_clipping not in list(REWARD_CLIPPING):
             raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {reward_clipping!r}")
-        check_device(device)
         if use_rms_prop:
             policy_kwargs = _with_rms_prop(policy_kwargs, rms_prop_eps)
-        self._env_maker = _maker(env)
-        built = _built(env)
+        self._env_maker = maker_of(env)
+        built = built_env(env)
         if _init_setup_model:
             check_env(built)
         super().__init__(
             policy,
             built,
             learning_rate=learning_rate,
+            memory_learning_rate=memory_learning_rate,
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=vtrace_lambda,
+            normalize_values=normalize_values,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
+            memory_max_grad_norm=memory_max_grad_norm,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=False,
         )
-        self.memory_learning_rate = memory_learning_rate
         self.num_actors = num_actors
         self.windows_per_update = windows_per_update
         self.batch_size = batch_size
@@ -227,8 +214,6 @@ class MemoryImpala(MemoryAlgorithm):
         self.rho_bar = rho_bar
         self.c_bar = c_bar
         self.reward_clipping = reward_clipping
-        self.normalize_values = normalize_values
-        self.memory_max_grad_norm = memory_max_grad_norm
         self.use_rms_prop = use_rms_prop
         self.window_slots = window_slots
         self.actor_timeout = actor_timeout
@@ -474,7 +459,7 @@ class MemoryImpala(MemoryAlgorithm):
         if not self.num_actors:
             return super().learn(*arguments)
         try:
-            with closing(self._start_actors()) as self._actors, _threads_beside(self.num_actors):
+            with closing(self._start_actors()) as self._actors, threads_beside(self.num_actors):
                 return super().learn(*arguments)
         finally:
             self._actors = None
@@ -495,19 +480,19 @@ class MemoryImpala(MemoryAlgorithm):
 
     def _env_for_actors(self) -> Callable[[], VecEnv]:
         maker = self._env_maker
-        return partial(_as_it_is, self._env_to_learn_in()) if maker is None else partial(_wrapped, maker)
+        return partial(same_env, self._env_to_learn_in()) if maker is None else partial(wrapped_env, maker)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Continue in another env, in any form that the class takes."""
-        super().set_env(_built(env), force_reset)
-        self._env_maker = _maker(env)
+        super().set_env(built_env(env), force_reset)
+        self._env_maker = maker_of(env)
         self._check_sendable()
 
     @classmethod
     def load(cls: type[Self], path: Any, env: Any = None, *args: Any, **kwargs: Any) -> Self:
         """Load a model, as in stable-baselines3; `env` in any form that the class takes."""
-        model = super().load(path, _built(env), *args, **kwargs)
-        model._env_maker = _maker(env)
+        model = super().load(path, built_env(env), *args, **kwargs)
+        model._env_maker = maker_of(env)
         model._check_sendable()
         return model
 
@@ -518,18 +503,6 @@ class MemoryImpala(MemoryAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_actors", "_env_maker"]
-
-
-@contextmanager
-def _threads_beside(num_actors: int) -> Iterator[None]:
-    """Limit torch's threads, so that each actor has a core."""
-    before = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, min(before, cores - num_actors)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _with_rms_prop(policy_kwargs: dict[str, Any] | None, eps: float) -> dict[str, Any]:
@@ -543,25 +516,3 @@ def _with_rms_prop(policy_kwargs: dict[str, Any] | None, eps: float) -> dict[str
         "optimizer_class": RMSpropTFLike,
         "optimizer_kwargs": {"alpha": 0.99, "eps": eps, "weight_decay": 0},
     }
-
-
-def _as_it_is(env: VecEnv) -> VecEnv:
-    return env
-
-
-def _wrapped(maker: Callable[[], Any]) -> VecEnv:
-    return MemoryAlgorithm._wrap_env(_built(maker))
-
-
-def _built(env: Any) -> Any:
-    """Return the env, made from an id or by a function where `env` is one."""
-    env = env if _maker(env) is None else env()
-    if isinstance(env, str):
-        check_env_id(env)
-        return gym.make(env)
-    return env
-
-
-def _maker(env: Any) -> Callable[[], Any] | None:
-    """Return `env` if it is a function that returns an env, otherwise None."""
-    return env if callable(env) and not isinstance(env, gym.Env | gym.vector.VectorEnv | VecEnv) else None

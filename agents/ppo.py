@@ -22,7 +22,6 @@ from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.validation import (
     batch_windows,
     burn_in_steps,
-    check_device,
     check_env,
     check_env_id,
     check_numbers,
@@ -132,46 +131,36 @@ class MemoryPPO(MemoryAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         check_numbers(
-            at_least_1={"n_steps": n_steps, "window": window, "batch_size": batch_size, "n_epochs": n_epochs},
-            positive={
-                "learning_rate": learning_rate,
-                "memory_learning_rate": memory_learning_rate,
-                "clip_range": clip_range,
-                "clip_range_vf": clip_range_vf,
-                "max_grad_norm": max_grad_norm,
-                "memory_max_grad_norm": memory_max_grad_norm,
-                "target_kl": target_kl,
-            },
-            not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma, "gae_lambda": gae_lambda},
-            at_most_1={"gamma": gamma, "gae_lambda": gae_lambda},
+            at_least_1={"window": window, "batch_size": batch_size, "n_epochs": n_epochs},
+            positive={"clip_range": clip_range, "clip_range_vf": clip_range_vf, "target_kl": target_kl},
+            not_negative={"gae_lambda": gae_lambda},
+            at_most_1={"gae_lambda": gae_lambda},
             optional=("window", "batch_size", "clip_range_vf", "target_kl"),
         )
-        check_device(device)
         if isinstance(env, str):
             check_env_id(env)
         elif _init_setup_model:
             check_env(env)
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]
+            env,
             learning_rate=learning_rate,
+            memory_learning_rate=memory_learning_rate,
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
+            normalize_values=normalize_values,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
+            memory_max_grad_norm=memory_max_grad_norm,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=False,
         )
-        self.memory_learning_rate = memory_learning_rate
         self.window = window
         self.refresh = refresh
         self.batch_size = batch_size
@@ -179,8 +168,6 @@ class MemoryPPO(MemoryAlgorithm):
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
-        self.normalize_values = normalize_values
-        self.memory_max_grad_norm = memory_max_grad_norm
         self.target_kl = target_kl
         if _init_setup_model:
             self._setup_model()

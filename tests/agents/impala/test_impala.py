@@ -30,8 +30,9 @@ from torch import Tensor
 
 import ctrl
 from ctrl.agents import MemoryImpala, check_memory, paper_impala
+from ctrl.agents.actors.envs import threads_beside
 from ctrl.agents.algorithm import Statistics
-from ctrl.agents.impala import REWARD_CLIPPING, _threads_beside
+from ctrl.agents.impala import REWARD_CLIPPING
 from ctrl.agents.trajectories import TrajectoryBatch
 
 TIMES = ("time/fps", "time/time_elapsed")
@@ -319,7 +320,7 @@ def test_actors_are_left_their_cores(num_actors: int, threads: int, monkeypatch:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(6)
-        with suppress(KeyboardInterrupt), _threads_beside(num_actors):
+        with suppress(KeyboardInterrupt), threads_beside(num_actors):
             assert torch.get_num_threads() == threads
             raise KeyboardInterrupt
         assert torch.get_num_threads() == 6
