@@ -1,11 +1,11 @@
 """The Compressive Transformer as a memory core (Rae et al. 2020, arXiv 1911.05507).
 
-The story of a window: plan the timeline, then layer by layer recall the stored slots, compress what is evicted,
-attend to stored, new and compressed slots together, and write the slots back. Acting does the same in place, one step
-at a time (`ctrl.compressive.kv_cache`).
+A window goes through these stages: plan the schedule of slots; then in each layer recall the stored slots, compress the
+evicted ones, attend to stored, new and compressed slots together, and write the slots back. Acting does the same in
+place, one step at a time (`ctrl.compressive.kv_cache`).
 
-A layer has one of two kinds of position and one of two ways to join what it reads to its input: those for RL by
-default, those of the paper on request (`ctrl.presets.paper_config`).
+There are two kinds of relative position and four ways to join attention's output to a layer's input. The defaults are
+those for RL; `ctrl.presets.paper_config` chooses those of the paper.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ from ctrl.compressive.window import (
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
 
 LONGEST_TIME = "longest_time"
-"""Name among the diagnostics of how many steps of its episode the furthest step of a window has behind it."""
+"""Name of the diagnostic that reports a window's largest step of an episode, counted from 0."""
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
 
 
 class Position(NamedTuple):
-    """How a slot's position counts."""
+    """A kind of relative position: its buckets, and the attention that uses them."""
 
     rows: Buckets
     attention: type[AgeAttention] | type[RelativeAttention]
@@ -76,49 +76,49 @@ class CompressiveState(NamedTuple):
     clock: Tensor
     """[B] int64, steps of the current episode consumed so far."""
     slots: Tensor
-    """[B, S, D] all slots of all layers and tiers, layer by layer, tier by tier, each tier a ring; 0 where empty."""
+    """[B, S, D] slots of all layers and tiers, layer by layer, tier by tier; each tier is a ring. 0 where empty."""
     importance: Tensor
-    """[B, U] the attention that slots have received so far, in the same order, of the tiers whose slots the next tier's
-    compressor ranks by it; most often there is none, and U = 0."""
+    """[B, U] the attention that slots have received so far, in the same order, only of tiers whose slots the next
+    tier's compressor ranks by attention. Mostly there are none, and U = 0."""
     carried: Tensor
-    """[B, S, F + 1] what compressors hand on beside content, in the same order: the logarithm of what F heads have kept
-    of each slot so far, F = 0 without forgetting; and, with a clock, how many steps what the slot holds lies from the
-    middle of those that it stands for. Without a clock, F numbers."""
+    """[B, S, F + 1] numbers that compressors hand on beside content, in the same order. The first F are the logarithms
+    of how much each of F forgetting heads has kept of the slot; F = 0 without forgetting. The last one, with a clock
+    only, is the time of the slot's content, in steps from the centre of the steps that the slot stands for."""
 
 
 class CompressiveCore(MemoryCore[CompressiveState]):
-    """Attention over recent steps as they are, and over older ones compressed tier by tier.
+    """Compressive Transformer: attention to recent steps as they are and to older ones compressed tier by tier.
 
     :param input_size: I, the size of an observation embedding
-    :param layers: L
+    :param layers: L, number of layers
     :param width: D, features of a slot and of the output
     :param heads: H, attention heads; divides `width`
     :param memory: a list of tiers for all layers, or one list per layer; the default looks back
         64 + 8 * 8 + 8 * 64 + 8 * 512 = 4736 steps per layer
-    :param feedforward: hidden units of the layers' feed-forward part, which a plain layer does not have; `2 * width` if
-        None
-    :param reconstruction: what the compressors learn from: "attention_reconstruction" (the paper's loss, the default
-        where they have anything to learn), "auto_encoding" (a decoder rebuilds the evicted slots) or "none"; the
-        measure of novelty of "surprise" and "most_missed" learns in any case, from a loss of its own
-    :param compression_gradient: "reconstruction", or "task" to let the task loss train the compressors instead, through
-        the slots that are formed and attended inside a window (the paper's gradient through time); that is without a
+    :param feedforward: hidden units of the layers' feed-forward part; `2 * width` if None. A plain layer has no such
+        part
+    :param reconstruction: the loss that trains the compressors: "attention_reconstruction" (the paper's, the default
+        where they have parameters), "auto_encoding" (a decoder rebuilds the evicted slots) or "none". The measure of
+        novelty of "surprise" and "most_missed" learns in any case, from a loss of its own
+    :param compression_gradient: "reconstruction", or "task": then the task loss trains the compressors instead, through
+        the slots that are formed and attended inside a window (the paper's gradient through time), and there is no
         reconstruction loss
     :param position: "age" (a learned bias on a slot's age in steps) or "sinusoidal" (Transformer-XL's encoding of its
         distance in slots)
-    :param novelty_gain: keys and values of a slot of novelty n are 1 + n times this as large, in layers of which a
-        compressor measures novelty; `Novelty.GAIN` = 4 if None
-    :param residual: how a layer joins what it attends to with its input: "plain" (a sum, no feed-forward part),
+    :param novelty_gain: g: keys and values of a slot of novelty n are 1 + g * n times as large, in layers with a
+        compressor that measures novelty; `Novelty.GAIN` = 4 if None
+    :param residual: how a layer joins its attention output to its input: "plain" (a sum, no feed-forward part),
         "pre_norm" (sums, with a feed-forward part), "gated" (GTrXL's gates in place of the sums) or "post_norm" (normed
         sums, as in Transformer-XL and the paper)
-    :param forgetting: whether a quarter of the heads, but at least one of two or more, have a forget gate (Lin et al.
-        2025, arXiv 2503.02130): a step can shut out all that is older
-    :param clock: whether a quarter of the heads, but at least one, attend by the step of the episode too, and the
-        outputs know it. The content of slots never holds it
+    :param forgetting: if true, a quarter of the heads, but at least one of two or more, have a forget gate (Lin et al.
+        2025, arXiv 2503.02130), so a step can shut out all older slots
+    :param clock: if true, a quarter of the heads, but at least one, attend by the step of the episode too, and the
+        outputs depend on it. The content of slots never does
     :raises ValueError: where options do not fit each other
     """
 
     MEMORY: MemorySpec = (Tier(64), Tier(8, rate=8), Tier(8, rate=8), Tier(8, rate=8))
-    """What `memory` is where it is None."""
+    """Default of `memory`."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for tier, ranked in zip(tiers, self.ranks(number), strict=True)
         ]
         _initialise(self.embed)
-        _initialise(self.layers)  # not the compressors: a registered one may start in a way of its own
+        _initialise(self.layers)  # not the compressors: a registered one may start in its own way
         for memory_layer in self.layers:
             cast(MemoryLayer, memory_layer).attention.reset_parameters()
         if self.output_clock is not None:
@@ -199,13 +199,13 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return state._replace(clock=torch.where(reset, 0, state.clock))
 
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return those of compressors and decoders, unless the task loss trains them, and of measures of novelty."""
+        """Return the parameters of the measures of novelty and, unless the task trains them, compressors and decoders."""
         trained: list[nn.Module] = [] if self.trained_by_task else [self.compressors, self.decoders]
         measures = [novelty for number in range(len(self.layers)) if (novelty := self.novelty_of(number)) is not None]
         return [parameter for part in (*trained, *measures) for parameter in part.parameters()]
 
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
-        """Let the clock stand still after the longest time that training has met, and biases on age after that age."""
+        """Stop the clock at the longest episode time that training has met, and age biases at the oldest such age."""
         longest = diagnostics.get(LONGEST_TIME)
         if longest is None:
             return {}
@@ -220,16 +220,16 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return {}
 
     def remembered(self, state: CompressiveState) -> tuple[Tensor, ...]:
-        """Return the slots, without what is known of them."""
+        """Return the slots alone, without importance and carried numbers."""
         return (state.slots,)
 
     def acting(self, state: CompressiveState) -> Acting[CompressiveState]:
-        """Return what keeps the state while B envs act, in place and with projected keys and values if possible."""
+        """Return an `Acting` for B envs: in place, with cached keys and values, if `acts_in_place`."""
         return CompressiveActing(self, state) if self.acts_in_place else PlainActing(self, state)
 
     @property
     def acts_in_place(self) -> bool:
-        """Whether `CompressiveActing` can act for this core; if not, each step is a window of its own."""
+        """True if `CompressiveActing` can act for this core; if not, each step is a window of its own."""
         return self.position == "age"
 
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
@@ -241,30 +241,33 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return acting.step(inputs, none), acting.state()
 
     def masked_bucket(self, tiers: Tiers) -> int:
-        """Return the row of a layer's table of positions that means "not visible"; the table has as many rows."""
+        """Return the bucket that means "not visible" in a layer; it equals the number of visible buckets."""
         return POSITIONS[self.position].rows.hidden(tiers)
 
     def _make_compressor(self, tiers: Tiers, tier: int) -> Compressor:
         return make_compressor(tiers[tier].compressor, self.output_size, tiers[tier].rate)
 
     def _compressor(self, layer: int, tier: int) -> Compressor:
-        """Return what forms the slots of a layer's tier, 1 being the first that is compressed."""
+        """Return the compressor that forms the slots of a layer's tier, from tier 1 on."""
         return cast(Compressor, cast(nn.ModuleList, self.compressors[layer])[tier - 1])
 
     def ranks(self, layer: int) -> list[bool]:
-        """Say for each tier of a layer whether it must know how much attention its slots receive."""
+        """Return, for each tier of a layer, True if its slots are ranked by the attention that they receive."""
         return [*(compressor.uses_attention() for compressor in self.compressors_of(layer)), False]
 
     def compressors_of(self, layer: int) -> list[Compressor]:
-        """Return what forms the slots of a layer's tiers, from the first that is compressed."""
+        """Return the compressors of a layer's tiers, from tier 1 on."""
         return list(cast("list[Compressor]", self.compressors[layer]))
 
     def novelty_of(self, layer: int) -> Novelty | None:
-        """Return what measures how unusual a layer's inputs are, None if none of its compressors asks for that."""
+        """Return the measure of novelty of a layer; None if none of its compressors uses it."""
         return cast(MemoryLayer, self.layers[layer]).attention.novelty
 
     def _measure_novelty(self, gain: float | None) -> None:
-        """Give the layers of which a compressor asks for it a measure of novelty; a ValueError if `gain` fits none."""
+        """Give each layer with a compressor that uses novelty a measure of it.
+
+        :raises ValueError: where `gain` is negative or not finite, or given although no layer measures novelty
+        """
         if gain is not None:
             require_not_negative(novelty_gain=gain)
         asking = [
@@ -282,7 +285,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             cast(MemoryLayer, self.layers[layer]).attention.novelty = novelty
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
-        """Work out when which slot exists in windows that begin with `state`, for all layers with the same tiers."""
+        """Plan windows that begin with `state`: the schedule of all slots, once for all layers with the same tiers."""
         plans, rows = {}, POSITIONS[self.position].rows
         for tiers in dict.fromkeys(self.tiers):
             window = plan_window(tiers, state.clock, reset)
@@ -296,7 +299,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return plans
 
     def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:
-        """Raise a ValueError unless `plan` has this core's tiers and just these resets."""
+        """Raise a ValueError unless `plan` has this core's tiers, exactly these resets and the clock's present end."""
         if not isinstance(plan, dict) or plan.keys() != set(self.tiers):
             raise ValueError("plan must be what plan() of this core returned, with the tiers of its layers")
         episode = plan[self.tiers[0]].window.episode
@@ -324,18 +327,19 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         losses |= self._novelty_losses(passes)
         total = torch.stack(list(losses.values())).sum() if losses else outputs.new_zeros(())
         diagnostics = {f"reconstruction_loss/{place}": loss.detach() for place, loss in losses.items()}
-        diagnostics[LONGEST_TIME] = plan[self.tiers[0]].window.time.max().to(self.dtype)
+        if self.clock is not None or self.position == "age":  # else `adapt` has no use for it
+            diagnostics[LONGEST_TIME] = plan[self.tiers[0]].window.time.max().to(self.dtype)
         if diagnose:
             with torch.no_grad():
                 for place, compressed in self._compressions(passes):
-                    if bool(compressed[1].asked.any()):  # else it would seem lossless
+                    if bool(compressed[1].asked.any()):  # without queries it would be 0, as if lossless
                         diagnostics[f"reconstruction_error/{place}"] = reconstruction_error(*compressed)
                 diagnostics.update(attention_statistics(self.tiers, passes))
         return Unrolled(outputs, state, total, diagnostics)
 
     @torch.no_grad()
     def explain(self, inputs: Tensor, state: CompressiveState, reset: Tensor) -> Explained:
-        """Say what each step of a window looks at, and what is lost where slots are compressed.
+        """Report the attention of each step of a window, and the reconstruction error of each compressed block.
 
         :param inputs: [B, T, I], and the other arguments as for `unroll`
         :return: attention by layer, head and tier with the age of each slot, and the reconstruction error by block
@@ -374,14 +378,14 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return outputs, CompressiveState(plan.window.clock, *leaves), passes
 
     def _rings(self, state: CompressiveState) -> list[list[Ring]]:
-        """Return what the state holds, by layer and tier."""
+        """Split a state into its rings, by layer and tier."""
         slots = iter(state.slots.detach().split(self._sizes, dim=1))
         importance = iter(state.importance.detach().split(self._importance_sizes, dim=1))
         carried = iter(harmless(state.carried).split(self._sizes, dim=1))
         return [[Ring(next(slots), next(importance), next(carried)) for _ in tiers] for tiers in self.tiers]
 
     def _novelty_losses(self, passes: list[LayerPass]) -> dict[str, Tensor]:
-        """Return what the measures of novelty learn from: all steps of the window, as the layer sees them."""
+        """Return the losses of the measures of novelty, over the layers' inputs at all steps of the window."""
         losses = {}
         for layer, (_, (raw, *_), _) in enumerate(passes):
             measure = self.novelty_of(layer)
@@ -394,7 +398,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return slots if self.trained_by_task else slots.detach()
 
     def _compressions(self, passes: list[LayerPass]) -> Iterator[tuple[str, tuple[MemoryAttention, Compression]]]:
-        """Go through all that was compressed in a window, by layer and tier."""
+        """Yield all compressions of a window with their names, by layer and tier."""
         for layer, (indices, memories, attended) in enumerate(passes):
             attention = cast(MemoryLayer, self.layers[layer]).attention
             columns = attended.keys_values().split([memory.columns() for memory in memories], dim=1)
@@ -408,7 +412,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Xavier weights and zero biases for every linear map (the torch default shrinks deep residual-free paths)."""
+    """Give every linear map Xavier weights and zero biases (torch's default shrinks deep residual-free paths)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
