@@ -2,7 +2,7 @@
 
     core = ctrl.make_core("compressive", input_size=24)
 
-See `ctrl.core` for what a core is.
+`ctrl.core` defines the contract that every core keeps.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
 
     :param name: one of `core_names()`
     :param input_size: I, the size of an observation embedding
-    :param options: the core's own, such as `layers`, `width`, `memory`; see its class
+    :param options: the core's own options, such as `layers`, `width`, `memory`; see its class
     :raises ValueError: where the name is unknown or an option is unknown or does not fit
     """
     factory = choose("core", name, _CORES)
@@ -90,6 +90,6 @@ def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
 
 
 def _hint(option: str, known: list[str]) -> str:
-    """Say what an unknown option of a core may stand for; nothing where that is anyone's guess."""
+    """Suggest the known option that is closest to an unknown one; "" if none is close."""
     nearest = difflib.get_close_matches(option, known, n=1)
     return f"for {option} use {nearest[0]}" if nearest else ""

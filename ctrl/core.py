@@ -1,15 +1,15 @@
 """The contract that every memory core keeps.
 
-A core turns a stream of observation embeddings into a stream of features, with a state between steps that is
-plain data. `step` is for acting, `unroll` for learning, and both mean the same:
+A core turns a stream of observation embeddings into a stream of features. Its state between steps is plain data.
+`step` is for acting, `unroll` for learning, and both give the same results:
 
     core = ctrl.make_core("compressive", input_size=24)
     state = core.initial_state(batch_size=8)
     outputs, state = core.step(inputs, state, reset)    # inputs [B, I], reset [B]    -> outputs [B, O]
     unrolled = core.unroll(inputs, state, reset)        # inputs [B, T, I], reset [B, T] -> outputs [B, T, O]
 
-The five laws that a core obeys (one meaning, reset first, no leaks, state is data, gradients go where they should)
-are the property tests in `tests/ctrl/test_laws.py`.
+Every core obeys five laws: one meaning, reset first, no leaks, state is data, gradients go where they should. The
+property tests in `tests/ctrl/test_laws.py` check them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ StateT = TypeVar("StateT", bound=State)
 
 
 class Unrolled(NamedTuple):
-    """What `MemoryCore.unroll` returns."""
+    """Result of `MemoryCore.unroll`."""
 
     outputs: Tensor
     """[B, T, O] features, one for each step."""
@@ -40,20 +40,20 @@ class Unrolled(NamedTuple):
     reconstruction_loss: Tensor
     """Scalar; its gradient reaches `compression_parameters()` only. 0 where the core has none."""
     diagnostics: dict[str, Tensor]
-    """Detached scalars by name, such as `reconstruction_loss/layer0/tier1`. On request attention
-    statistics join, and `reconstruction_error/…` where something was compressed."""
+    """Detached scalars by name, such as `reconstruction_loss/layer0/tier1`. With `diagnose=True` attention statistics
+    join them, and `reconstruction_error/…` where something was compressed."""
 
 
 class Acting(ABC, Generic[StateT]):
-    """The state of B envs that act, kept from step to step; made by `MemoryCore.acting`.
+    """The state of B acting envs, kept from step to step; made by `MemoryCore.acting`.
 
         acting = core.acting(core.initial_state(8))
         outputs = acting.step(inputs, reset)
         state = acting.state()
 
-    It means what the core's own `step` means, without a graph, and may be faster, since the state need not be handed
-    around. Weights may change between two steps, but for writes that torch can't see, through `parameter.data` or
-    numpy: after those go on with `core.acting(acting.state())`.
+    Its steps equal the core's own `step` without a graph. They may be faster, since the state stays in place. Weights
+    may change between two steps. Only writes that torch can't see, through `parameter.data` or numpy, go unnoticed:
+    after those go on with `core.acting(acting.state())`.
     """
 
     def __init__(self, core: MemoryCore[StateT], state: StateT) -> None:
@@ -62,7 +62,7 @@ class Acting(ABC, Generic[StateT]):
         core.check_state(state, self.batch_size)
 
     def __reduce__(self) -> Any:
-        """Copy and pickle as core and state: buffers that share memory would come back apart."""
+        """Copy and pickle as core and state, since copied buffers would no longer share memory."""
         return _act_on, (self.core, self.state())
 
     def step(self, inputs: Tensor, reset: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Acting(ABC, Generic[StateT]):
 
     @abstractmethod
     def state(self, envs: npt.NDArray[np.int64] | None = None) -> StateT:
-        """Return the core's state as it is now, of all envs or of those with the numbers `envs`, as a copy."""
+        """Return a copy of the core's present state, of all envs or of those with the indices `envs`."""
 
     @abstractmethod
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor: ...
@@ -109,7 +109,7 @@ class PlainActing(Acting[StateT]):
 
 
 class MemoryCore(nn.Module, ABC, Generic[StateT]):
-    """Base of all memory cores. B is the batch (one row an env), T the window's steps, I and O the feature sizes.
+    """Base class of all memory cores. B is the number of envs, T the steps of a window, I and O the feature sizes.
 
     A new core implements `initial_state`, `_step` and `_unroll`. Both receive checked arguments; `_step` receives a
     state that is already reset, `_unroll` resets inside the window.
@@ -123,7 +123,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> StateT:
-        """Return the state before the first step of an episode: a NamedTuple of tensors, batch first in every leaf."""
+        """Return the state before an episode's first step: a NamedTuple of tensors, batch first in every leaf."""
 
     @abstractmethod
     def _step(self, inputs: Tensor, state: StateT) -> tuple[Tensor, StateT]: ...
@@ -152,7 +152,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         :param inputs: [B, T, I]
         :param state: the state before the window's first step
         :param reset: [B, T] bool, true where `inputs[:, t]` is the first of an episode
-        :param plan: what `plan(state, reset)` returned for just these, for windows that are unrolled more than once
+        :param plan: the result of `plan(state, reset)` for these arguments, for windows that are unrolled repeatedly
         :param diagnose: also report attention statistics and reconstruction errors in `Unrolled.diagnostics`, where the
             core has them
         :raises ValueError: where a shape, dtype, device, the kind of state or the plan does not fit
@@ -166,19 +166,19 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         return self._unroll(inputs, state, reset, plan, diagnose)
 
     def plan(self, state: StateT, reset: Tensor) -> Any:
-        """Work out what an unroll needs to know that depends on neither inputs nor weights; `adapt` may change it.
+        """Compute the part of an unroll that depends on neither inputs nor weights; plan again after `adapt`.
 
-        :param state: the state before the windows' first step
+        :param state: the state before the first step of the windows
         :param reset: [B, T] as for `unroll`
-        :return: tensors, batch first, in dicts, lists and NamedTuples; nothing unless the core says otherwise
+        :return: tensors, batch first, in dicts, lists and NamedTuples; by default an empty tuple
         """
         return ()
 
     def check_plan(self, plan: Any, reset: Tensor) -> None:
-        """Raise a ValueError unless `plan` is this core's, for windows with just these resets."""
+        """Raise a ValueError unless `plan` was made by this core for windows with exactly these resets."""
 
     def acting(self, state: StateT) -> Acting[StateT]:
-        """Return what keeps the state in place while B envs act.
+        """Return an `Acting`, which keeps the state in place while B envs act.
 
         :param state: the state after the step before, or `initial_state(B)`; it is copied, not changed
         :raises ValueError: where it does not fit the core
@@ -186,7 +186,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         return PlainActing(self, state)
 
     def reset_state(self, state: StateT, reset: Tensor) -> StateT:
-        """Put the initial state where `reset` [B] is true, by selection, so that even a NaN there is harmless."""
+        """Replace the state by the initial one where `reset` [B] is true; by selection, so a NaN there is harmless."""
         initial = self.initial_state(reset.shape[0])
         leaves = (
             torch.where(reset.view(-1, *[1] * (old.dim() - 1)), new, old)
@@ -195,30 +195,30 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         return self.make_state(leaves)
 
     def make_state(self, leaves: Any) -> StateT:
-        """Build this core's state from its leaves, such as tensors that were stored apart."""
+        """Build this core's state from its leaves, such as tensors that were stored separately."""
         return cast(StateT, self._state_layout[0](*leaves))
 
     def remembered(self, state: StateT) -> tuple[Tensor, ...]:
-        """Return the leaves that hold what a state remembers; by default all that are not of whole numbers."""
+        """Return the leaves that hold memory content; by default all of floating-point dtype."""
         return tuple(leaf for leaf in state if leaf.is_floating_point())
 
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
-        """Let the core change what it chooses by itself, between two rollouts; by default nothing.
+        """Let the core adjust the settings that it chooses itself, between two rollouts; by default none.
 
-        Plans that were made before do not fit afterwards.
+        Plans that were made before no longer fit afterwards.
 
-        :param diagnostics: those of an update's unrolls: of those called `longest_…` the largest, of others the mean;
-            where only some unrolls have `diagnose=True`, the mean of these
-        :return: what it has chosen, by name, to be logged
+        :param diagnostics: of an update's unrolls: the maximum of names that begin with `longest_`, the mean of others;
+            the mean is over the unrolls that report the name, for some names only those with `diagnose=True`
+        :return: the core's choices by name, to be logged
         """
         return {}
 
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return what only the reconstruction loss trains; empty for cores that compress nothing."""
+        """Return the parameters that only the reconstruction loss trains; empty for cores that compress nothing."""
         return []
 
     def idle_parameters(self) -> list[nn.Parameter]:
-        """Return those that nothing uses at present, so that no loss reaches them; none unless the core says so."""
+        """Return the parameters that are unused at present, so that no loss reaches them; by default none."""
         return []
 
     def main_parameters(self) -> list[nn.Parameter]:
@@ -238,7 +238,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
 
     @property
     def device(self) -> torch.device:
-        """Where the core's parameters live; the CPU if it has none."""
+        """The device of the core's parameters; the CPU if it has none."""
         return self._kind()[1]
 
     @property
@@ -256,7 +256,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
 
     @cached_property
     def _first_parameter(self) -> tuple[nn.Module, str] | None:
-        """Where the first parameter is: a search, and needed at every step. It may be replaced by another."""
+        """Owner and name of the first parameter, cached since each step needs them. The tensor may be replaced."""
         return next(
             (
                 (owner, name)
@@ -269,13 +269,13 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
 
     @cached_property
     def _state_layout(self) -> tuple[type, list[tuple[str, torch.Size, bool]]]:
-        """The state's class, and each leaf's name, shape without the batch, and whether it has the core's dtype."""
+        """The state's class, and each leaf's name, shape without the batch, and True if it has the core's dtype."""
         state: Any = self.initial_state(1)
         leaves = zip(state._fields, state, strict=True)
         return type(state), [(name, leaf.shape[1:], leaf.is_floating_point()) for name, leaf in leaves]
 
     def check_inputs(self, inputs: Tensor, reset: Tensor, leading: tuple[int, ...]) -> None:
-        """Raise a ValueError unless `inputs` are [*leading, I] and `reset` is `leading`, as the core needs them."""
+        """Raise a ValueError unless `inputs` [*leading, I] and `reset` [*leading] fit in shape, dtype and device."""
         expected = (*leading, self.input_size)
         axes = "[B, I]" if len(leading) == 1 else "[B, T, I]"
         dtype, device = self._kind()

@@ -1,1 +1,8 @@
-"""Memory cores to compare with: LSTM, GRU, minGRU and no memory at all."""
+"""Memory cores to compare with.
+
+The files, in the order in which to read them:
+
+- `feedforward`: no memory at all
+- `lstm_gru`: LSTM and GRU
+- `mingru`: minGRU, a linear recurrence
+"""

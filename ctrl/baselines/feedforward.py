@@ -1,4 +1,4 @@
-"""The core without a memory: what an agent reaches from the current observation alone."""
+"""Core without a memory: it shows how far an agent gets with the current observation alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ctrl.core import MemoryCore, Unrolled, require_positive
 
 
 class FeedforwardState(NamedTuple):
-    """State of `FeedforwardCore`: nothing, for each env."""
+    """State of `FeedforwardCore`: an empty leaf."""
 
     empty: Tensor
-    """[B, 0] holds no numbers, but knows the batch size."""
+    """[B, 0] without numbers; its shape holds the batch size."""
 
 
 class FeedforwardCore(MemoryCore[FeedforwardState]):

@@ -4,9 +4,9 @@ Both are torch's own fused modules behind the contract. Two things decide how go
 
 - *Chrono initialisation* (Tallec & Ollivier 2018, arXiv 1804.11188) spreads the gates' time constants over the horizon
   that an agent has to remember. With torch's default the gates forget within a few steps.
-- *Resets inside a window* must not split it, or early training, with its short episodes, runs step by step. Instead one
-  more step goes before each reset, which shuts the gates so that the memory is exactly 0 after it (`ResetPadding`). So a
-  window is one fused call per layer, longer by the resets of the env that has most of them.
+- *Resets inside a window* must not split it, or early training, with its short episodes, runs step by step. Instead an
+  extra step goes before each reset and shuts the gates, so that the memory is exactly 0 after it (`ResetPadding`). So a
+  window is one fused call per layer, longer by the resets of the env with the most of them.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class GRUState(NamedTuple):
 
 
 SHUT = 1e30
-"""What shuts a gate, or opens it: σ(−1e30) is exactly 0 and σ(1e30) exactly 1, whatever else goes into it."""
+"""Input that shuts a gate, or opens it: σ(−1e30) is exactly 0 and σ(1e30) exactly 1, whatever is added to it."""
 
 
 class ResetPadding(NamedTuple):
-    """A window of T steps, with one more before each reset that empties the memory.
+    """A window of T steps with an extra step before each reset that empties the memory.
 
-    Envs reset at different times, so all are filled up to the same length M by steps that hold the memory.
+    Envs reset at different times, so all are filled up to the same length M with steps that hold the memory.
     """
 
     at: Tensor
-    """[B T] where each of the window's steps is, numbered through all envs."""
+    """[B T] the place of each of the window's steps, numbered through all envs."""
     flags: Tensor
-    """[B, M, 2] 1 where a step empties, 1 where a step holds."""
+    """[B, M, 2] the first is 1 where a step empties the memory, the second where a step holds it."""
 
     @classmethod
     def before(cls, reset: Tensor) -> ResetPadding | None:
-        """Make room before the resets [B, T], but not at the window's first step; None if there is none."""
+        """Build the padding for resets [B, T], except at the window's first step; None if there are no others."""
         inside = reset.clone()
         inside[:, 0] = False
         added = inside.cumsum(dim=1)
@@ -73,19 +73,19 @@ class ResetPadding(NamedTuple):
         return cls((first + at).flatten(), flags)
 
     def widen(self, inputs: Tensor) -> Tensor:
-        """[B, T, I] -> [B, M, I + 2]."""
+        """Insert the extra steps and append the flags: [B, T, I] -> [B, M, I + 2]."""
         batch, length, _ = self.flags.shape
         spread = inputs.new_zeros(batch * length, inputs.shape[2]).index_copy(0, self.at, inputs.flatten(0, 1))
         return torch.cat([spread.view(batch, length, -1), self.flags.to(inputs.dtype)], dim=2)
 
     def narrow(self, outputs: Tensor) -> Tensor:
-        """[B, M, O] -> [B, T, O]."""
-        # Whole rows: `gather` takes 3 to 6 times as long, forward and backward.
+        """Take the extra steps out again: [B, M, O] -> [B, T, O]."""
+        # `index_select` of whole rows: `gather` takes 3 to 6 times as long, forward and backward.
         return outputs.flatten(0, 1).index_select(0, self.at).view(len(outputs), -1, outputs.shape[2])
 
 
 class RecurrentCore(MemoryCore[StateT]):
-    """What `LSTMCore` and `GRUCore` share; state leaves are [B, layers, width], the output first.
+    """Base class of `LSTMCore` and `GRUCore`; state leaves are [B, layers, width], the output first.
 
     :param input_size: I, goes straight into the first layer
     :param width: units per layer, and the output size
@@ -116,14 +116,14 @@ class RecurrentCore(MemoryCore[StateT]):
 
     @abstractmethod
     def _flags(self, bias_ih: Tensor) -> Tensor:
-        """Return [G * width, 2] the weights of two more inputs: one empties the memory, the other holds it."""
+        """Return [G * width, 2] the weights of the two flags as inputs: one empties the memory, the other holds it."""
 
     @abstractmethod
     def _chrono_gates(self, keep: Tensor) -> list[Tensor]:
-        """Lay out the bias of each gate, in torch's order, such that memory is kept as σ(`keep`) per step."""
+        """Return the bias of each gate, in torch's order, such that memory is kept by a factor σ(`keep`) per step."""
 
     def acting(self, state: StateT) -> Acting[StateT]:
-        """Return what keeps the state while B envs act, layer by layer, unless a subclass steps in a way of its own."""
+        """Return an `Acting`, which keeps the state layer by layer unless a subclass steps in its own way."""
         own = type(self)
         plain = (own.step, own._step, own.reset_state) == (
             MemoryCore.step,
@@ -146,11 +146,11 @@ class RecurrentCore(MemoryCore[StateT]):
         return after
 
     def by_layer(self, state: StateT) -> list[tuple[Tensor, ...]]:
-        """Return the leaves [B, width] of each layer."""
+        """Return, for each layer, its leaves [B, width]."""
         return list(zip(*(leaf.unbind(dim=1) for leaf in state), strict=True))
 
     def join_layers(self, layers: list[tuple[Tensor, ...]]) -> StateT:
-        """Undo `by_layer`."""
+        """Join the leaves [B, width] of all layers to a state; the inverse of `by_layer`."""
         return self.make_state(torch.stack(leaf, dim=1) for leaf in zip(*layers, strict=True))
 
     def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
@@ -162,7 +162,7 @@ class RecurrentCore(MemoryCore[StateT]):
             if emptied is None:
                 features, (_, *rest) = self._fused(features, leaves, [of_input, *weights])
             else:
-                # The memory is emptied by gates, and 0 * NaN is NaN.
+                # Gates empty the memory by a product, and 0 * NaN is NaN.
                 leaves = [leaf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for leaf in leaves]
                 with_flags = torch.cat([of_input, self._flags(weights[1])], dim=1)
                 features, (_, *rest) = self._fused(emptied.widen(features), leaves, [with_flags, *weights])
@@ -181,7 +181,7 @@ class RecurrentCore(MemoryCore[StateT]):
 
 
 class RecurrentActing(Acting[StateT]):
-    """A recurrent core that acts in B envs; it saves what `step` does to check the state and to put it together."""
+    """A recurrent core acting in B envs; it need not check, split and join the state in every step, as `step` does."""
 
     core: RecurrentCore[StateT]
 
@@ -204,7 +204,7 @@ class RecurrentActing(Acting[StateT]):
 
 
 def chrono_bias(like: Tensor, horizon: int) -> Tensor:
-    """Draw biases b of gates that keep σ(b) of their memory per step, for memories of up to `horizon` steps.
+    """Draw biases b of gates that keep a share σ(b) of their memory per step, for memories of up to `horizon` steps.
 
     Such a gate has a time constant of 1 + exp(b) steps, so b = log u, u uniform in [1, horizon − 1].
 
@@ -218,8 +218,8 @@ def chrono_bias(like: Tensor, horizon: int) -> Tensor:
 class LSTMCore(RecurrentCore[LSTMState]):
     """Long short-term memory (Hochreiter & Schmidhuber 1997) as `torch.nn.LSTM` computes it.
 
-    Chrono initialisation: forget-gate biases log U(1, chrono_horizon − 1), input-gate biases their negative, 0 for the
-    cell candidate and the output gate. Arguments are `RecurrentCore`'s.
+    Chrono initialisation: forget-gate biases are log U(1, chrono_horizon − 1), input-gate biases their negative, those
+    of the cell candidate and the output gate 0. Arguments are those of `RecurrentCore`.
     """
 
     _rnn_class = nn.LSTM
@@ -252,9 +252,9 @@ class LSTMCore(RecurrentCore[LSTMState]):
 class GRUCore(RecurrentCore[GRUState]):
     """Gated recurrent unit (Cho et al. 2014) as `torch.nn.GRU` computes it.
 
-    Chrono initialisation: update-gate biases log U(1, chrono_horizon − 1), 0 for the reset gate and the candidate.
+    Chrono initialisation: update-gate biases are log U(1, chrono_horizon − 1), those of reset gate and candidate 0.
     Torch's update gate z *keeps*: h_t = (1 − z)·candidate + z·h_tm1, hence no minus sign. As z and 1 − z are tied, no
-    second bias is needed to write as slowly as it forgets. Arguments are `RecurrentCore`'s.
+    second bias is needed to write as slowly as it forgets. Arguments are those of `RecurrentCore`.
     """
 
     _rnn_class = nn.GRU
@@ -272,7 +272,7 @@ class GRUCore(RecurrentCore[GRUState]):
 
     def _flags(self, bias_ih: Tensor) -> Tensor:
         zero = bias_ih.new_zeros(self.width)
-        # The candidate has no gate of its own: less its bias and behind a shut reset gate it is tanh(0).
+        # The candidate has no gate of its own. With its bias subtracted and the reset gate shut it is tanh(0).
         empty = [zero - SHUT, zero - SHUT, -bias_ih[2 * self.width :]]  # reset, update, candidate
         hold = [zero, zero + SHUT, zero]
         return torch.stack([torch.cat(empty), torch.cat(hold)], dim=1)

@@ -1,11 +1,12 @@
 """A linear recurrence as memory: the minimal GRU of Feng et al. 2024, "Were RNNs All We Needed?" (arXiv 2410.01201).
 
-Gate and candidate depend on a layer's input alone, not on its memory, so the maps of a whole window are one matrix
-product, and what remains from step to step is h_t = (1 − z_t)·h_tm1 + z_t·candidate_t, element by element.
+Gate and candidate depend on a layer's input alone, not on its memory. So the maps of a whole window are one matrix
+product, and only h_t = (1 − z_t)·h_tm1 + z_t·candidate_t remains from step to step, element by element.
 
-This is the paper's plain form, which lets the memory have either sign. Its log-space form, where memories are positive,
-serves a scan by cumulative products, which underflow in long windows. Here steps are taken in order: each h_t lies
-between h_tm1 and the candidate, so nothing is lost that a step of acting would keep, and a step is one fused operation.
+This is the paper's plain form, in which the memory may have either sign. The paper's log-space form, with positive
+memories, serves a scan by cumulative products, which underflow in long windows. Here steps are taken in order: each h_t
+lies between h_tm1 and the candidate, so an unroll loses no precision that a step would keep, and a step is one fused
+operation.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class MinGRUCore(MemoryCore[MinGRUState]):
     Layers are stacked as those of `torch.nn.GRU`: the outputs of one are the inputs of the next, without the norms,
     residual connections and MLPs that larger models put between them.
 
-    Chrono initialisation: biases of the update gate −log U(1, chrono_horizon − 1), 0 for the candidate. The gate
-    *writes*, in the paper as here, where torch's GRU has one that keeps; hence the minus sign.
+    Chrono initialisation: biases of the update gate are −log U(1, chrono_horizon − 1), those of the candidate 0. The
+    gate *writes*, in the paper as here, where torch's GRU has one that keeps; hence the minus sign.
 
     :param input_size: I, goes straight into the first layer
     :param width: units per layer, and the output size
@@ -97,10 +98,11 @@ def gated_scan(update: Tensor, candidate: Tensor, hidden: Tensor, reset: Tensor)
 
 
 class _GatedScan(torch.autograd.Function):
-    """`gated_scan`, written out because autograd takes several operations for each step where one is enough.
+    """`gated_scan`, with a hand-written gradient: autograd takes several operations for each step where one is enough.
 
-    On a CPU, scans that are parallel in time gain little or lose: one by doubling passes over all steps log₂ T times,
-    one in blocks (within all at once, then from one to the next) twice, which pays for few envs and long windows only.
+    Scans that are parallel in time gain little on a CPU, or lose. One by doubling passes over all steps log₂ T times.
+    One in blocks (within all at once, then from one to the next) passes twice, which pays for few envs and long windows
+    only.
     """
 
     @staticmethod

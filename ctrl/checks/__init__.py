@@ -1,1 +1,7 @@
-"""Self-checks of memory cores: the five laws, for any core."""
+"""Self-checks of memory cores: the five laws, for any core.
+
+The files, in the order in which to read them:
+
+- `checking`: `check_core`, which checks all laws and reports a finding for each
+- `laws/`: one file for each law, and the list of all checks in its `__init__`
+"""

@@ -1,14 +1,14 @@
-"""Rates that layers choose for themselves, from what their own compression loses.
+"""Rates that layers choose for themselves, by how much their own compression loses.
 
-A layer that reads nearly the same from compressed slots as from what they were formed from can afford a higher rate and
-so a longer reach with the same slots; one that loses much needs a lower rate. Between two rollouts each layer's first
-compressed tier moves to the next higher or lower of its choices (half, once and twice the rate that it was built with),
-as a running mean of its reconstruction error falls below `LOW` or rises above `HIGH`. The paper leaves rates that
-differ by layer open (section 6); how they are chosen here is not from the paper.
+A layer whose attention output from compressed slots is nearly that from the evicted slots can afford a higher rate, and
+so a longer reach with the same slots. A layer that loses much needs a lower rate. Between two rollouts each layer's
+first compressed tier may move to its next higher or lower choice: half, once or twice the rate that it was built with.
+It moves up when a running mean of its reconstruction error falls below `LOW`, and down when it rises above `HIGH`. The
+paper leaves rates that differ by layer open (section 6); this rule is not from the paper.
 
-The state's shape does not change: it holds as many slots as before, which stand for other spans. It says with which
-rates it was written, and a core that has other rates by then reads it by `resample`. So all laws hold at all times, and
-states may be kept over a change.
+The state's shape does not change: it holds as many slots as before, which stand for other spans. It records the rates
+with which it was written, and a core with other rates reads it by `resample`. So all laws hold at all times, and states
+may be kept over a change.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ctrl.compressive.window import LayerPass, LayerPlan
 from ctrl.core import Acting, PlainActing
 
 LOW, HIGH = 0.1, 0.3
-"""Reconstruction errors (a share of what is read) between which a rate stays as it is."""
+"""Reconstruction errors, as a share of the attention output, between which a rate stays as it is."""
 START = (LOW + HIGH) / 2
-"""Where the running mean starts, and starts again when the rate has changed."""
+"""Initial value of the running mean, also after a change of the rate."""
 DECAY = 0.9
-"""What the running mean keeps in each update."""
+"""Share of the running mean that each update keeps."""
 
 
 def rate_choices(tiers: Tiers) -> tuple[int, ...]:
-    """Return the rates that a layer's first compressed tier may have, ascending; none if the layer has no such tier."""
+    """Return the rates that a layer's first compressed tier may have, ascending; none if it has no such tier."""
     if len(tiers) == 1:
         return ()
     rate = tiers[1].rate
@@ -46,12 +46,12 @@ def rate_choices(tiers: Tiers) -> tuple[int, ...]:
 
 
 def with_rate(tiers: Tiers, rate: int) -> Tiers:
-    """Return the tiers with another rate of the first compressed one."""
+    """Return the tiers with another rate for the first compressed one."""
     return (tiers[0], replace(tiers[1], rate=rate), *tiers[2:])
 
 
 def next_rate(rate: int, error: float, choices: Sequence[int]) -> int:
-    """Return the rate that the running mean of a layer's error asks for."""
+    """Return the next rate for a running mean of a layer's reconstruction error."""
     at = choices.index(rate)
     if error < LOW:
         return choices[min(at + 1, len(choices) - 1)]
@@ -59,13 +59,13 @@ def next_rate(rate: int, error: float, choices: Sequence[int]) -> int:
 
 
 def resample(old: Tiers, new: Tiers, clock: Tensor, slots: Tensor, shift: int | None = None) -> Tensor:
-    """Read a layer's slots, written with the tiers `old`, as if they had been written with the tiers `new`.
+    """Convert a layer's slots that were written with the tiers `old` to the tiers `new`.
 
-    Each slot becomes a copy of the one whose centre is closest to its own; what was never kept can't come back.
+    Each new slot becomes a copy of the old one with the closest centre; dropped content can't come back.
 
     :param clock: [B] steps of the current episode consumed so far
     :param slots: [B, S, D]
-    :param shift: which of the features is a number of steps from a slot's own centre, if any
+    :param shift: index of the feature that is a number of steps from a slot's own centre, if any
     :return: [B, S, D], 0 where there is none
     """
     written, wanted = ring_centres(old, clock), ring_centres(new, clock)
@@ -73,12 +73,12 @@ def resample(old: Tiers, new: Tiers, clock: Tensor, slots: Tensor, shift: int | 
     copied = slots.gather(1, closest.expand(-1, -1, slots.shape[2]))
     if shift is not None:
         copied[:, :, shift] += written.gather(1, closest[:, :, 0]) - wanted
-        copied[:, : new[0].slots, shift] = 0  # a raw slot counts as its own step, whatever it is a copy of
+        copied[:, : new[0].slots, shift] = 0  # the time of a tier-0 slot is its own step, whatever it is a copy of
     return torch.where(wanted[:, :, None] != EMPTY, copied, 0)
 
 
 class CompressorOfRates(Compressor):
-    """A compressor for each of several rates; which one is asked follows from the block's size."""
+    """A compressor for each of several rates; the size of the blocks selects it."""
 
     def __init__(self, name: str, width: int, rates: Sequence[int]) -> None:
         super().__init__(width, max(rates))
@@ -90,16 +90,16 @@ class CompressorOfRates(Compressor):
         return slots
 
     def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """As the compressor of the blocks' rate does."""
+        """Hand on carried numbers by the compressor of the blocks' rate."""
         carried: Tensor = cast(Compressor, self.by_rate[str(blocks.shape[1])]).carry(facts, blocks, importance)
         return carried
 
     def uses_attention(self) -> bool:
-        """Say whether the compressor of each rate does."""
+        """Return True if the compressor of any rate does."""
         return any(cast(Compressor, compressor).uses_attention() for compressor in self.by_rate.values())
 
     def uses_novelty(self) -> bool:
-        """Say whether the compressor of each rate does."""
+        """Return True if the compressor of any rate does."""
         return any(cast(Compressor, compressor).uses_novelty() for compressor in self.by_rate.values())
 
 
@@ -107,13 +107,13 @@ class AdaptiveState(NamedTuple):
     """The state of an `AdaptiveCore`: that of a `CompressiveCore`, and the rates with which it was written."""
 
     clock: Tensor
-    """[B] int64"""
+    """[B] int64, as in `CompressiveState`."""
     slots: Tensor
-    """[B, S, D]"""
+    """[B, S, D], as in `CompressiveState`."""
     importance: Tensor
-    """[B, U]"""
+    """[B, U], as in `CompressiveState`."""
     carried: Tensor
-    """As that of a `CompressiveState`."""
+    """[B, S, F + 1], as in `CompressiveState`."""
     rates: Tensor
     """[B, L] int64, of each layer's first compressed tier; 1 where a layer has none."""
 
@@ -121,21 +121,21 @@ class AdaptiveState(NamedTuple):
 class AdaptiveCore(CompressiveCore):
     """A `CompressiveCore`, with the same options, whose layers choose the rate of their first compressed tier.
 
-    By default `memory` is `MEMORY`: that of a `CompressiveCore` has the highest rate that its tier 0 allows, and such
-    a rate can only fall. Call `adapt` with the diagnostics of an unroll between two rollouts; `MemoryPPO` does. Each
-    choice of a rate has a compressor of its own. A decoder is made for one rate, so `reconstruction="auto_encoding"` is
-    refused.
+    The default of `memory` is another one, `MEMORY`: a `CompressiveCore`'s has the highest rate that its tier 0 allows,
+    and such a rate can only fall. Call `adapt` with the diagnostics of an unroll between two rollouts; `MemoryPPO` does
+    so. Each choice of a rate has a compressor of its own. A decoder is made for one rate, so
+    `reconstruction="auto_encoding"` is refused.
     """
 
     MEMORY = (Tier(32), Tier(32, rate=4, compressor="conv"))
-    """By default the rate may rise to 8 and fall to 2, and a compressor that mixes loses little."""
+    """Default of `memory`: the rate may rise to 8 and fall to 2, and a compressor that mixes loses little."""
 
     __signature__ = inspect.signature(CompressiveCore)
 
     rates: Tensor
-    """[L] the present rates; a buffer, so that they are saved and loaded with the weights."""
+    """[L] the present rates; a buffer, so they are saved and loaded with the weights."""
     errors: Tensor
-    """[L] running means of the reconstruction errors; likewise."""
+    """[L] running means of the reconstruction errors; a buffer, too."""
 
     def __init__(self, input_size: int, **options: Any) -> None:
         if options.get("reconstruction") == "auto_encoding":
@@ -151,7 +151,7 @@ class AdaptiveCore(CompressiveCore):
         self.register_buffer("errors", torch.full((len(self.tiers),), START))
 
     def masked_bucket(self, tiers: Tiers) -> int:
-        """Return the same row for all layers, beyond that of the furthest reach that any of them may choose."""
+        """Return the same masked bucket for all layers, beyond the furthest reach that any of them may choose."""
         if not self._choices:
             self._choices = [rate_choices(own) for own in self.tiers]
             widest = [
@@ -166,7 +166,7 @@ class AdaptiveCore(CompressiveCore):
         return self._with_rates(super().initial_state(batch_size))
 
     def check_state(self, state: Any, batch_size: int) -> None:
-        """Raise a ValueError also where the state was written with rates that no layer can choose."""
+        """Raise a ValueError as for any core, and where the state was written with a rate that no layer can choose."""
         super().check_state(state, batch_size)
         for number, choices in enumerate(self._choices):
             found = set(state.rates[:, number].tolist())
@@ -174,11 +174,11 @@ class AdaptiveCore(CompressiveCore):
                 raise ValueError(f"state.rates of layer {number} must be of {choices or (1,)}, got {sorted(found)}")
 
     def acting(self, state: Any) -> Acting[Any]:
-        """Return what keeps the state while B envs act."""
+        """Return an `Acting`, which keeps the state while B envs act."""
         return AdaptiveActing(self, state) if self.acts_in_place else PlainActing(self, state)
 
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
-        """Let the clock settle, and each layer change its rate as its error asks for; return the rates by layer."""
+        """Settle clock and age biases, and let each layer change its rate by its error; return the rates by layer."""
         super().adapt(diagnostics)
         for number, choices in enumerate(self._choices):
             error = diagnostics.get(f"reconstruction_error/layer{number}/tier1")
@@ -204,7 +204,7 @@ class AdaptiveCore(CompressiveCore):
         return idle
 
     def now(self, state: Any) -> CompressiveState:
-        """Read a state as if it had been written with the present rates."""
+        """Convert a state to the present rates."""
         if torch.equal(state.rates, self._present_rates(len(state.rates))):
             return CompressiveState(*state[:4])
         layers, importances = [], []
@@ -243,7 +243,7 @@ class AdaptiveCore(CompressiveCore):
         return AdaptiveState(*state, self._present_rates(len(state.clock)))
 
     def _present_rates(self, batch_size: int) -> Tensor:
-        """Return [B, L]."""
+        """Return the present rates for each env, [B, L]."""
         return torch.tensor([[_rate(tiers) for tiers in self.tiers]], device=self.device).repeat(batch_size, 1)
 
     def _run_window(
@@ -278,7 +278,7 @@ def _rate(tiers: Tiers) -> int:
 
 
 class AdaptiveActing(CompressiveActing):
-    """An `AdaptiveCore`, acting in B envs; it goes on with other rates as soon as the core has them."""
+    """An `AdaptiveCore` acting in B envs; it follows a change of the core's rates at the next step."""
 
     def __init__(self, core: AdaptiveCore, state: AdaptiveState) -> None:
         core.check_state(state, len(state[0]))

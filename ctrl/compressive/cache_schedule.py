@@ -1,4 +1,4 @@
-"""Schedule of the key-value cache: which slot is formed when, and where it goes, while B envs act.
+"""Schedule of the KV cache while B envs act: which slots are formed at a step, and where they go.
 
 It follows from each env's clock alone (see `ctrl.compressive.schedule`). It runs in numpy on the host, once for all
 layers with the same tiers.
@@ -22,43 +22,43 @@ from ctrl.compressive.window import to_new_centre
 Integers = npt.NDArray[np.int64]
 
 TABLE = 2**16
-"""Up to this reach, the rows of all ages are kept in a table."""
+"""Limit of the reach up to which the buckets of all ages are kept in a table."""
 
 
 class Merge(NamedTuple):
-    """What one tier forms in a step: K of the envs are due."""
+    """Slots that one tier forms in a step, in K of the envs."""
 
     tier: int
     source: Tensor
-    """[K m] the positions that are merged, numbered through all envs."""
+    """[K m] positions of the slots to compress, numbered through all envs."""
     held: Tensor
-    """[m] for how many steps the tier below has held each of a block."""
+    """[m] for how many steps the tier below has held each slot of a block."""
     to_new_centre: Tensor
-    """[m, F + 1] see there."""
+    """[m, F + 1] offsets of carried numbers, see `ctrl.compressive.window.to_new_centre`."""
 
 
 class Moves(NamedTuple):
-    """What happens to the rings of a layer in one step: all merges are read, then all new slots are written."""
+    """Changes of a layer's rings in one step: first all blocks are read, then all new slots are written."""
 
     merges: list[Merge]
     target: Tensor
-    """[K + B] the positions that take the new slots: those of the merges in their order, then the step itself."""
+    """[K + B] positions of the new slots: those of the merges in their order, then the step's own."""
     head_target: Tensor
     """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
     row: Tensor
-    """[B S] the row of the table of biases for each position; see `CacheSchedule.rows`."""
+    """[B S] the bucket of each position, or its age where `CacheSchedule.rows` is not None."""
     centres: Tensor
-    """[K + B] the step of the episode in the middle of what each new slot stands for."""
+    """[K + B] the step of the episode in the centre of each new slot."""
 
 
 class CacheSchedule:
-    """Which slot is where, in the rings of a layer of B envs: S positions each, tier by tier.
+    """Positions of a layer's slots in the rings of B envs, each with S positions, tier by tier.
 
-    :param tiers: the layer's
+    :param tiers: the layer's tiers
     :param heads: H
     :param clock: [B] steps of the current episode consumed so far
-    :param hidden: the row of the table of biases for what is not visible
-    :param carried: [.., F + 1] of the state
+    :param hidden: the masked bucket
+    :param carried: [.., F + 1] of the state, for its size, dtype and device
     """
 
     def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int, carried: Tensor) -> None:
@@ -67,8 +67,8 @@ class CacheSchedule:
         self._exact = exact_ages(tiers)
         self._hidden = hidden
         self.rows: Tensor | None = None
-        """[E] the rows of the biases of all ages, and last the hidden one; layers then have a bias for each age. None
-        where there are too many ages for that."""
+        """[E] the bucket of each age, and last the masked one. Layers use it to expand their biases to one for each
+        age. None where there are too many ages for that."""
         if self._oldest < TABLE:
             self.rows = F.pad(age_bucket(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(
                 clock.device
@@ -84,12 +84,12 @@ class CacheSchedule:
         self._head = (parts * len(clock) * heads + rings) * self._size  # [2, 1, H]
         self._heads = heads
         self.centre: Integers = ring_centres(tiers, clock).cpu().numpy()
-        """[B, S] the step of the episode in the middle of what each slot stands for, rounded up."""
+        """[B, S] the step of the episode in the centre of each slot, rounded up; `EMPTY` where there is none."""
         self._flat_centre = self.centre.reshape(-1)  # a view
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
-        """[B, S] which positions hold a slot."""
+        """[B, S] bool, true where a position holds a slot."""
         return np.not_equal(self.centre, EMPTY)
 
     def forget(self, envs: Integers) -> None:
@@ -97,10 +97,10 @@ class CacheSchedule:
         self.centre[envs] = EMPTY
 
     def advance(self, time: Integers, device: torch.device) -> Moves:
-        """Move on by the step that is `time` [B] in each env's episode."""
+        """Advance by the step at `time` [B] of each env's episode, and return its moves."""
         flat = self._flat_centre
         merges, targets = [], []
-        for tier in range(len(self._schedules) - 1, 0, -1):  # from the last: a slot may take the place of a merged one
+        for tier in range(len(self._schedules) - 1, 0, -1):  # last first: a new slot may take a merged slot's position
             schedule, below = self._schedules[tier], self._schedules[tier - 1]
             since_first = time - schedule.first
             due = np.flatnonzero((since_first >= 0) & (since_first % schedule.span == 0))
@@ -122,14 +122,15 @@ class CacheSchedule:
         return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
 
     def _by_head(self, target: Integers) -> Integers:
-        """[N] -> [2 N H] positions in the rings of each head, for keys and then values: [2, B, H, S]."""
+        """Return positions in the rings of each head, for keys and then values [2, B, H, S]: [N] -> [2 N H]."""
         env = target // self._size
         positions: Integers = (self._head + (target + env * ((self._heads - 1) * self._size))[:, None]).reshape(-1)
         return positions
 
     def _rows(self, time: Integers) -> Integers:
-        """Return [B S] the row of each position's bias."""
-        age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)  # + 1 where nothing is
+        """Return [B S] the bucket of each position's bias, or its age if `rows` maps ages to buckets."""
+        # Empty positions get the age after the oldest.
+        age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)
         if self.rows is not None:
             return age
         return np.where(age > self._oldest, self._hidden, age_bucket(torch.from_numpy(age), self._exact).numpy())

@@ -1,8 +1,8 @@
-"""Compressors: how consecutive slots become one (Rae et al. 2020, arXiv 1911.05507, section 3.1).
+"""Compressors: maps from a block of consecutive slots to one slot (Rae et al. 2020, arXiv 1911.05507, section 3.1).
 
-A compressor sees one block of m slots at a time and nothing else, so what it makes of it does not depend on the window
-in which it happens. The learned ones start as the mean, but for `select`. Write your own as a subclass of `Compressor`,
-give it a name with `register_compressor`, and use the name in a `Tier`.
+A compressor sees one block of m slots at a time and nothing else, so its result does not depend on the window in which
+the block is compressed. Learned compressors start as the mean, except `select`. To add your own, write a subclass of
+`Compressor`, give it a name with `register_compressor`, and use the name in a `Tier`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ctrl.core import choose
 
 SMALLEST = 1e-6
-"""Novelty below this counts as this."""
+"""Lower bound of novelty."""
 
 
 class Compressor(nn.Module, ABC):
-    """Maps blocks [N, m, D] to slots [N, D]; five methods say all, and only `forward` has no default.
+    """Base class of compressors, which map blocks [N, m, D] to slots [N, D]; only `forward` has no default.
 
     :param width: D
     :param rate: m
@@ -33,46 +33,46 @@ class Compressor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """Compress.
+        """Compress blocks.
 
         :param blocks: [N, m, D] slots, oldest first, without a graph unless the task loss trains the compressors
-        :param importance: [N, m] the attention that each slot has received on average over the steps for which its tier held
-            it, if `uses_attention()`; times, or only, its novelty, if `uses_novelty()`; else None
+        :param importance: [N, m] if `uses_attention()`, the attention that each slot has received per step in its tier;
+            if `uses_novelty()`, its novelty; if both, their product; else None
         :return: [N, D]
         """
 
     def uses_attention(self) -> bool:
-        """Say whether `forward` needs to know how much attention the slots have received; that costs time."""
+        """Return True if `forward` needs the attention that the slots have received; counting it takes time."""
         return False
 
     def uses_novelty(self) -> bool:
-        """Say whether `forward` needs to know how unusual the slots are among the layer's inputs (`ctrl.compressive.attention.novelty`).
+        """Return True if `forward` needs the slots' novelty (`ctrl.compressive.attention.novelty`).
 
-        Then what is unusual also counts more in the layer's keys and values, see `novelty_gain` of the core.
+        Then novelty also scales the layer's keys and values, see `novelty_gain` of the core.
         """
         return False
 
     def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """Return what is known of the new slots [N, F] from what is known of their blocks [N, m, F].
+        """Return the carried numbers of the new slots [N, F] from those of their blocks [N, m, F].
 
-        By default that of the newest slot. A compressor that keeps one slot hands on that slot's. Adding a number to
-        all of `facts` must add it to the result.
+        By default they are those of the newest slot. A compressor that keeps one slot hands on that slot's. Adding a
+        number to all of `facts` must add it to the result.
 
-        :param facts: of each slot, the logarithm of what heads have kept of it, and how many steps what it holds lies
-            from the middle of those that the new slot stands for
+        :param facts: for each slot, the logarithm of how much each forgetting head has kept of it, and the time of its
+            content, in steps from the centre of the steps that the new slot stands for
         """
         return facts[:, -1]
 
     def decoder(self) -> nn.Module:
-        """Build what maps slots [N, D] back to blocks [N, m, D], for the loss `auto_encoding`."""
+        """Build a decoder from slots [N, D] back to blocks [N, m, D], for the loss `auto_encoding`."""
         return LinearDecoder(self.width, self.rate)
 
 
 def importance_of(compressor: Compressor, attention: Tensor | None, novelty: Tensor | None) -> Tensor | None:
-    """Return the `importance` [N, m] that a compressor is told with N blocks.
+    """Return the `importance` [N, m] for a compressor of N blocks.
 
-    :param attention: [N, m] that their slots have received, None unless the compressor uses it
-    :param novelty: [N, m] of their slots, None if nobody measures it
+    :param attention: [N, m] that their slots have received; None unless the compressor uses it
+    :param novelty: [N, m] of their slots; None if it is not measured
     """
     if novelty is None or not compressor.uses_novelty():
         return attention
@@ -80,7 +80,7 @@ def importance_of(compressor: Compressor, attention: Tensor | None, novelty: Ten
 
 
 class LinearDecoder(nn.Module):
-    """One linear map for each place in the block; at first each gives the slot itself."""
+    """One linear map for each place in the block; at first each is the identity."""
 
     def __init__(self, width: int, rate: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class LinearDecoder(nn.Module):
         self.weight = nn.Parameter(torch.eye(width).repeat(1, rate))  # [D, m * D]
 
     def forward(self, slots: Tensor) -> Tensor:
-        """[N, D] -> [N, m, D]."""
+        """Decode slots [N, D] to blocks [N, m, D]."""
         decoded: Tensor = (slots @ self.weight).unflatten(1, (self.rate, -1))
         return decoded
 
@@ -122,7 +122,7 @@ class ConvCompressor(Compressor):
 
 
 class MeanPlus(Compressor):
-    """The mean over the block, and what a network adds to it: at first nothing."""
+    """The mean over the block plus the output of a network, which is 0 at first."""
 
     def __init__(self, width: int, rate: int) -> None:
         super().__init__(width, rate)
@@ -137,11 +137,11 @@ class MeanPlus(Compressor):
 
     @abstractmethod
     def _read(self, blocks: Tensor) -> Tensor:
-        """[N, m, D] -> [N, D]."""
+        """Return the network's features of blocks: [N, m, D] -> [N, D]."""
 
 
 class DilatedConvCompressor(MeanPlus):
-    """Causal convolutions of two taps with dilations 1, 2, 4, …, until the last step hears all of the block.
+    """Causal convolutions of two taps with dilations 1, 2, 4, …, until the last step depends on all of the block.
 
     The paper's `dilated convolutions` (after Yu & Koltun 2016, arXiv 1511.07122); it does not state their form. Here
     they don't reach beyond the block, and ReLU follows each.
@@ -176,8 +176,8 @@ class GRUCompressor(MeanPlus):
 class AttentionCompressor(Compressor):
     """Learned queries that attend to the block, one for each of up to 4 groups of features; not in the paper.
 
-    A query is one vector, so it and its key projection are one map of the slots, and each place in the block has a
-    score of its own.
+    A query is one vector, so query and key projection together are one map of the slots. Each place in the block has a
+    learned score, too.
     """
 
     def __init__(self, width: int, rate: int) -> None:
@@ -196,12 +196,13 @@ class AttentionCompressor(Compressor):
 
 
 class SelectCompressor(Compressor):
-    """Keeps one slot of the block as it is, the one that matters most, and drops the others; not in the paper.
+    """Keeps one slot of the block as it is, the one with the highest score, and drops the others; not in the paper.
 
-    What is kept is never diluted, however many tiers it goes through. A slot's score is how unusual it is (its squared
-    distance from the block's mean, relative to that of the others) plus a learned linear map of it, so at first the odd
-    one out is kept. The choice is hard, its gradient that of the softmax over the scores (straight-through; Bengio et
-    al. 2013, arXiv 1308.3432); under the attention reconstruction they learn what the layer's queries ask for.
+    A kept slot is never diluted, however many tiers it goes through. The score is how unusual the slot is (its squared
+    distance from the block's mean, relative to that of the others) plus a learned linear map of it. So at first the
+    most unusual slot is kept. The choice is hard, and its gradient is that of the softmax over the scores
+    (straight-through; Bengio et al. 2013, arXiv 1308.3432). Under the attention reconstruction the scores learn which
+    slots the layer's queries attend to.
     """
 
     UNUSUAL = 4.0
@@ -222,11 +223,11 @@ class SelectCompressor(Compressor):
         return slots
 
     def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """Hand on that of the slot that is kept."""
+        """Hand on the carried numbers of the slot that is kept."""
         return _pick(facts, self.scores(blocks))
 
     def scores(self, blocks: Tensor) -> Tensor:
-        """[N, m, D] -> [N, m]."""
+        """Return the score of each slot: [N, m, D] -> [N, m]."""
         distances = (blocks - blocks.mean(dim=1, keepdim=True)).square().sum(dim=2)
         unusual = distances / distances.mean(dim=1, keepdim=True).clamp_min(1e-12)
         scores: Tensor = self.UNUSUAL * unusual + self.learned(blocks)[:, :, 0]
@@ -236,18 +237,18 @@ class SelectCompressor(Compressor):
 class MostUsedCompressor(Compressor):
     """Keeps the slot of the block that has received most attention, and drops the others; the paper's `most-used`.
 
-    That is the average over the steps for which its tier has held it, since those of a block come one by one and leave
-    together. The attention is that of the slot's own layer, the mean over heads, as if the tier's slots were all that
-    there is to attend to. So it depends neither on windows (what came before a window is part of the state) nor on the
-    slots that are formed from it, and an unroll needs one pass.
+    Attention is averaged over the steps for which the tier has held the slot, since the slots of a block come one by
+    one and leave together. It is that of the slot's own layer, averaged over heads, with a softmax over the tier's
+    slots alone. So it depends neither on windows (attention received before a window is part of the state) nor on the
+    slots that are formed from the block, and an unroll needs one pass.
     """
 
     def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """[N, m, D] and importance [N, m] -> [N, D]."""
+        """Compress [N, m, D] with importance [N, m] -> [N, D]."""
         return _pick(blocks, self._known(importance))
 
     def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """Hand on that of the slot that is kept."""
+        """Hand on the carried numbers of the slot that is kept."""
         return _pick(facts, self._known(importance))
 
     def _known(self, importance: Tensor | None) -> Tensor:
@@ -258,47 +259,47 @@ class MostUsedCompressor(Compressor):
         return importance
 
     def uses_attention(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
 
 class MostMissedCompressor(MostUsedCompressor):
     """Keeps the slot of the block that would be missed most, and drops the others; not in the paper.
 
-    That is the attention that it has received, counted as for `most_used`, times what could not be rebuilt of it: how
-    unusual it is among the inputs that its layer has learned from (`ctrl.compressive.attention.novelty`). Attention alone is a matter of luck
-    while nobody knows yet what will be asked for, and what is dropped then can't teach its worth.
+    The score is the attention that the slot has received, counted as for `most_used`, times its novelty: how unusual it
+    is among its layer's inputs (`ctrl.compressive.attention.novelty`). Attention alone is a matter of luck as long as
+    training has not shown which slots will be needed, and a dropped slot can't teach its worth.
     """
 
     def uses_novelty(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
 
 class SurpriseCompressor(Compressor):
     """The mean of the block, weighted by surprise; not in the paper.
 
-    A slot's weight is its novelty (`ctrl.compressive.attention.novelty`) to the power `POWER`, so a slot that is twice as unusual as the
-    others nearly has the block for itself. What is rare goes through many tiers this way, before anything has learned
-    to ask for it. There is no hard choice, and attention need not be counted.
+    A slot's weight is its novelty (`ctrl.compressive.attention.novelty`) to the power `POWER`, so a slot that is twice
+    as unusual as the others nearly has the block for itself. Rare content goes through many tiers this way, before any
+    query has learned to attend to it. There is no hard choice, and attention need not be counted.
     """
 
     POWER = 6.0
 
     def forward(self, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """[N, m, D] and novelty [N, m] -> [N, D]."""
+        """Compress [N, m, D] with novelty [N, m] -> [N, D]."""
         return torch.bmm(self._weights(importance), blocks)[:, 0]
 
     def carry(self, facts: Tensor, blocks: Tensor, importance: Tensor | None = None) -> Tensor:
-        """Hand on the mean with the same weights."""
+        """Hand on the mean of the carried numbers, with the same weights."""
         return torch.bmm(self._weights(importance), facts)[:, 0]
 
     def uses_novelty(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def _weights(self, importance: Tensor | None) -> Tensor:
-        """[N, m] -> [N, 1, m], which sum to 1."""
+        """Return weights that sum to 1: [N, m] -> [N, 1, m]."""
         if importance is None:
             raise ValueError(
                 f"importance must be given: {type(self).__name__} weights slots by their novelty; got None"
@@ -336,8 +337,8 @@ def register_compressor(name: str, factory: CompressorFactory) -> None:
     """Make a compressor usable by name.
 
     :param name: a new name
-    :param factory: a subclass of `Compressor`, or what builds one from (width, rate)
-    :raises ValueError: if the name is taken or no text, or the factory cannot be called
+    :param factory: a subclass of `Compressor`, or a function that builds one from (width, rate)
+    :raises ValueError: if the name is taken or not a string, or the factory cannot be called
     """
     if not isinstance(name, str) or not callable(factory):
         raise ValueError(f"name must be a text and factory a class or function, got {name!r} and {factory!r}")
@@ -347,7 +348,7 @@ def register_compressor(name: str, factory: CompressorFactory) -> None:
 
 
 def compressor_factory(name: str) -> CompressorFactory:
-    """Return what builds the compressor `name`; a ValueError where the name is unknown."""
+    """Return the factory of the compressor `name`; raise a ValueError where the name is unknown."""
     factory: CompressorFactory = choose("compressor", name, _COMPRESSORS)
     return factory
 
@@ -355,7 +356,7 @@ def compressor_factory(name: str) -> CompressorFactory:
 def make_compressor(name: str, width: int, rate: int) -> Compressor:
     """Build the compressor `name` for slots of `width` features, `rate` of them a block.
 
-    :raises ValueError: where the name is unknown, or what is registered under it builds no `Compressor`
+    :raises ValueError: where the name is unknown, or its factory builds no `Compressor`
     """
     compressor = compressor_factory(name)(width, rate)
     if not isinstance(compressor, Compressor):

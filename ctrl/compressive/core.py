@@ -199,7 +199,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return state._replace(clock=torch.where(reset, 0, state.clock))
 
     def compression_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the measures of novelty and, unless the task trains them, compressors and decoders."""
+        """Return the parameters of novelty measures; also of compressors and decoders, unless the task trains them."""
         trained: list[nn.Module] = [] if self.trained_by_task else [self.compressors, self.decoders]
         measures = [novelty for number in range(len(self.layers)) if (novelty := self.novelty_of(number)) is not None]
         return [parameter for part in (*trained, *measures) for parameter in part.parameters()]
@@ -241,7 +241,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return acting.step(inputs, none), acting.state()
 
     def masked_bucket(self, tiers: Tiers) -> int:
-        """Return the bucket that means "not visible" in a layer; it equals the number of visible buckets."""
+        """Return the bucket that means "not visible" in a layer's table, one after all others."""
         return POSITIONS[self.position].rows.hidden(tiers)
 
     def _make_compressor(self, tiers: Tiers, tier: int) -> Compressor:
@@ -266,7 +266,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def _measure_novelty(self, gain: float | None) -> None:
         """Give each layer with a compressor that uses novelty a measure of it.
 
-        :raises ValueError: where `gain` is negative or not finite, or given although no layer measures novelty
+        :raises ValueError: where `gain` is negative or not finite, or positive although no layer measures novelty
         """
         if gain is not None:
             require_not_negative(novelty_gain=gain)

@@ -1,4 +1,4 @@
-"""What a window's steps looked at, and what compression lost: for pictures, tests and curiosity."""
+"""Explanation of a window: the attention of its steps, and the losses of its compressions, for inspection and tests."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from ctrl.compressive.window import LayerPass
 
 
 class ExplainedTier(NamedTuple):
-    """One tier of a layer during a window of T steps: its C slots, those of the state first, oldest first."""
+    """One tier of a layer during a window of T steps, with its C slots, the stored ones first, oldest first."""
 
     span: int
     """Steps that a slot stands for."""
     attention: Tensor
-    """[B, H, T, C] each head's weights; those of all tiers of the layer sum to 1 at each step."""
+    """[B, H, T, C] each head's attention weights; over all tiers of the layer they sum to 1 at each step."""
     age: Tensor
-    """[B, T, C] int64, steps from the middle of what a slot stands for to the step that looks; -1 where not seen."""
+    """[B, T, C] int64, steps from a slot's centre to the step that attends; -1 where not visible."""
     formed: Tensor
     """[B, C] int64, the step of the window at which the slot was formed; negative if before it. Meaningless for a slot
     that no step sees."""
     error: Tensor
-    """[B, E] for the slots formed in the window, the last E of C: what the layer's queries read from the slot, compared
-    with what they would read from those it was formed from, as a share of that. 0 is lossless. NaN where no slot was
-    formed; tier 0 has none, E = 0."""
+    """[B, E] of the slots formed in the window, the last E of C: the reconstruction error of the block that became the
+    slot, as a share of the attention output from that block. 0 is lossless. NaN where no slot was formed. Tier 0 has
+    none, E = 0."""
 
 
 class Explained(NamedTuple):
-    """What `CompressiveCore.explain` returns; nothing carries a graph."""
+    """Result of `CompressiveCore.explain`, without a graph."""
 
     outputs: Tensor
-    """[B, T, O] as of `unroll`."""
+    """[B, T, O] as those of `unroll`."""
     layers: list[list[ExplainedTier]]
     """By layer and tier."""
 
 
 class Spread(NamedTuple):
-    """Puts what blocks know of their columns where all columns of a tier are in a row."""
+    """Map from the values of blocks' columns to all columns of one tier in order."""
 
     layout: BlockLayout
     part: slice
-    """Which of a block's columns are of the tier."""
+    """The part of a block's columns that is the tier's."""
     first: int
-    """The number of the tier's first column."""
+    """Index of the tier's first column."""
     columns: int
-    """C"""
+    """C, the number of the tier's columns."""
 
     def __call__(self, blocks: Tensor, missing: float, length: int) -> Tensor:
-        """[.., N, Q, W] -> [.., T, C] with `missing` where a block does not attend."""
+        """[.., N, Q, W] -> [.., T, C], with `missing` where a block does not attend."""
         *leading, _, size, _ = blocks.shape
         whole = blocks.new_full((*leading, len(self.layout.columns) * size, self.columns), missing)
         for number, (columns, real) in enumerate(zip(self.layout.columns, self.layout.real, strict=True)):
@@ -66,10 +66,10 @@ class Spread(NamedTuple):
 def explain_layer(plan: WindowPlan, layout: BlockLayout, weights: Tensor, errors: list[Tensor]) -> list[ExplainedTier]:
     """Explain one layer.
 
-    :param plan: of the windows
-    :param layout: of their blocks
-    :param weights: [H, B, N, Q, W]
-    :param errors: [B, E] by tier, from tier 0 on
+    :param plan: schedule of the windows
+    :param layout: their blocks
+    :param weights: [H, B, N, Q, W] attention weights
+    :param errors: [B, E] block errors by tier, from tier 0 on
     """
     seen_age = torch.where(visible(plan, layout), ages(plan, layout).long(), -1)
     explained, start, first = [], 0, 0

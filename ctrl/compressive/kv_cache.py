@@ -1,8 +1,8 @@
-"""Acting with the compressive core: rings of slots with their keys and values, written in place.
+"""Acting with the compressive core: a KV cache, rings of slots with their keys and values, written in place.
 
-A step of a window's unroll looks at all slots anew. Here each slot's keys and values are projected once, when it is
-formed, and again only when the weights have changed. When which slot is formed, and where it goes, follows from each
-env's clock alone (see `ctrl.compressive.schedule`); that part runs in numpy on the host, once for all layers with the same tiers.
+An unroll projects all slots in each window. Here each slot's keys and values are projected once, when it is formed, and
+again only when the weights have changed. `ctrl.compressive.cache_schedule` says which slots are formed at a step and
+where they go.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _OptimizerSteps:
-    """How many steps all optimizers have taken. Fused ones write to weights without a trace in their versions."""
+    """Number of steps that all optimizers have taken. Fused ones write to weights without raising their versions."""
 
     taken = 0
 
@@ -44,16 +44,16 @@ register_optimizer_step_post_hook(_OptimizerSteps.count)
 
 
 class LayerCache:
-    """The slots of one layer of B envs, with their keys and values.
+    """The slots of one layer in B envs, with their keys and values.
 
     Views are made once and weights are at hand: at a small B, looking them up would take most of a step's time.
 
-    :param layer: whose weights project them
-    :param memory: slots [B, S, D], the attention [B, S] that each has received so far, and what is handed on of them
+    :param layer: the layer whose weights project the slots
+    :param memory: slots [B, S, D], the attention [B, S] that each has received so far, and their carried numbers
         [B, S, F + 1]; see `CompressiveState`
-    :param ranked: positions of the tiers for which attention counts
-    :param rings: which slot is where
-    :param clock: the core's
+    :param ranked: positions of the tiers whose slots are ranked by attention
+    :param rings: schedule of the slots' positions
+    :param clock: the core's clock, if it has one
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class LayerCache:
         heads = layer.attention.heads
         self._shape = (batch, heads, width // heads)
         self._forgetting = heads - layer.attention.forgetting_heads
-        # Fact by fact, as they are changed and read.
+        # Each carried number lies in one piece, as it is changed and read.
         by_fact = carried.movedim(2, 0).contiguous()  # [F + 1, B, S]
         self.carried, self._flat_carried = by_fact.movedim(0, 2), by_fact.flatten(1)
         self._decay = by_fact[: layer.attention.forgetting_heads]
-        # Env by env, so that what a slot is written to lies close together.
+        # Each env lies in one piece, so that a slot's keys and values are written close together.
         self._keys_values = self.slots.new_empty(2, batch, heads, size, width // heads)
         self._flat_slots, self._flat_keys_values = (
             self.slots.view(-1, width),
@@ -93,7 +93,7 @@ class LayerCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take the weights as they are now, and project all slots with them."""
+        """Fetch the present weights, and project all slots with them."""
         attention = self._attention
         batch, heads, features = self._shape
         scale = 1 / math.sqrt(features)
@@ -120,9 +120,10 @@ class LayerCache:
         self._keys_values.copy_(projected.view(2, batch, -1, heads, features).transpose(2, 3))
 
     def step(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> tuple[Tensor, Tensor | None]:
-        """Let tiers form slots, write a step's inputs [B, D], and return what the layer makes of them.
+        """Form the tiers' new slots, write the step's own, and attend.
 
-        :return: [B, D], and the step's time [B, CLOCK_FEATURES], None without a clock
+        :param hidden: [B, D] the layer's inputs
+        :return: the layer's outputs [B, D], and the step's clock features [B, CLOCK_FEATURES], None without a clock
         """
         batch, heads, features = self._shape
         normed, times = self._write(hidden, moves, compressors)
@@ -145,7 +146,7 @@ class LayerCache:
         return self._join(hidden, read.view_as(hidden)), times
 
     def _form(self, moves: Moves, compressors: list[Compressor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what the tiers form: slots, and what is handed on to them."""
+        """Return the tiers' new slots [K, D] and their carried numbers [K, F + 1], one pair for each merge."""
         slots, carried = [], []
         for merge in moves.merges:
             blocks = self._flat_slots.index_select(0, merge.source).view(-1, len(merge.held), self._flat_slots.shape[1])
@@ -170,7 +171,7 @@ class LayerCache:
     def _write(self, hidden: Tensor, moves: Moves, compressors: list[Compressor]) -> tuple[Tensor, Tensor | None]:
         """Write new slots, their keys and values.
 
-        :return: the slots [K + B, D] normed, the step itself last; the step's time [B, CLOCK_FEATURES]
+        :return: the new slots [K + B, D] normed, the steps' own last; the step's clock features [B, CLOCK_FEATURES]
         """
         formed, carried = self._form(moves, compressors)
         slots = torch.cat([*formed, hidden]) if formed else hidden
@@ -185,7 +186,7 @@ class LayerCache:
                 log_forget = F.logsigmoid(F.linear(normed[-len(hidden) :], *self._forget_gate))  # [B, F]
                 of_step[: len(self._decay)] = -log_forget.t()
             new = torch.cat([*(each.t() for each in carried), of_step], dim=1)
-            # All slots fade by it, but for the step itself, which ends at 0.
+            # All slots fade by the step's gates. Its own slot starts at minus that, so that it ends at 0.
             for fact, values in zip(self._flat_carried, new, strict=True):
                 fact.index_copy_(0, moves.target, values)
             self._decay -= of_step[: len(self._decay), :, None]
@@ -201,14 +202,14 @@ class LayerCache:
         return normed, times
 
     def _times(self, centres: Tensor, carried: Tensor) -> Tensor | None:
-        """Return [N, CLOCK_FEATURES] when what slots hold was, of their middles [N] and their facts [F + 1, N]."""
+        """Return clock features [N, CLOCK_FEATURES] of slots from centres [N] and carried numbers [F + 1, N]."""
         return None if self._clock is None else cast(Tensor, self._clock(centres, self.slots.dtype, carried[-1]))
 
     def _project(self, normed: Tensor, novelty: Tensor | None) -> Tensor:
         """Return keys and values [2, N, D] of N slots.
 
         :param normed: [N, D] the slots, without the norm's weights
-        :param novelty: [N] theirs
+        :param novelty: [N] of the slots; None if it is not measured
         """
         bias, weight = self._key_value
         projected = torch.baddbmm(bias, normed.expand(2, -1, -1), weight)
@@ -300,7 +301,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         return outputs if core.output_clock is None else outputs + core.output_clock(times)
 
     def _forget(self, envs: Integers) -> None:
-        """Empty the memory of some envs. What is left in place has no weight, and it was kept finite."""
+        """Empty the memory of some envs. Slots left in place are masked, and they are finite."""
         self._clock[envs] = 0
         for rings in self._rings.values():
             rings.forget(envs)
@@ -321,7 +322,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._storages = [weight.untyped_storage() for weight in weights]  # kept, or another may get its address
 
     def _kept(self, tiers: Tiers) -> Tensor:
-        """[B, S, 1] which positions of a layer hold a slot."""
+        """Return [B, S, 1] bool, true where a position of a layer holds a slot."""
         return torch.from_numpy(self._rings[tiers].kept[:, :, None]).to(self.core.device)
 
 
@@ -332,5 +333,5 @@ def ranked_parts(tiers: Tiers, ranks: list[bool]) -> list[slice]:
 
 
 def _versions(weights: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
-    """Return what changes when a parameter is written to or replaced."""
+    """Return a fingerprint that differs when a parameter was written to or replaced."""
     return _OptimizerSteps.taken, [(weight.data_ptr(), weight._version) for weight in weights]

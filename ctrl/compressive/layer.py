@@ -1,7 +1,7 @@
-"""One layer: attention over the memory, and how what it brings joins the layer's input.
+"""One layer: attention over the memory, joined to the layer's input.
 
-There are four ways to join attention's output to the input, from a plain sum to the gates of GTrXL. Each is a tuple of
-weights with one method, `join`: acting calls it thousands of times a second and keeps the weights at hand.
+There are four ways to join the attention output to the input, from a plain sum to the gates of GTrXL. Each is a tuple
+of weights with one method, `join`. Acting calls it thousands of times a second and keeps the weights at hand.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ctrl.compressive.attention.memory_attention import Attended, ColumnFacts, M
 
 
 class Gate(nn.GRUCell):
-    """GRU-type gate in place of a residual sum (GTrXL, equations 5 to 7): the stream is what a GRU cell remembers.
+    """GRU-type gate in place of a residual sum (GTrXL, equations 5 to 7): the residual stream is the GRU's memory.
 
-    It starts with a bias to keep, so that at first it lets its input pass. As in torch's cell, the reset gate acts
-    after the matrix product, and not before it as in GTrXL.
+    Its bias favours keeping, so at first it lets the stream pass. As in torch's cell, the reset gate acts after the
+    matrix product, and not before it as in GTrXL.
     """
 
     KEEP = 2.0
@@ -30,7 +30,7 @@ class Gate(nn.GRUCell):
         super().__init__(width, width)
 
     def reset_parameters(self) -> None:
-        """Xavier weights for each of the three maps, zero biases but for that of keeping."""
+        """Set Xavier weights for each of the three maps, and zero biases except that of keeping."""
         with torch.no_grad():
             for weights in (self.weight_ih, self.weight_hh):
                 for part in weights.chunk(3):
@@ -40,7 +40,7 @@ class Gate(nn.GRUCell):
             self.bias_ih.chunk(3)[1].fill_(self.KEEP)  # the three are: reset, keep, candidate
 
     def weights(self) -> GateWeights:
-        """Return what `torch.gru_cell` takes."""
+        """Return the weights in the order of `torch.gru_cell`."""
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
 
@@ -53,12 +53,12 @@ class PlainJoin(NamedTuple):
     output: Tensor
 
     def join(self, inputs: Tensor, read: Tensor) -> Tensor:
-        """Return a layer's outputs [N, D] for its inputs [N, D] and its heads' outputs `read` [N, D]."""
+        """Return a layer's outputs [N, D] from its inputs [N, D] and its attention output `read` [N, D]."""
         return torch.addmm(inputs, read, self.output.t())
 
 
 class PreNormJoin(NamedTuple):
-    """Sums, and a feed-forward part that is normed first."""
+    """Residual sums, and a feed-forward part with a layer norm before it."""
 
     output: Tensor
     norm: Tensor
@@ -69,7 +69,7 @@ class PreNormJoin(NamedTuple):
     narrow_bias: Tensor
 
     def join(self, inputs: Tensor, read: Tensor) -> Tensor:
-        """As `PlainJoin.join`."""
+        """Return the outputs [N, D], see `PlainJoin.join`."""
         hidden = torch.addmm(inputs, read, self.output.t())
         normed = torch.layer_norm(hidden, self.norm.shape, self.norm, self.norm_bias)
         wide = F.linear(normed, self.widen, self.widen_bias).relu_()
@@ -90,7 +90,7 @@ class GatedJoin(NamedTuple):
     feedforward_gate: GateWeights
 
     def join(self, inputs: Tensor, read: Tensor) -> Tensor:
-        """As `PlainJoin.join`."""
+        """Return the outputs [N, D], see `PlainJoin.join`."""
         update = F.linear(read, self.output).relu_()
         hidden = torch.gru_cell(update, inputs, *self.attention_gate)
         normed = torch.layer_norm(hidden, self.norm.shape, self.norm, self.norm_bias)
@@ -100,7 +100,7 @@ class GatedJoin(NamedTuple):
 
 
 class PostNormJoin(NamedTuple):
-    """Sums that are normed, as in Transformer-XL (Dai et al. 2019, section 3.3) and in the paper."""
+    """Residual sums, normed afterwards, as in Transformer-XL (Dai et al. 2019, section 3.3) and in the paper."""
 
     output: Tensor
     attention_norm: Tensor
@@ -113,7 +113,7 @@ class PostNormJoin(NamedTuple):
     feedforward_norm_bias: Tensor
 
     def join(self, inputs: Tensor, read: Tensor) -> Tensor:
-        """As `PlainJoin.join`."""
+        """Return the outputs [N, D], see `PlainJoin.join`."""
         hidden = torch.addmm(inputs, read, self.output.t())
         hidden = torch.layer_norm(hidden, self.attention_norm.shape, self.attention_norm, self.attention_norm_bias)
         wide = F.linear(hidden, self.widen, self.widen_bias).relu_()
@@ -125,14 +125,14 @@ class PostNormJoin(NamedTuple):
 class MemoryLayer(nn.Module, ABC):
     """Attention over the memory, joined to the layer's input.
 
-    :param attention: the layer's
+    :param attention: the layer's attention
     :param width: D
     :param feedforward: hidden units of the feed-forward part, in layers that have one
     """
 
     has_feedforward = True
     ends_normed = False
-    """Whether the layer's outputs are normed already."""
+    """True if the layer's outputs are normed already."""
 
     def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
         super().__init__()
@@ -143,16 +143,16 @@ class MemoryLayer(nn.Module, ABC):
 
     @staticmethod
     def slot_norm(width: int) -> SlotNorm | NoNorm:
-        """Return what slots go through before attention projects them."""
+        """Return the norm of slots before attention projects them."""
         return SlotNorm(width)
 
     def forward(
         self, inputs: Tensor, own: Tensor, rest: Tensor, start: int, known: ColumnFacts, mask: BlockMask
     ) -> tuple[Tensor, Attended]:
-        """Return the layer's outputs [B, T, D] and what its attention did.
+        """Return the layer's outputs [B, T, D] and the result of its attention.
 
         :param inputs: [B, T, D]
-        :param own: the same, normed without weights; this and the others as for `MemoryAttention.forward`
+        :param own: the same, normed without weights; this and the other arguments as for `MemoryAttention.forward`
         """
         attended = self.attention(own, rest, start, known, mask)
         outputs = self.weights().join(inputs.flatten(0, 1), attended.read.flatten(0, 1))
@@ -160,36 +160,36 @@ class MemoryLayer(nn.Module, ABC):
 
     @abstractmethod
     def weights(self) -> PlainJoin | PreNormJoin | GatedJoin | PostNormJoin:
-        """Return the weights behind attention, with the function that joins."""
+        """Return the weights after attention, with their `join`."""
 
     def _feedforward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.widen.weight, self.widen.bias, self.narrow.weight, self.narrow.bias
 
 
 class PlainLayer(MemoryLayer):
-    """See `PlainJoin`."""
+    """Layer with a plain sum, see `PlainJoin`."""
 
     has_feedforward = False
 
     def weights(self) -> PlainJoin:
-        """Return the weights behind attention."""
+        """Return the weights after attention."""
         return PlainJoin(self.attention.output.weight)
 
 
 class PreNormLayer(MemoryLayer):
-    """See `PreNormJoin`."""
+    """Layer with a norm before each part, see `PreNormJoin`."""
 
     def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
         super().__init__(attention, width, feedforward)
         self.norm = nn.LayerNorm(width)
 
     def weights(self) -> PreNormJoin:
-        """Return the weights behind attention."""
+        """Return the weights after attention."""
         return PreNormJoin(self.attention.output.weight, self.norm.weight, self.norm.bias, *self._feedforward())
 
 
 class GatedLayer(MemoryLayer):
-    """See `GatedJoin`."""
+    """Layer with GTrXL's gates, see `GatedJoin`."""
 
     def __init__(self, attention: MemoryAttention, width: int, feedforward: int) -> None:
         super().__init__(attention, width, feedforward)
@@ -198,7 +198,7 @@ class GatedLayer(MemoryLayer):
         self.feedforward_gate = Gate(width)
 
     def weights(self) -> GatedJoin:
-        """Return the weights behind attention."""
+        """Return the weights after attention."""
         return GatedJoin(
             self.attention.output.weight,
             self.attention_gate.weights(),
@@ -210,7 +210,7 @@ class GatedLayer(MemoryLayer):
 
 
 class PostNormLayer(MemoryLayer):
-    """See `PostNormJoin`; slots are projected as they are."""
+    """Layer with a norm after each sum, see `PostNormJoin`; slots are projected without a norm."""
 
     ends_normed = True
 
@@ -221,11 +221,11 @@ class PostNormLayer(MemoryLayer):
 
     @staticmethod
     def slot_norm(width: int) -> NoNorm:
-        """Return what slots go through before attention projects them."""
+        """Return the norm of slots before attention projects them: none."""
         return NoNorm()
 
     def weights(self) -> PostNormJoin:
-        """Return the weights behind attention."""
+        """Return the weights after attention."""
         first, second = self.attention_norm, self.feedforward_norm
         return PostNormJoin(
             self.attention.output.weight,
@@ -243,4 +243,4 @@ RESIDUALS: dict[str, type[MemoryLayer]] = {
     "gated": GatedLayer,
     "post_norm": PostNormLayer,
 }
-"""Kinds of layer by name."""
+"""Layer classes by the name of their residual."""

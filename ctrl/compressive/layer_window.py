@@ -1,7 +1,7 @@
 """One layer's way through a window: recall the stored slots, compress what is evicted, attend, write back.
 
-Sizes in the comments: B windows of T steps, width D. A tier has n stored slots and forms E more in the window; together
-they are C keys. m slots make a block. F heads forget.
+Sizes in the comments: B windows of T steps, width D. A tier has n stored slots and forms E more in the window, together
+C columns. A block has m slots. F heads forget.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 class LayerWindow:
-    """A layer of a core, with the indices of the windows that it is to run through.
+    """One layer of a core, ready to run through windows.
 
     :param core: the core
     :param layer: the layer's index
-    :param indices: of the windows, for the layer's tiers
+    :param indices: plan, mask and gather indices of the windows, for the layer's tiers
     """
 
     def __init__(self, core: CompressiveCore, layer: int, indices: WindowIndices) -> None:
@@ -52,10 +52,10 @@ class LayerWindow:
         self._schedules = [tier.schedule for tier in indices.plan.window.tiers]
 
     def run(self, hidden: Tensor, rings: list[Ring]) -> tuple[Tensor, LayerPass, list[Ring]]:
-        """Return the layer's outputs [B, T, D], what happened in it, and its tiers' rings after the window.
+        """Return the layer's outputs [B, T, D], a record of its pass, and its tiers' rings after the window.
 
         :param hidden: [B, T, D] the layer's inputs
-        :param rings: of its tiers, before the window
+        :param rings: the rings of its tiers, before the window
         """
         normed = self._attention.norm.without_weights(hidden)  # [B, T, D]
         forgotten = self._forgotten(normed)  # [B, T, F + 1]
@@ -69,18 +69,20 @@ class LayerWindow:
         return outputs, LayerPass(self._indices, memories, attended), kept
 
     def _forgotten(self, normed: Tensor) -> Tensor:
-        """Return [B, T, F + 1] the logarithm of all that each head has forgotten by each step, in its episode.
+        """Return [B, T, F + 1] the sum of the log forget gates of each head up to each step, within its episode.
 
-        With a clock the last is 0: a raw slot's own time is where it stands.
+        With a clock a last entry of 0 joins: the content of a tier-0 slot is of the slot's own step.
         """
         forgotten = sum_by_episode(self._attention.log_forget(normed), self._plan.window.episode)
         return forgotten if self._core.clock is None else F.pad(forgotten, (0, 1))
 
     def _recall(self, hidden: Tensor, normed: Tensor, forgotten: Tensor, rings: list[Ring]) -> list[Memory]:
-        """Collect, tier by tier, every slot of the layer that exists at some time of the window.
+        """Collect, tier by tier, every slot of the layer that exists at some step of the window.
 
-        :param normed: the window's steps `hidden` as attention norms them
-        :param forgotten: [B, T, F + 1] what compressors hand on is counted from its beginning
+        :param hidden: [B, T, D] the layer's inputs, without a graph
+        :param normed: [B, T, D] the same, normed for attention without weights
+        :param forgotten: [B, T, F + 1] running sums of the log forget gates
+        :param rings: of the layer's tiers, before the window
         """
         attention, memories = self._attention, list[Memory]()
         for tier, (ring, gather) in enumerate(zip(rings, self._indices.gathers, strict=True)):
@@ -104,7 +106,7 @@ class LayerWindow:
         return memories
 
     def _compress(self, tier: int, below: Memory, gather: GatherIndices) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the blocks [B, E, m, D] that leave the tier below in the window, what they become and hand on."""
+        """Return a tier's blocks [B, E, m, D], their slots [B, E, D] and their carried numbers [B, E, F + 1]."""
         compressor, attention, novelty = self._compressors[tier - 1], None, None
         blocks = gather_slots(self._core.cut_graph(below.slots()), gather.blocks)  # [B, E, m, D]
         if compressor.uses_attention():
@@ -123,7 +125,7 @@ class LayerWindow:
         return blocks, formed, compressor.carry(facts, flat.detach(), fixed).unflatten(0, blocks.shape[:2])
 
     def _times(self, tier: int, carried: Tensor) -> Tensor | None:
-        """Return [B, C, CLOCK_FEATURES] the time of what each slot of a tier holds."""
+        """Return [B, C, CLOCK_FEATURES] the time of the content of a tier's slots; None without a clock."""
         clock = self._core.clock
         if tier == 0 or clock is None:
             return self._plan.times
@@ -132,9 +134,9 @@ class LayerWindow:
 
     @torch.no_grad()
     def _importance(self, tier: int, normed: Tensor, memory: Memory) -> Tensor:
-        """Return [B, C] the attention that a tier's slots have received when they leave it, or the window ends.
+        """Return [B, C] the attention that a tier's slots have received by the time they leave, or the window ends.
 
-        See `MostUsedCompressor`. `memory.importance` is still the ring of the state.
+        See `MostUsedCompressor`. `memory.importance` still is the ring of the state.
         """
         length = normed.shape[1]
         mask, part = tier_mask(self._tiers, self._indices.mask, tier, length)
@@ -142,6 +144,7 @@ class LayerWindow:
         novelty = None if memory.novelty is None else F.pad(memory.novelty, (length, 0))
         decay = F.pad(memory.carried[:, :, : self._core.forgetting_heads], (0, 0, length, 0))
         known = ColumnFacts(decay, novelty, joined([own, memory.times]))
+        # The tier's mask counts its columns from T on: the steps' own columns come first and are never attended to.
         keys = torch.cat([memory.normed, normed], dim=1) if tier == 0 else memory.normed
         weights = self._attention(normed, keys, 0, known, mask).weights  # [H, B, N, Q, W]
         seen = visible(self._plan.window, lay_out(self._tiers, length, normed.device))[..., part]
@@ -152,13 +155,13 @@ class LayerWindow:
         return received[:, length:] + F.pad(before, (0, memory.formed.shape[1]))
 
     def _column_facts(self, memories: list[Memory]) -> ColumnFacts:
-        """Join what is known of the keys of all tiers beside their content."""
+        """Join the facts of the columns of all tiers."""
         decay = torch.cat([memory.carried for memory in memories], dim=1)[:, :, : self._core.forgetting_heads]
         novelty = joined([memory.novelty for memory in memories])
         return ColumnFacts(decay, novelty, joined([memory.times for memory in memories]))
 
 
 def joined(parts: list[Tensor | None]) -> Tensor | None:
-    """Join what is known of some keys, [B, C, ..] each; None where it is not known."""
+    """Join the tensors [B, C, ..] of several groups of columns; None where none is known."""
     known = [part for part in parts if part is not None]
     return torch.cat(known, dim=1) if known else None

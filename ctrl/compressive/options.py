@@ -1,4 +1,4 @@
-"""Checks of options of the compressive core that must fit each other."""
+"""Checks of the compressive core's options that must fit each other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ctrl.core import require_positive
 
 
 def check_heads(heads: int, width: int) -> None:
+    """Raise a ValueError unless `heads` divides `width`."""
     if width % heads:
         fitting = [count for count in range(1, width + 1) if width % count == 0]
         nearest = [max(count for count in fitting if count < heads), *(count for count in fitting if count > heads)][:2]
@@ -20,7 +21,7 @@ def check_heads(heads: int, width: int) -> None:
 
 
 def feedforward_size(layer: type[MemoryLayer], asked: int | None, width: int) -> int:
-    """Return the hidden units of the feed-forward part; a ValueError where there is no such part."""
+    """Return the hidden units of the feed-forward part; raise a ValueError where the layer has no such part."""
     if asked is not None and not layer.has_feedforward:
         raise ValueError(
             f"residual='plain' has no feed-forward part, got feedforward = {asked}; use residual='pre_norm' or "
@@ -33,7 +34,7 @@ def feedforward_size(layer: type[MemoryLayer], asked: int | None, width: int) ->
 def check_learning(
     reconstruction: str, compression_gradient: str, layers: list[Tiers], parameters: list[nn.Parameter]
 ) -> None:
-    """Raise a ValueError where the compressors of all layers' tiers can't learn what they are asked to."""
+    """Raise a ValueError where the options for training the compressors contradict each other or the memory."""
     by_task = compression_gradient == "task"
     if by_task and reconstruction != "none":
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What the compressors learn from: losses that compare evicted slots with what they were compressed to.
+"""Reconstruction losses, which train the compressors: they compare evicted slots with their compression.
 
-Their gradients reach the compressors and nothing else; letting them into the network "prevents learning" (Rae et
-al. 2020, section 3.2).
+Their gradients reach the compressors and nothing else. Letting them into the rest of the network "prevents learning"
+(Rae et al. 2020, section 3.2).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ctrl.compressive.attention.memory_attention import MemoryAttention
 from ctrl.compressive.schedule import WindowPlan
 
 QUESTIONS = 32
-"""At most so many steps of a window ask, evenly spaced, so that the cost per step does not grow with the window."""
+"""Largest number of query steps in a window, evenly spaced, so that the cost per step does not grow with the window."""
 
 
 class Compression(NamedTuple):
-    """What one tier of a layer compressed in a window: E blocks of m slots each."""
+    """Compressions of one tier of a layer in a window: E blocks of m slots each."""
 
     queries: Tensor
-    """[B, T, D] of the layer's attention."""
+    """[B, T, D] content queries of the layer's attention."""
     old: Tensor
     """[B, E, m, 2 D] keys and values of the evicted slots, without a graph."""
     blocks: Tensor
@@ -31,9 +31,9 @@ class Compression(NamedTuple):
     new: Tensor
     """[B, E, D] the slots that they were compressed to, with the compressor's graph."""
     formed: Tensor
-    """[B, E] bool, whether there is such a block."""
+    """[B, E] bool, true where there is such a block."""
     asked: Tensor
-    """[B, Q, E] bool, about which of them each asking step asks; see `query_masks`."""
+    """[B, Q, E] bool, true where the query step may attend to the block; see `query_masks`."""
     decoder: nn.Module | None
     """Maps slots [N, D] back to blocks [N, m, D]; the core has one for the loss `auto_encoding`."""
 
@@ -42,7 +42,7 @@ ReconstructionLoss = Callable[[MemoryAttention, Compression], Tensor]
 
 
 def query_masks(plan: WindowPlan) -> list[Tensor]:
-    """Return, tier by tier, which steps ask about what: [B, Q, E] bool, about all that their own episode evicts."""
+    """Return query masks, tier by tier from 1 on: [B, Q, E] bool, true for blocks of the query step's own episode."""
     episode = plan.episode[:, _asking(plan.length), None]
     asked = []
     for tier in plan.tiers[1:]:
@@ -57,20 +57,20 @@ def _asking(length: int) -> slice:
 
 
 def attention_reconstruction(attention: MemoryAttention, compression: Compression) -> Tensor:
-    """Compare what the layer reads from the evicted slots with what it reads from their compression.
+    """Compare the attention output from the evicted slots with that from their compression.
 
-    The paper's algorithm 2, `||attn(h, old) - attn(h, compressed)||^2`, by content alone, with the queries, the old
-    slots and the layer's weights held fixed. The paper sums the squares; this is their mean over query_masks and
-    features, so that it does not depend on the window.
+    This is the paper's algorithm 2, `||attn(h, old) - attn(h, compressed)||^2`, by content alone, with the queries, the
+    old slots and the layer's weights held fixed. The paper sums the squares. This is their mean over query steps and
+    features, so it does not depend on the window's length.
     """
     before, after = _reads(attention, compression)
     return _mean_over_questions((before - after).square(), compression)
 
 
 def reconstruction_error(attention: MemoryAttention, compression: Compression) -> Tensor:
-    """Return `attention_reconstruction` as a share of what is read: 0 if nothing is lost, 1 if nothing is kept.
+    """Return `attention_reconstruction` as a share of the attention output: 0 if nothing is lost, 1 if all is.
 
-    A measure that does not depend on the scale of the layer, for whichever loss the compressors learn from.
+    It does not depend on the scale of the layer, nor on the loss that trains the compressors.
     """
     before, after = _reads(attention, compression)
     power = _mean_over_questions(before.square(), compression)
@@ -78,16 +78,17 @@ def reconstruction_error(attention: MemoryAttention, compression: Compression) -
 
 
 def block_errors(attention: MemoryAttention, compression: Compression) -> Tensor:
-    """Return [B, E] `reconstruction_error` block by block, as if a block were all that there is to attend to.
+    """Return [B, E] the `reconstruction_error` of each block, with attention to that block alone.
 
-    NaN where no block was formed.
+    It is NaN where no block was formed.
     """
     _, old, _, new, formed, asked, _ = compression
     queries = compression.queries[:, None, _asking(compression.queries.shape[1])]  # [B, 1, Q, D]
     queries = queries.expand(-1, new.shape[1], -1, -1).flatten(0, 1)  # [B E, Q, D]
     everything = asked.new_ones(len(queries), queries.shape[1], old.shape[2])
     before = attention.content_attention(queries, old.flatten(0, 1), everything)
-    after = attention.fixed_keys_values(new).chunk(2, dim=2)[1].flatten(0, 1)[:, None]  # one slot gets all the weight
+    # A softmax over one slot gives it all the weight, so the attention output is the slot's value.
+    after = attention.fixed_keys_values(new).chunk(2, dim=2)[1].flatten(0, 1)[:, None]  # [B E, 1, D]
     asks = asked.transpose(1, 2).flatten(0, 1)  # [B E, Q]
     error, power = (((part**2).mean(dim=2) * asks).sum(dim=1) for part in (before - after, before))
     errors: Tensor = (error / power.clamp_min(1e-12)).view_as(formed)
@@ -95,9 +96,9 @@ def block_errors(attention: MemoryAttention, compression: Compression) -> Tensor
 
 
 def auto_encoding(attention: MemoryAttention, compression: Compression) -> Tensor:
-    """Compare the evicted slots with what a decoder makes of their compression: the mean square of the difference.
+    """Compare the evicted slots with a decoder's reconstruction of them: the mean square of the difference.
 
-    The paper's lossless objective. Decoder and compressor learn together; attention has no part in it.
+    This is the paper's lossless objective. Decoder and compressor learn together; attention has no part in it.
     """
     _, _, blocks, new, formed, _, decoder = compression
     decoded = cast(nn.Module, decoder)(new.flatten(0, 1)).view_as(blocks)
@@ -113,7 +114,7 @@ RECONSTRUCTION_LOSSES: dict[str, ReconstructionLoss | None] = {
 
 
 def _reads(attention: MemoryAttention, compression: Compression) -> tuple[Tensor, Tensor]:
-    """Return [B, Q, D] what the asking steps read from the evicted slots, and from their compression."""
+    """Return [B, Q, D] the attention output of the query steps from the evicted slots, and from their compression."""
     queries, old, asked = compression.queries, compression.old, compression.asked
     queries = queries[:, _asking(queries.shape[1])].detach()
     before = attention.content_attention(queries, old.flatten(1, 2), asked.repeat_interleave(old.shape[2], dim=2))
@@ -121,6 +122,6 @@ def _reads(attention: MemoryAttention, compression: Compression) -> tuple[Tensor
 
 
 def _mean_over_questions(squares: Tensor, compression: Compression) -> Tensor:
-    """[B, Q, D] -> the mean over features and over the steps that have something to ask about."""
+    """[B, Q, D] -> the mean over features and over the query steps that may attend to any block."""
     asks = compression.asked.any(dim=2)
     return (squares.mean(dim=2) * asks).sum() / asks.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""The memory timeline: which slot exists when, as a closed form of each env's own episode clock.
+"""Schedule of the memory: the steps at which each slot exists, as a closed form of each env's own episode clock.
 
 At step t of an episode tier i of a layer has formed `created_i` slots, of which `evicted_i` have left it:
 
@@ -10,16 +10,16 @@ with n_i slots and rates m_i. Unfolded, slot k of tier i is formed at exactly
 
     t = a_i + k * rho_i,        a_i = sum of n_j * rho_j over j < i,        rho_i = m_1 * ... * m_i
 
-A step sees slot k exactly when evicted_i <= k < created_i, so slot k leaves at t = a_(i+1) + floor(k / m_(i+1)) *
+A step sees slot k exactly when evicted_i <= k < created_i. So slot k leaves at t = a_(i+1) + floor(k / m_(i+1)) *
 rho_(i+1), or n_i * rho_i steps after it was formed where there is no next tier. The slot stands for the steps
-[k * rho_i, (k + 1) * rho_i) and is kept at position k mod n_i of the tier's ring. Nothing here depends on what the
-slots hold, so all of a window is known before its first layer runs (`plan_window`).
+[k * rho_i, (k + 1) * rho_i) and is kept at position k mod n_i of the tier's ring. Nothing here depends on the content
+of slots, so the schedule of a whole window is known before its first layer runs (`plan_window`).
 
-For a window of T steps a tier's slots are laid out in columns by the time at which they were formed: column c holds
-the slot that was formed within the steps [(c - n) * rho, (c - n + 1) * rho) of the window, where steps below 0 are
-those before it. There is at most one, since a tier forms slots at least rho steps apart, across resets too. So the
-first n columns are the stored slots, the E = ceil(T / rho) others are formed in the window, no column depends on
-what happened before a reset, and a step sees only the n + 1 columns up to its own: attention is banded.
+In a window of T steps each slot has a column, its place on the attention's key axis. Column c of a tier holds the slot
+that is formed within the steps [(c - n) * rho, (c - n + 1) * rho) of the window, where negative steps are those before
+it. There is at most one such slot, since a tier forms slots at least rho steps apart, across resets too. This has three
+consequences. The first n columns are the stored slots, and the E = ceil(T / rho) others are formed in the window. No
+column depends on anything before a reset. A step sees only the n + 1 columns up to its own, so attention is banded.
 """
 
 from __future__ import annotations
@@ -34,46 +34,46 @@ from torch import Tensor
 from ctrl.compressive.tiers import Tier, spans
 
 EMPTY = -(2**62)
-"""The centre of a slot that is not there: so old that nobody sees it."""
+"""Centre of a slot that does not exist: so old that no step sees it."""
 
 
 class Counts(NamedTuple):
-    """How far one tier has come; any shape, int64."""
+    """Numbers of slots that one tier has formed and evicted; any shape, int64."""
 
     created: Tensor
-    """Slots ever formed in this episode."""
+    """Slots formed so far in this episode."""
     evicted: Tensor
-    """Slots that have left the tier."""
+    """Slots that have left the tier so far."""
 
 
 class Columns(NamedTuple):
-    """A tier's slots during a window, C = n + E columns; meaningless where none exists."""
+    """A tier's slots during a window, in C = n + E columns; other fields are meaningless where `exists` is false."""
 
     exists: Tensor
-    """[B, C] bool"""
+    """[B, C] bool, true where the column holds a slot."""
     step: Tensor
-    """[B, C] the step of the window at which the slot was formed; negative if before it."""
+    """[B, C] the step of the window at which the slot is formed; negative if before the window."""
     number: Tensor
     """[B, C] the slot's number k within its episode."""
     episode: Tensor
     """[B, C] its episode's number within the window."""
     gone: Tensor
-    """[B, C] the step of the window at which the slot has left the tier, or its episode is over."""
+    """[B, C] the first step of the window that no longer sees the slot: evicted, or its episode is over."""
 
 
 class TierSchedule(NamedTuple):
-    """When one tier forms slots."""
+    """Closed-form schedule of one tier: when it forms slots, and where they go."""
 
     slots: int
-    """n"""
+    """n, the number of slots."""
     rate: int
-    """m"""
+    """m, the slots of the tier below that become one."""
     span: int
-    """rho, the steps that a slot stands for and the steps from one slot to the next."""
+    """rho, the steps that a slot stands for, and the steps from one new slot to the next."""
     first: int
     """a, the time at which slot 0 is formed."""
     block: int
-    """Slots that leave together: the next tier's m; 1 for the last tier."""
+    """Number of slots that leave together: the next tier's m; 1 for the last tier."""
 
     def count_columns(self, length: int) -> int:
         """Count the tier's columns in a window of `length` steps: n + E."""
@@ -84,71 +84,71 @@ class TierSchedule(NamedTuple):
         return (torch.div(time - self.first, self.span, rounding_mode="floor") + 1).clamp_min(0)
 
     def column(self, number: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
-        """Find the columns of slots `number`, all formed by a `step` of the window, which is `time` in the episode."""
+        """Return the columns of slots `number`, all formed by `step` of the window, at `time` of the episode."""
         formed = step - (time - self.first - number * self.span)
         return self.slots + torch.div(formed, self.span, rounding_mode="floor")
 
     def centre(self, number: Tensor) -> Tensor:
-        """Return the step of the episode in the middle of what slots `number` stand for, rounded up."""
+        """Return the episode step in the middle of the steps that slots `number` stand for, rounded up."""
         return number * self.span + self.span // 2
 
     def block_centres(self) -> Tensor:
-        """Return [m] how far the middle of each slot of a block lies from that of the slot that they become."""
+        """Return [m] the offset in steps of each block slot's centre from the centre of the slot that they become."""
         below = self.span // self.rate
         return torch.arange(self.rate) * below + below // 2 - self.span // 2
 
     def lifetime(self, number: Tensor) -> Tensor:
-        """Return for how many steps the tier holds slots `number`; those of a block leave together."""
+        """Return for how many steps the tier holds slots `number`; the slots of a block leave together."""
         return (self.slots - number.remainder(self.block)) * self.span
 
     def newest_in_ring(self, created: Tensor) -> Tensor:
-        """Return [B, n]: the newest slot k < created with k mod n equal to the position; negative where none is."""
+        """Return [B, n] the newest slot k < created with k mod n equal to the position; negative where none is."""
         newest = created[:, None] - 1
         return newest - (newest - torch.arange(self.slots, device=created.device)).remainder(self.slots)
 
 
 class TierPlan(NamedTuple):
-    """One tier's part of a window."""
+    """One tier's part of a window's plan."""
 
     schedule: TierSchedule
     columns: Columns
     stored: Tensor
     """[B, n] ring positions of the first n columns."""
     source: Tensor
-    """[B, E, m] the columns of the tier below that each of the last E columns merges."""
+    """[B, E, m] the columns of the tier below that are compressed into each of the last E columns."""
     ring: Tensor
-    """[B, n] the column that each ring position holds after the window."""
+    """[B, n] the column whose slot each ring position holds after the window."""
     kept: Tensor
-    """[B, n] bool, the ring positions that hold something after the window."""
+    """[B, n] bool, true for ring positions that hold a slot after the window."""
 
 
 class Episodes(NamedTuple):
-    """Where each step of a window is in its episode."""
+    """Episodes of a window's steps."""
 
     time: Tensor
-    """[B, T] int64, from 0 at the episode's first step."""
+    """[B, T] int64, each step's index in its episode, from 0."""
     number: Tensor
-    """[B, T] how many resets the env has seen since the window began."""
+    """[B, T] each step's episode: how many resets the env has seen since the window began."""
     next_reset: Tensor
     """[B, T + 1] the first reset at or after each step; T where there is none."""
 
 
 class WindowPlan(NamedTuple):
-    """Everything about windows that does not depend on what is remembered."""
+    """Schedule of a window for one list of tiers: everything that does not depend on the content of slots."""
 
     length: int
-    """T"""
+    """T, the steps of the window."""
     clock: Tensor
-    """[B] int64, steps of the current episode consumed after the window."""
+    """[B] int64, steps of the current episode consumed by the end of the window."""
     time: Tensor
-    """[B, T] int64, where each step is in its episode, from 0."""
+    """[B, T] int64, each step's index in its episode, from 0."""
     episode: Tensor
-    """[B, T] int64, how many resets the env has seen since the window began."""
+    """[B, T] int64, each step's episode: how many resets the env has seen since the window began."""
     tiers: list[TierPlan]
 
 
 def tier_schedules(tiers: Sequence[Tier]) -> list[TierSchedule]:
-    """Return when each tier of a layer forms its slots."""
+    """Return the schedule of each tier of a layer."""
     result, first = [], 0
     blocks = [*(tier.rate for tier in tiers[1:]), 1]
     for tier, span, block in zip(tiers, spans(tiers), blocks, strict=True):
@@ -158,7 +158,7 @@ def tier_schedules(tiers: Sequence[Tier]) -> list[TierSchedule]:
 
 
 def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
-    """Return each tier's counts once `clock` steps of the episode are consumed.
+    """Return each tier's counts after `clock` steps of the episode.
 
     :param tiers: a layer's tiers
     :param clock: any shape, int64; 0 before the episode's first step
@@ -171,11 +171,11 @@ def count_slots(tiers: Sequence[Tier], clock: Tensor) -> list[Counts]:
 
 
 def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
-    """Return where in the episode the slots in each position of a layer's rings stand.
+    """Return the centre of the slot at each position of a layer's rings, as a step of the episode.
 
-    :param tiers: the layer's
+    :param tiers: the layer's tiers
     :param clock: [B] steps of the current episode consumed so far
-    :return: [B, S] the step in the middle of what each slot stands for, rounded up; `EMPTY` where there is none
+    :return: [B, S] the step in the middle of those that each slot stands for, rounded up; `EMPTY` where there is none
     """
     centres = []
     for schedule, counts in zip(tier_schedules(tiers), count_slots(tiers, clock), strict=True):
@@ -186,9 +186,9 @@ def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
 
 
 def oldest_age(tiers: Sequence[Tier], longest_time: int) -> int:
-    """Return the age of the oldest slot that a step sees, of all steps up to `longest_time` of an episode."""
+    """Return the age of the oldest slot that any step up to `longest_time` of an episode sees."""
     schedules = [schedule for schedule in tier_schedules(tiers) if schedule.first <= longest_time]
-    # In each tier slot 0 is the first, and lives as long as any.
+    # Slot 0 is the first of each tier, and no other lives longer.
     lasts = [min(longest_time, schedule.first + schedule.slots * schedule.span - 1) for schedule in schedules]
     return max(last - schedule.span // 2 for last, schedule in zip(lasts, schedules, strict=True))
 
@@ -202,7 +202,7 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     """
     length = reset.shape[1]
     steps = torch.arange(length, device=reset.device)
-    begun = torch.where(reset, steps, -1).cummax(dim=1).values  # [B, T] where the episode began; -1: before the window
+    begun = torch.where(reset, steps, -1).cummax(dim=1).values  # [B, T] the episode's first step; -1: before the window
     time = torch.where(begun < 0, clock[:, None] + steps, steps - begun)
     next_reset = torch.where(reset, steps, length).flip(1).cummin(dim=1).values.flip(1)  # [B, T] at or after each step
     episodes = Episodes(time, reset.cumsum(dim=1), F.pad(next_reset, (0, 1), value=length))
@@ -237,20 +237,20 @@ def _plan_tier(
 
 
 def _stored_columns(schedule: TierSchedule, clock: Tensor, before: Counts, episodes: Episodes) -> Columns:
-    """Lay out what the state holds: as if the first episode had no beginning, less what does not exist."""
+    """Lay out the stored slots as if their episode had no beginning; `exists` is false for those it never formed."""
     starts = torch.arange(-schedule.slots, 0, device=clock.device) * schedule.span
     step = starts + (schedule.first - clock).remainder(schedule.span)[:, None]  # [B, n]
     number = torch.div(clock[:, None] + step - schedule.first, schedule.span, rounding_mode="floor")
-    exists = number >= before.evicted[:, None]  # which is never negative
+    exists = number >= before.evicted[:, None]  # evicted is never negative, so no negative number exists
     gone = torch.minimum(step + schedule.lifetime(number), episodes.next_reset[:, :1])
     return Columns(exists, step, number, torch.zeros_like(number), gone)
 
 
 def _formed_columns(schedule: TierSchedule, episodes: Episodes) -> Columns:
-    """Lay out what the window forms."""
+    """Lay out the slots that the window forms."""
     since_first = episodes.time - schedule.first  # [B, T]
     forms = (since_first >= 0) & (since_first.remainder(schedule.span) == 0)
-    span = min(schedule.span, forms.shape[1])  # a window shorter than rho is a single column
+    span = min(schedule.span, forms.shape[1])  # a window shorter than rho has a single column
     by_column = F.pad(forms, (0, -forms.shape[1] % span)).unflatten(1, (-1, span))  # [B, E, rho]
     starts = torch.arange(by_column.shape[1], device=forms.device) * schedule.span
     step = starts + by_column.to(torch.uint8).argmax(dim=2)

@@ -1,4 +1,4 @@
-"""What a layer remembers: its tiers, from raw steps to ever coarser compressed slots."""
+"""Tiers of a layer's memory: single steps first, then ever coarser compressed slots."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Tier:
     """
 
     slots: int
-    """How many slots the tier holds."""
+    """Number of slots."""
     rate: int = 1
-    """How many slots of the tier before become one slot of this one; 1 for tier 0."""
+    """Number of slots of the tier before that become one slot of this one; 1 for tier 0."""
     compressor: str = "surprise"
-    """The name of the compressor that forms this tier's slots; tier 0 has no use for it."""
+    """Name of the compressor that forms this tier's slots; unused in tier 0."""
 
     def __post_init__(self) -> None:
         require_positive(slots=self.slots, rate=self.rate)
@@ -32,7 +32,7 @@ Tiers = tuple[Tier, ...]
 MemorySpec = Sequence[Tier] | Sequence[Sequence[Tier]]
 
 FURTHEST = 2**60
-"""No layer reaches so many steps: they are counted in int64, with room to add and to double."""
+"""Limit of a layer's reach in steps. Steps are counted in int64; below this there is room to add and to double."""
 
 
 def spans(tiers: Sequence[Tier]) -> list[int]:
@@ -49,10 +49,10 @@ def reach(tiers: Sequence[Tier]) -> int:
 
 
 def tiers_by_layer(memory: MemorySpec, layers: int) -> list[Tiers]:
-    """Read `memory`: one list of tiers for all layers, or one such list for each layer.
+    """Return the tiers of each layer from `memory`: one list of tiers for all layers, or one list per layer.
 
-    :raises ValueError: where a list is empty, its length is not `layers`, the rates do not fit the tiers, or a layer
-        would reach `FURTHEST` steps
+    :raises ValueError: where a list is empty, the number of lists is not `layers`, the rates do not fit the tiers, or a
+        layer would reach `FURTHEST` steps
     """
     if not _is_list(memory):
         raise ValueError(f"memory must be a list of Tier or one list of Tier per layer, got {memory!r}")
@@ -104,15 +104,16 @@ def _check_tiers(layer: int, tiers: tuple[object, ...]) -> None:
 def memory_for_horizon(steps: int, *, slots: int = 128, compressor: str = "surprise") -> list[Tier]:
     """Choose tiers that let a layer see at least `steps` steps back, and print them with their reach.
 
-    All tiers are of one size and one rate, as few tiers as a rate of at most 8 allows: what goes through fewer
-    compressions is better kept. Only if that is not enough, rates go up to the size of a tier.
+    All tiers have the same size and the same rate. There are as few tiers as a rate of at most 8 allows, since content
+    that is compressed fewer times is kept better. Only if that is not enough, rates rise up to the size of a tier.
 
         core = ctrl.make_core("compressive", 24, memory=ctrl.memory_for_horizon(10_000))
 
-    :param steps: how far back a step must still be seen, at all times
+    :param steps: how far back a step must still be seen, at any time
     :param slots: of all tiers together, at most
     :param compressor: of all tiers but the first
-    :raises ValueError: where a number is not a positive whole one, or so many slots don't reach so far
+    :raises ValueError: where a number is not a positive whole one, or no choice of tiers with so many slots reaches far
+        enough
     """
     require_positive(steps=steps, slots=slots)
     tiers = next((tiers for tiers in _candidates(slots, compressor) if always_seen(tiers) >= steps), None)
@@ -128,12 +129,12 @@ def memory_for_horizon(steps: int, *, slots: int = 128, compressor: str = "surpr
 
 
 def always_seen(tiers: Sequence[Tier]) -> int:
-    """Return how many steps back is seen at any time: what the last tier drops at once may be one short of its span."""
+    """Return how many steps back a layer sees at any time: its reach, less the span of a slot that is dropped whole."""
     return reach(tiers) - spans(tiers)[-1]
 
 
 def _candidates(slots: int, compressor: str) -> Iterator[list[Tier]]:
-    """Go through memories of up to `slots` slots, the best first."""
+    """Yield memories of up to `slots` slots, the best first."""
     counts = range(2, slots + 1)
     yield [Tier(slots)]
     for low, high in ((2, 8), (9, slots)):

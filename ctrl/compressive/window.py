@@ -1,6 +1,6 @@
-"""What a window of the compressive core works on: slots laid out in columns, taken from rings and put back into them.
+"""Data of a window of the compressive core: its plan, its slots in columns, and the indices that gather them.
 
-Plain data and index arithmetic; what is done with it is `ctrl.compressive.core`.
+This file holds plain data and index arithmetic. `ctrl.compressive.core` and `ctrl.compressive.layer_window` use it.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ from ctrl.compressive.tiers import Tiers
 
 
 class LayerPlan(NamedTuple):
-    """What is known of windows before their layers run, for layers with the same tiers."""
+    """Plan of windows for layers with the same tiers: everything that is known before the layers run."""
 
     window: WindowPlan
     row: Tensor
-    """[B, N, Q, W] int16 or int32, see `BlockMask`."""
+    """[B, N, Q, W] int16 or int32 relative-position buckets, see `BlockMask`."""
     times: Tensor | None
-    """[B, n + T, CLOCK_FEATURES] the time of raw slots; None where nobody asks for it."""
+    """[B, n + T, CLOCK_FEATURES] the time of tier 0's slots; None without a clock."""
     end: Tensor | None
-    """[B] where the clock stood still when the plan was made."""
+    """[B] the time at which the clock stood still when the plan was made; None without a clock."""
     asked: list[Tensor]
-    """By tier from 1 on, what the reconstruction loss compares; see `query_masks`."""
+    """[B, Q, E] query masks of the reconstruction loss, by tier from 1 on; see `query_masks`."""
 
 
 class Ring(NamedTuple):
-    """What the state holds of one tier of a layer."""
+    """State of one tier of a layer."""
 
     slots: Tensor  # [B, n, D]
-    importance: Tensor  # [B, n], or [B, 0] where nobody asks for it
+    importance: Tensor  # [B, n], or [B, 0] where slots are not ranked by attention
     carried: Tensor  # [B, n, F + 1], see `CompressiveState`; forgetting relative to the step before the window
 
 
 class Memory(NamedTuple):
-    """One tier's slots during a window, C = n + E columns."""
+    """One tier's slots during a window, in C = n + E columns."""
 
     stored: Tensor  # [B, n, D] from the state, oldest first; 0 where there is none
-    formed: Tensor  # [B, E, D] formed in the window; a tier above 0 has the compressor's graph here
-    blocks: Tensor  # [B, E, m, D] what each of them was formed from
-    importance: Tensor  # [B, C], or [B, 0] where nobody asks for it
-    carried: Tensor  # [B, C, F + 1], what is forgotten relative to the beginning of the column's episode, or the window
-    normed: Tensor  # [B, C, D] as attention norms them, without weights; [B, n, D] in tier 0, of the stored ones
-    novelty: Tensor | None  # [B, C], without a graph but for tier 0's formed ones; None where nobody measures it
-    times: Tensor | None  # [B, C, CLOCK_FEATURES] when what each holds was; None where nobody asks for it
+    formed: Tensor  # [B, E, D] formed in the window; above tier 0 with the compressor's graph
+    blocks: Tensor  # [B, E, m, D] the slots that each of them was formed from
+    importance: Tensor  # [B, C], or [B, 0] where slots are not ranked by attention
+    carried: Tensor  # [B, C, F + 1], forgetting relative to the beginning of the column's episode, or of the window
+    normed: Tensor  # [B, C, D] normed for attention, without weights; in tier 0 [B, n, D], the stored slots only
+    novelty: Tensor | None  # [B, C], with a graph only for tier 0's formed slots; None where it is not measured
+    times: Tensor | None  # [B, C, CLOCK_FEATURES] the time of each slot's content; None without a clock
 
     def columns(self) -> int:
-        """Return C."""
+        """Return C, the number of columns."""
         return self.stored.shape[1] + self.formed.shape[1]
 
     def slots(self) -> Tensor:
-        """[B, C, D]"""
+        """Return all slots [B, C, D], the stored ones first."""
         return torch.cat([self.stored, self.formed], dim=1)
 
     def write_back(self, ring: Gather, forgotten: Tensor) -> Ring:
         """Return the tier's ring after the window.
 
-        :param ring: the key that each position of the ring holds after the window
-        :param forgotten: [B, F + 1] logarithm of all that was forgotten by the window's last step
+        :param ring: gathers the slots that the ring holds after the window
+        :param forgotten: [B, F + 1] the sum of the log forget gates up to the window's last step
         """
         slots = gather_slots(self.slots().detach(), ring)  # [B, n, D]
         carried = gather_slots(self.carried.detach(), ring, forgotten[:, None])  # [B, n, F + 1]
@@ -73,18 +73,18 @@ class Memory(NamedTuple):
 
 
 class Gather(NamedTuple):
-    """Slots to be picked, numbered through all envs."""
+    """Flat indices of slots, numbered through all envs."""
 
     at: Tensor  # [B, ..] int64
     missing: Tensor  # [B, .., 1] bool, True where there is no such slot
 
 
 class GatherIndices(NamedTuple):
-    """Where the slots of a tier come from and go to; the same for layers with the same tiers."""
+    """Indices that gather the slots of one tier; the same for layers with the same tiers."""
 
-    stored: Gather  # [B, n] of the state's rings
-    blocks: Gather  # [B, E, m] of the keys of the tier below: what is compressed
-    ring: Gather  # [B, n] of the tier's keys: what the ring holds after the window
+    stored: Gather  # [B, n] the stored slots, from the state's ring
+    blocks: Gather  # [B, E, m] the slots to compress, from the columns of the tier below
+    ring: Gather  # [B, n] the slots that the ring holds after the window, from the tier's columns
 
     def formed(self) -> Tensor:
         """Return [B, E] bool, True where the tier forms a slot."""
@@ -92,7 +92,7 @@ class GatherIndices(NamedTuple):
 
 
 class WindowIndices(NamedTuple):
-    """What windows are to layers with the same tiers."""
+    """Plan, mask and gather indices of windows, for layers with the same tiers."""
 
     plan: LayerPlan
     mask: BlockMask
@@ -100,7 +100,7 @@ class WindowIndices(NamedTuple):
 
 
 class LayerPass(NamedTuple):
-    """What happened in one layer during a window."""
+    """Record of one layer's way through a window."""
 
     indices: WindowIndices
     memories: list[Memory]
@@ -108,14 +108,14 @@ class LayerPass(NamedTuple):
 
 
 def window_indices(tiers: Tiers, plan: LayerPlan) -> WindowIndices:
-    """Spell out a plan; what is spelled out is too large to keep for all windows of a rollout."""
+    """Expand a plan to full masks and indices, which are too large to keep for all windows of a rollout."""
     columns = lay_out(tiers, plan.window.length, plan.row.device).columns
     mask = BlockMask(columns, plan.row.long(), whole=len(columns) == 1)
     return WindowIndices(plan, mask, gather_indices(plan.window.tiers))
 
 
 def gather_indices(tiers: list[TierPlan]) -> list[GatherIndices]:
-    """Number what each tier's plan gathers through all envs."""
+    """Turn each tier's plan into indices that are numbered through all envs."""
     gathers = []
     below = tiers[0].columns.exists
     for tier in tiers:
@@ -134,29 +134,29 @@ def gather_indices(tiers: list[TierPlan]) -> list[GatherIndices]:
 
 
 LARGEST = 1e9
-"""What is handed on beside content is no larger: more is as good as forgotten."""
+"""Largest size of a carried number. A slot that has lost more counts as forgotten."""
 
 
 def harmless(carried: Tensor) -> Tensor:
-    """Put finite numbers, small beside the score of what is not visible, for what another episode may have left."""
+    """Make carried numbers finite and small beside `MASKED`, whatever another episode may have left there."""
     return carried.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-LARGEST, LARGEST)
 
 
 def to_new_centre(schedule: TierSchedule, facts: int) -> Tensor:
-    """Return what is added to facts [.., m, F + 1] of a tier's blocks, so that times count from the new slot's middle.
+    """Return offsets for the carried numbers of a tier's blocks, so that times count from the new slot's centre.
 
     :param schedule: of the tier that the blocks become a slot of
-    :param facts: F + 1, how many there are, the time last
-    :return: [m, F + 1], 0 but for the time
+    :param facts: F + 1, the count of carried numbers; the time is the last
+    :return: [m, F + 1], to be added to [.., m, F + 1]; 0 except for the time
     """
     return F.pad(schedule.block_centres().float()[:, None], (facts - 1, 0))
 
 
 def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:
-    """Sum up each episode's steps: [B, T, F], and [B, T] the number of each step's episode -> [B, T, F].
+    """Return running sums within each episode: values [B, T, F] and episode numbers [B, T] -> [B, T, F].
 
-    What came before a reset is left out by selection, and not by a difference of sums, so that it does not change a
-    single bit after it.
+    Steps before a reset are left out by selection and not by a difference of sums, so they do not change a single bit
+    after it.
     """
     if not values.shape[2]:
         return values
@@ -165,7 +165,10 @@ def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:
 
 
 class _SumByEpisode(torch.autograd.Function):
-    """Of 1, 2, 4, .. steps in turn: each sum takes up that of as many steps before it, if they are of its episode."""
+    """Running sums by doubling: in rounds of 1, 2, 4, .. steps each sum adds the sum that lies so far before it.
+
+    Sums of other episodes are not added.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, episode: Tensor) -> Tensor:
@@ -192,15 +195,16 @@ def _doubling(length: int) -> list[int]:
 
 
 def gather_slots(slots: Tensor, gather: Gather, added: Tensor | None = None) -> Tensor:
-    """Pick slots: [B, S, F] at [B, ..], numbered through all envs -> [B, .., F], 0 where there is no such slot.
+    """Gather slots: [B, S, F] at [B, ..] -> [B, .., F], 0 where there is no such slot.
 
-    :param added: to what is picked
+    :param gather: indices that are numbered through all envs
+    :param added: a tensor to add to the gathered slots
     """
     picked = pick_slots(slots, gather.at)
     return (picked if added is None else picked + added).masked_fill_(gather.missing, 0)
 
 
 def pick_slots(slots: Tensor, index: Tensor) -> Tensor:
-    """Pick slots as `gather_slots` does; any where there is no such slot."""
+    """Gather slots as `gather_slots` does; where there is no such slot, an arbitrary one stands in."""
     picked: Tensor = slots.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, slots.shape[2])
     return picked

@@ -1,7 +1,17 @@
 """The five laws of a memory core (one meaning, reset first, no leaks, state is data, gradients go where they should).
 
-Each law is a function of a `Trial`. It returns a remark, or "". It raises `Breach` where it is broken and
-`NotApplicable` where it says nothing about this core. `ctrl.checks.checking` checks any core.
+Each law is a function of a `Trial`. It returns a remark, or "". It raises `Breach` where the law is broken and
+`NotApplicable` where the law says nothing about this core. `ctrl.checks.checking` runs all of them on a core.
+
+The files, in the order in which to read them:
+
+- `stream`: inputs and resets of B envs, and the ways to run a core over them
+- `trial`: copies of a core, and the streams that they are run over
+- `one_meaning`: law 1
+- `reset_first`: law 2
+- `no_leaks`: law 3
+- `state_is_data`: law 4
+- `gradients`: law 5
 """
 
 from __future__ import annotations
@@ -44,7 +54,7 @@ from ctrl.checks.laws.trial import Trial
 
 @dataclass(frozen=True)
 class Law:
-    """One law, by the name that is shown."""
+    """One law, with the name that messages show."""
 
     name: str
     holds: Callable[[Trial], str]
@@ -90,4 +100,4 @@ LAWS = (
     Law("law 5 (gradients): training freezes nothing", training_freezes_nothing),
     Law("law 5 (gradients): a step has those of a window", a_step_has_the_gradients_of_a_window),
 )
-"""All laws, in the order in which they are checked. Where one of the first two is broken, no other can be."""
+"""All laws, in the order in which they are checked. Where one of the first two is broken, no other can be checked."""

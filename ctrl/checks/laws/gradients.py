@@ -13,7 +13,7 @@ from ctrl.core import Unrolled
 
 
 def the_two_lists_are_disjoint_and_complete(trial: Trial) -> str:
-    """Count each parameter in `compression_parameters` and `main_parameters`."""
+    """Check that each parameter is in `compression_parameters` or `main_parameters`, and in only one of them."""
     core = trial.fresh()
     listed = [id(parameter) for parameter in (*core.compression_parameters(), *core.main_parameters())]
     for name, parameter in core.named_parameters():
@@ -27,7 +27,7 @@ def the_two_lists_are_disjoint_and_complete(trial: Trial) -> str:
 
 
 def the_task_loss_reaches_the_rest(trial: Trial) -> str:
-    """Take its gradient over windows in which all tiers form slots, by the parameters and by the inputs."""
+    """Check where the task loss's gradient goes: parameters and inputs, over windows in which all tiers form slots."""
     core, hit = trial.fresh(), set[str]()
     compression = _names(core, core.compression_parameters())
     for stream in _long_windows(trial):
@@ -48,7 +48,7 @@ def the_task_loss_reaches_the_rest(trial: Trial) -> str:
 
 
 def the_reconstruction_loss_reaches_the_compressors(trial: Trial) -> str:
-    """Take its gradient over the same windows."""
+    """Check where the reconstruction loss's gradient goes, over the same windows."""
     core, hit, total = trial.fresh(), set[str](), 0.0
     compression = _names(core, core.compression_parameters())
     for stream in _long_windows(trial):
@@ -73,7 +73,7 @@ def the_reconstruction_loss_reaches_the_compressors(trial: Trial) -> str:
 
 
 def no_gradient_leaves_its_episode(trial: Trial) -> str:
-    """Take it from one late output of each env, by the inputs of all envs and steps."""
+    """Check the gradient of one late output of each env with respect to the inputs of all envs and steps."""
     core = trial.fresh()
     weight = trial.randn(core.output_size)
     for env in range(trial.batch_size):
@@ -97,7 +97,7 @@ def no_gradient_leaves_its_episode(trial: Trial) -> str:
 
 
 def training_freezes_nothing(trial: Trial) -> str:
-    """Train for some rounds; `requires_grad` stays, and the last round reaches whatever the first did."""
+    """Train for some rounds: `requires_grad` must stay, and the last round must reach all that the first did."""
     core = trial.fresh()
     if not list(core.parameters()):
         raise NotApplicable("it has no parameters")
@@ -119,7 +119,7 @@ def training_freezes_nothing(trial: Trial) -> str:
 
 
 def a_step_has_the_gradients_of_a_window(trial: Trial) -> str:
-    """Compare the gradients of `step` and of an unroll of one step, where `step` has any."""
+    """Compare the gradients of `step` with those of an unroll of one step, where `step` has any."""
     core = trial.fresh()
     stream = trial.short.part(0, 1, trial.short.state)
     weight = trial.randn(trial.batch_size, core.output_size)
@@ -130,7 +130,7 @@ def a_step_has_the_gradients_of_a_window(trial: Trial) -> str:
     for name, gradient in _gradients(core, (outputs * weight).sum()).items():
         size = 1 + float(unrolled[name].abs().max())
         times = float((gradient - unrolled[name]).abs().max()) / (10 * trial.tolerance * size)
-        if not times <= 1:  # NaN too
+        if not times <= 1:  # true for NaN, too
             raise Differs(f"the gradient of {name} differs between step and an unroll of one step", times)
     return ""
 
@@ -141,7 +141,7 @@ def _long_windows(trial: Trial) -> list[Stream]:
 
 
 def _unroll_with_gradients(core: Core, stream: Stream) -> tuple[Unrolled, Tensor]:
-    """Unroll; the second are the inputs, which take a gradient."""
+    """Unroll a stream; also return the inputs, which take a gradient."""
     inputs = stream.inputs.clone().requires_grad_()
     return core.unroll(inputs, stream.state, stream.reset), inputs
 

@@ -12,7 +12,7 @@ from ctrl.checks.laws.trial import Trial
 
 
 def no_output_sees_the_future(trial: Trial) -> str:
-    """Replace the inputs, then the resets of later steps."""
+    """Replace the inputs, then the resets, of later steps."""
     core, stream = trial.fresh(), trial.old
     expected = walk(core, stream, "unroll").outputs
     time = torch.arange(stream.length, device=core.device).expand_as(stream.reset)
@@ -25,7 +25,7 @@ def no_output_sees_the_future(trial: Trial) -> str:
 
 
 def no_output_sees_another_env(trial: Trial) -> str:
-    """Replace the inputs, then the resets of each env in turn."""
+    """Replace the inputs, then the resets, of each env in turn."""
     for way in ("unroll", "step", "acting"):
         core, stream = trial.fresh(), trial.old if way == "unroll" else trial.short
         expected = walk(core, stream, way).outputs
@@ -40,6 +40,6 @@ def no_output_sees_another_env(trial: Trial) -> str:
 
 
 def _replaced(stream: Stream, where: Tensor, value: float) -> list[tuple[str, Stream]]:
-    """Replace what is seen at some steps [B, T]: the inputs, and the resets by their opposites."""
+    """Replace one field at some steps [B, T]: the inputs by `value`, or the resets by their opposites."""
     inputs = torch.where(where[:, :, None], value, stream.inputs)
     return [("inputs", replace(stream, inputs=inputs)), ("resets", replace(stream, reset=stream.reset ^ where))]

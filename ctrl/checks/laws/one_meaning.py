@@ -1,4 +1,4 @@
-"""Law 1, one meaning: `unroll`, `step` and acting say the same of the same stream, however it is cut."""
+"""Law 1, one meaning: `unroll`, `step` and acting give the same results for the same stream, however it is cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ctrl.checks.laws.trial import LONGEST, Trial, shake
 
 
 def unroll_equals_folded_steps(way: str, trial: Trial) -> str:
-    """Walk through a young and a lived-in window; acting goes over the whole history as well."""
+    """Compare over a young and an old window; acting also over the whole history."""
     core, streams = trial.fresh(), [trial.young, trial.old]
     if way == "acting" and trial.whole.length <= LONGEST:
         streams.append(trial.whole)
@@ -22,7 +22,7 @@ def unroll_equals_folded_steps(way: str, trial: Trial) -> str:
 
 
 def any_split_means_the_same(trial: Trial) -> str:
-    """Unroll windows whole and in pieces, with and without a plan that was made beforehand."""
+    """Compare whole windows with windows in pieces, and with windows with a plan that was made beforehand."""
     core = trial.fresh()
     streams = [trial.young, trial.old] + ([trial.whole] if trial.whole.length <= LONGEST else [])
     for stream in streams:
@@ -45,7 +45,7 @@ def _in_pieces(core: Core, stream: Stream, cuts: list[int]) -> Walked:
 
 
 def acting_gives_back_the_state(trial: Trial) -> str:
-    """Compare it with that of `step` after each step, for all envs and for some."""
+    """Compare acting's state with that of `step` after each step, for all envs and for some."""
     core, stream = trial.fresh(), trial.old
     acting, state = core.acting(stream.state), stream.state
     same_layout(acting.state(), state, "before acting")
@@ -62,7 +62,7 @@ def acting_gives_back_the_state(trial: Trial) -> str:
 
 
 def each_env_is_as_if_alone(trial: Trial) -> str:
-    """Run each env alone, and all in another order."""
+    """Compare all envs together with each env alone, and with all in another order."""
     envs = list(range(trial.batch_size))
     for way in ("unroll", "step", "acting"):
         core, stream = trial.fresh(), trial.old if way == "unroll" else trial.short
@@ -75,7 +75,7 @@ def each_env_is_as_if_alone(trial: Trial) -> str:
 
 
 def acting_follows_the_weights(trial: Trial) -> str:
-    """Change them in the middle, in each way in which an agent's weights change, and compare with an untouched copy."""
+    """Change the weights in the middle, in each way an agent may, and compare with an untouched copy."""
     if not list(trial.pristine.parameters()):
         raise NotApplicable("it has no parameters")
     for change in ("by an optimizer", "by a fused optimizer", "by load_state_dict", "by load_state_dict(assign=True)"):

@@ -12,7 +12,7 @@ from ctrl.checks.laws.trial import Trial
 
 
 def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:
-    """Replace all that was before each env's last reset, by other finite numbers, however large."""
+    """Replace all inputs and states before each env's last reset by other finite numbers, however large."""
     core = trial.fresh()
     stream = trial.old if way == "unroll" else trial.short
     last = torch.tensor([1 + (5 * env + 2) % (stream.length - 3) for env in range(trial.batch_size)])[:, None]
@@ -30,9 +30,9 @@ def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:
 
 
 def a_state_of_nan_is_harmless_at_a_reset(trial: Trial) -> str:
-    """Reset a lived-in state that holds nothing but NaN, in a window's first step or later.
+    """Reset an old state that holds nothing but NaN, in a window's first step or later.
 
-    Gradients are taken in the first case only: in the second NaN is what the steps before the reset have learned with.
+    Gradients are checked in the first case only. In the second, those of the steps before the reset are NaN, too.
     """
     core, stream = trial.fresh(), trial.short
     lived = walk(core, stream.part(0, stream.length // 2, stream.state), "unroll").state
@@ -62,12 +62,12 @@ def _require_finite_gradients(core: Any, loss: torch.Tensor) -> None:
 
 
 def _of_nan(state: Any) -> Any:
-    """Replace all that a state holds by NaN, but for whole numbers."""
+    """Replace all floating-point numbers of a state by NaN."""
     return type(state)(*(torch.full_like(leaf, torch.nan) if leaf.is_floating_point() else leaf for leaf in state))
 
 
 def a_reset_is_a_fresh_start(trial: Trial) -> str:
-    """Compare a reset of a lived-in state with the initial state, whose first step need not be called a reset."""
+    """Compare a reset of an old state with the initial state, whose first step need not be marked as a reset."""
     core, stream = trial.fresh(), trial.short
     fresh = replace(stream, reset=torch.zeros_like(stream.reset), state=core.initial_state(trial.batch_size))
     lived = replace(stream, reset=torch.zeros_like(stream.reset))

@@ -40,7 +40,7 @@ def same_layout(state: Any, initial: Any, when: str) -> None:
 
 
 def it_can_be_run(trial: Trial) -> str:
-    """Copy it, unroll it, and look at what it returns."""
+    """Copy the core, unroll it, and check the type, shapes and finiteness of the result."""
     core, stream = trial.fresh(), trial.young
     unrolled = core.unroll(stream.inputs, stream.state, stream.reset)
     if not isinstance(unrolled, Unrolled):
@@ -58,7 +58,7 @@ def it_can_be_run(trial: Trial) -> str:
 
 
 def the_state_carries_no_graph(trial: Trial) -> str:
-    """Look at the states that each way returns."""
+    """Check the states that each way of running the core returns."""
     core, stream = trial.fresh(), trial.young.part(0, 3, trial.young.state)
     states = {way: walk(core, stream, way).state for way in WAYS}
     for way, state in {**states, "initial_state": core.initial_state(2)}.items():
@@ -98,7 +98,7 @@ def _run_left_alone(core: Core, trial: Trial) -> str:
 
 
 def what_is_given_is_not_changed(trial: Trial) -> str:
-    """Keep inputs, states that were given, and states that were returned, and look at them at the end."""
+    """Check at the end that inputs, given states and returned states are unchanged."""
     for way in WAYS:
         core, stream = trial.fresh(), trial.short
         kept = stream.copy()

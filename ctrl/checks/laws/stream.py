@@ -1,4 +1,4 @@
-"""What envs see, ways to run a core over it, and where two results differ."""
+"""Streams of inputs and resets, the ways to run a core over them, and the comparison of two results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ctrl.core import MemoryCore
 Core = MemoryCore[Any]
 
 STEPPING = ("step", "step with a graph", "acting")
-"""The ways to take one step after another."""
+"""The ways to run a core step by step."""
 WAYS = ("unroll", *STEPPING)
 
 
 class Breach(AssertionError):
     """A law is broken.
 
-    :param detail: how
+    :param detail: description of the breach
     :param env: the first env in which it shows; None where that has no meaning
     :param step: the first step of the window in which it shows, from 0; None likewise
     """
@@ -38,9 +38,9 @@ class Breach(AssertionError):
 
 
 class Differs(Breach):
-    """Two results that must be the same but for rounding are further apart than the tolerance.
+    """Two results that must be the same but for rounding differ by more than the tolerance.
 
-    :param times: how many times the tolerance the largest difference is; NaN where one of them is
+    :param times: the largest difference as a multiple of the tolerance; NaN where one result is NaN
     """
 
     def __init__(self, detail: str, times: float, env: int | None = None, step: int | None = None) -> None:
@@ -49,23 +49,23 @@ class Differs(Breach):
 
 
 class NotApplicable(Exception):
-    """A law says nothing about this core, and why."""
+    """A law says nothing about this core; the message says why."""
 
 
 class Difference(NamedTuple):
-    """Where two tensors first differ."""
+    """The first place at which two tensors differ."""
 
     place: tuple[int, ...]
     one: float
     other: float
     size: float
-    """The greatest of all differences, relative to 1 + size; NaN where one is not a number."""
+    """The largest of all differences, relative to 1 + size; NaN where one number is NaN."""
 
 
 def first_difference(one: Tensor, other: Tensor, tolerance: float, where: Tensor | None = None) -> Difference | None:
     """Find where tensors [B, T, ...] differ by more than `tolerance * (1 + size)`, by step, then env; NaN always does.
 
-    :param where: [B, T] bool, what is compared; all if None
+    :param where: [B, T] bool, true where to compare; everywhere if None
     :raises Breach: where their shapes differ
     """
     if one.shape != other.shape:
@@ -87,28 +87,28 @@ def first_difference(one: Tensor, other: Tensor, tolerance: float, where: Tensor
 
 @dataclass(frozen=True)
 class Stream:
-    """What B envs see for T steps."""
+    """Inputs and resets of B envs for T steps, and the state before them."""
 
     inputs: Tensor
-    """[B, T, I]"""
+    """[B, T, I] observation embeddings."""
     reset: Tensor
-    """[B, T] bool"""
+    """[B, T] bool, true at the first step of an episode."""
     state: Any
     """The core's state before the first step."""
     name: str
-    """Said in messages, such as "from the initial state"."""
+    """Name of the stream for messages, such as "from the initial state"."""
 
     @property
     def length(self) -> int:
-        """T."""
+        """T, the number of steps."""
         return self.reset.shape[1]
 
     def copy(self) -> Stream:
-        """Return the same, in memory of its own: what a core does to it in place reaches nothing else."""
+        """Return a copy in memory of its own, so that in-place changes by a core reach nothing else."""
         return replace(self, inputs=self.inputs.clone(), reset=self.reset.clone(), state=cloned(self.state))
 
     def part(self, first: int, last: int, state: Any) -> Stream:
-        """Return the steps from `first` to `last`, the latter excluded, which begin with `state`."""
+        """Return the steps from `first` up to, not including, `last`, which begin with `state`."""
         return replace(self, inputs=self.inputs[:, first:last], reset=self.reset[:, first:last], state=state)
 
     def rows(self, envs: Sequence[int]) -> Stream:
@@ -118,22 +118,22 @@ class Stream:
         return replace(self, inputs=self.inputs[index], reset=self.reset[index], state=state)
 
     def resets_of(self, env: int) -> str:
-        """Say when an env resets."""
+        """Describe the steps at which an env resets."""
         steps = self.reset[env].nonzero()[:, 0].tolist()
         return f"env {env} resets at {', '.join(map(str, steps))}" if steps else f"env {env} does not reset"
 
 
 class Walked(NamedTuple):
-    """What came of a stream."""
+    """Result of running a core over a stream."""
 
     outputs: Tensor
-    """[B, T, O]"""
+    """[B, T, O] features."""
     state: Any
-    """After the last step."""
+    """The state after the last step."""
 
 
 def steps(core: Core, stream: Stream, way: str) -> Iterator[tuple[Tensor, Callable[[], Any]]]:
-    """Walk in one of the ways `STEPPING`; yield each step's outputs and what returns the state after it."""
+    """Run a core in one of the ways `STEPPING`; yield each step's outputs and a function that returns its state."""
     state = stream.state
     acting = core.acting(state) if way == "acting" else None
     for t in range(stream.length):
@@ -165,5 +165,5 @@ def cloned(state: Any) -> Any:
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether all is bit-equal; NaN is equal to NaN."""
+    """Return True if two tensors are bit-equal; NaN is equal to NaN."""
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())

@@ -1,4 +1,4 @@
-"""A core on trial: copies of it, and what its envs see."""
+"""Trial of a core: copies of it, and the streams that they are run over."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ctrl.compressive.tiers import reach
 from ctrl.core import MemoryCore, require_positive
 
 SHORT = 10
-"""Steps of the windows that are walked through many times."""
+"""Steps of windows that are run many times."""
 CHUNK = 512
-"""Steps that are unrolled at once while envs only live on."""
+"""Steps that are unrolled at once while envs only grow older."""
 LONGEST = 1024
-"""Steps of the longest window that is looked at as a whole."""
+"""Steps of the longest window that is checked as a whole."""
 SMALL_STATE, LARGE_STATE = 9_000, 2**17
-"""Bytes of state per env from which on windows are shorter, and envs live less long before them, so that a check stays
-quick. The default core has just under the former."""
+"""Bytes of state per env above which windows (the first) and histories (the second) are shorter, so that a check stays
+quick. The default core has just under the first."""
 
 
 def shake(module: nn.Module, noise: float, generator: torch.Generator) -> None:
-    """Move all parameters away from zeros and identities, which hide mistakes: by `noise` times their spread.
+    """Move all parameters away from zeros and identities, which hide mistakes, by `noise` times their spread.
 
-    Where there is none, by `noise`, but of a square map, which would stretch what it maps with its width, by that times
-    Xavier's spread.
+    Where the spread is 0, it counts as 1, and for a square map as Xavier's, since a larger one would stretch features
+    with the map's width.
     """
     with torch.no_grad():
         for parameter in module.parameters():
@@ -42,7 +42,7 @@ def shake(module: nn.Module, noise: float, generator: torch.Generator) -> None:
 
 
 class Trial:
-    """A core on trial. The core itself is never run: each law gets a copy that no other has touched.
+    """Trial of a core. The core itself is never run: each law gets a copy that no other has touched.
 
     :param core: the core
     :param batch_size: B, at least 2
@@ -50,7 +50,7 @@ class Trial:
     :param history: steps that the oldest env has lived before a window; None for a compressive core's reach and some
         more, 64 for other cores, and a limit where that would take long
     :param noise: how far the copies' parameters are moved, see `shake`
-    :param tolerance: by how much results may differ that must be the same but for rounding, see `first_difference`
+    :param tolerance: the largest difference of results that must be the same but for rounding, see `first_difference`
     :raises ValueError: where an argument does not fit
     """
 
@@ -81,7 +81,7 @@ class Trial:
         self.draw_anew()
 
     def draw_anew(self) -> None:
-        """Begin `randn` again from the seed, so that what a law draws does not hang on the laws before it."""
+        """Restart `randn` from the seed, so that a law's random numbers do not depend on the laws before it."""
         self._generator = torch.Generator().manual_seed(self.seed)
 
     @cached_property
@@ -92,16 +92,16 @@ class Trial:
         return core
 
     def fresh(self) -> Core:
-        """Return a copy that nobody has run."""
+        """Return a copy that has not been run yet."""
         return copy.deepcopy(self.pristine)
 
     def _thrift(self, size: int) -> float:
-        """By which factor fewer steps are taken where the state has more than `size` bytes per env."""
+        """Return the factor, at most 1, by which steps are fewer for a state of more than `size` bytes per env."""
         return min(1.0, size / max(1, self.pristine.state_bytes))
 
     @property
     def length(self) -> int:
-        """T."""
+        """T, the steps of the windows."""
         return self._length or max(8, int(40 * self._thrift(SMALL_STATE) ** 0.5))
 
     @property
@@ -118,12 +118,12 @@ class Trial:
 
     @property
     def reaches_all(self) -> bool:
-        """Whether the oldest env has lived that long."""
+        """True if the oldest env has lived for `wanted_history` steps."""
         return self.history >= self.wanted_history
 
     @cached_property
     def in_double(self) -> Trial | None:
-        """The same with the core in float64, where rounding is hardly in question; None where there can be none.
+        """The same trial in float64, where rounding hardly matters; None if that is not possible or already so.
 
         It draws the same inputs and weights.
         """
@@ -131,7 +131,7 @@ class Trial:
             return None
         try:
             core = copy.deepcopy(self.given).double()
-        except (TypeError, RuntimeError):  # a device or a core of one's own may know no float64
+        except (TypeError, RuntimeError):  # a device, or a core from elsewhere, may not support float64
             return None
         if core.dtype != torch.float64:
             return None
@@ -147,7 +147,7 @@ class Trial:
 
     @property
     def whole(self) -> Stream:
-        """From the initial state over the history to the end of `old`."""
+        """The stream from the initial state over the history to the end of `old`."""
         return self._whole.copy()
 
     @property
@@ -194,7 +194,7 @@ class Trial:
         return replace(whole.part(self.history, whole.length, state), name=name)
 
     def _resets(self, length: int) -> Tensor:
-        """[B, T] staggered: none in env 0, two in a row in env 1, at the first and a late step in env 2, and so on."""
+        """Return resets [B, T]: none in env 0, two in a row in env 1, the first and a late step in env 2, and so on."""
         reset = torch.zeros(self.batch_size, length, dtype=torch.bool)
         for env in range(self.batch_size):
             places = ([], [length // 4, length // 4 + 1], [0, 3 * length // 4 - 1])[env % 3]
@@ -202,12 +202,12 @@ class Trial:
         return reset
 
     def _stream(self, reset: Tensor, state: Any, name: str, number: int) -> Stream:
-        """Draw inputs; `number` sets them apart from those of other streams."""
+        """Draw inputs for given resets; `number` makes them differ from those of other streams."""
         core, generator = self.pristine, torch.Generator().manual_seed(self.seed + number)
         return Stream(self._drawn((*reset.shape, core.input_size), generator), reset.to(core.device), state, name)
 
     def randn(self, *shape: int) -> Tensor:
-        """Draw normal numbers."""
+        """Draw normally distributed numbers."""
         return self._drawn(shape, self._generator)
 
     def _drawn(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -215,11 +215,11 @@ class Trial:
 
     @property
     def huge(self) -> float:
-        """A number whose products overflow."""
+        """A number so large that products of two overflow."""
         return cast(float, torch.finfo(self.pristine.dtype).max ** 0.78)
 
     def compare(self, one: tuple[str, Walked], other: tuple[str, Walked], stream: Stream) -> None:
-        """Raise a `Breach` unless outputs and states are the same but for rounding; each comes with its name."""
+        """Raise a `Breach` unless outputs and states are the same but for rounding; each result comes with its name."""
         names = f"{one[0]} and {other[0]}"
         self.same_outputs(names, one[1].outputs, other[1].outputs, stream)
         self.same_state(f"{names}, {stream.length} steps {stream.name}", one[1].state, other[1].state)
@@ -234,13 +234,13 @@ class Trial:
         where: Tensor | None = None,
         offset: int = 0,
     ) -> None:
-        """Raise `Differs`, which says at which env and step two outputs [B, T, O] first differ.
+        """Raise `Differs`, with the env and step at which two outputs [B, T, O] first differ.
 
-        Not bit by bit: matrix products round differently from one place in memory to another. What leaks is told by
-        its size.
+        The comparison has a tolerance, since matrix products round differently from one place in memory to another. A
+        leak shows by its size.
 
-        :param where: [B, T] what must be the same but for rounding; all if None
-        :param offset: the stream's step with which the outputs begin
+        :param where: [B, T] bool, true where outputs must be the same but for rounding; everywhere if None
+        :param offset: the stream's step at which the outputs begin
         """
         found = first_difference(one, other, self.tolerance, where)
         if found is not None:
@@ -255,7 +255,7 @@ class Trial:
             )
 
     def same_state(self, names: str, one: Any, other: Any, step: int | None = None) -> None:
-        """Raise `Differs`, which names the leaf and env in which two states differ."""
+        """Raise `Differs`, with the leaf and env in which two states differ."""
         for field, left, right in zip(one._fields, one, other, strict=True):
             found = first_difference(left, right, self.tolerance)
             if found is not None:

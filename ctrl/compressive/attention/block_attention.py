@@ -1,9 +1,10 @@
-"""Attention of a window's blocks to their columns, forward and backward by hand.
+"""Attention of a window's blocks to their columns, with a backward pass by hand.
 
-Written out because on a CPU two gradients are slow if left to autograd: that of a table lookup, and that of columns
-which several blocks share. Head by head, because the scores of one head stay in a CPU's cache, and those of all don't.
-Sizes are those of `ctrl.compressive.attention.block_mask`: B windows of T steps in N blocks of Q steps, each with W of the C columns; H heads of
-d = D / H features.
+Autograd would be slow on a CPU for two gradients: that of a table lookup, and that of columns that several blocks
+share. Heads are computed one by one, because the scores of one head stay in a CPU's cache, and those of all don't.
+
+Sizes are those of `ctrl.compressive.attention.block_mask`: B windows of T steps in N blocks of Q steps, each with W of
+the C columns; H heads of d = D / H features.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ from torch import Tensor
 from ctrl.compressive.attention.block_mask import COPIES, BlockMask
 
 MASKED = -1e30
-"""Score of what is not visible: finite, so that a row without any visible column stays finite, and exp() of it is
+"""Score of a masked slot. It is finite, so that a query without any visible slot stays finite, and exp() of it is
 exactly 0 beside a real score."""
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of all columns: those of the window's steps stand among the rest."""
+    """Keys and values of all columns, those of the window's own steps apart from the rest."""
 
     own: Tensor
     """[B, T, 2 D] of the window's steps."""
     rest: Tensor
     """[B, C - T, 2 D] of all other columns."""
     start: int
-    """How many of the rest come before the window's steps."""
+    """Number of columns of the rest that come before the window's steps."""
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return them in the columns' order."""
+        """Return them in three parts, in the order of the columns."""
         return self.rest[:, : self.start], self.own, self.rest[:, self.start :]
 
 
 class ScoreTerms(NamedTuple):
-    """What scores depend on beside content and age."""
+    """Terms of the attention scores beside content and relative position."""
 
     emphasis: Tensor | None
-    """[B, C] how many times as large keys and values become, without a graph; None for 1."""
+    """[B, C] the factor of keys and values, without a graph; None for 1."""
     decay: Tensor
     """[B, C, F] added to the scores of the last F heads; F may be 0."""
     time_queries: Tensor | None
-    """[B, T, J K] what the first J heads ask of a column's time, see `ctrl.compressive.attention.clock`; None for nothing."""
+    """[B, T, J K] time queries of the first J heads, see `ctrl.compressive.attention.clock`; None without a clock."""
     time_keys: Tensor | None
-    """[B, C, K] what they find it by, without a graph."""
+    """[B, C, K] time keys of the columns, without a graph; None without a clock."""
 
 
 def banded_attention(
@@ -57,7 +58,7 @@ def banded_attention(
 
     :param queries: [B, T, D]
     :param keys_values: of all columns
-    :param biases: [H, E], one for each row of the mask but the hidden one
+    :param biases: [H, E], one for each bucket but the masked one
     :param terms: of the window
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
     """
@@ -112,7 +113,7 @@ class _BandedAttention(torch.autograd.Function):
         ctx.own, ctx.count = slice(start, start + own.shape[1]), own.shape[1] + rest.shape[1]
         ctx.forgetting, ctx.timed = forgetting, len(time_query)
         ctx.save_for_backward(query, columns, weights, emphasis, time_key)
-        ctx.set_materialize_grads(False)  # none arrives for the weights
+        ctx.set_materialize_grads(False)  # no gradient arrives for the weights
         ctx.mark_non_differentiable(weights)
         return mask.join(_join_heads(read), queries.shape[1]), weights
 
@@ -142,7 +143,7 @@ class _BandedAttention(torch.autograd.Function):
         if emphasis is not None:
             of_columns *= emphasis[:, :, None]
         of_decay = _gather_blocks(torch.cat(of_lost, dim=2), mask, count) if of_lost else None  # [B, C, F]
-        of_rows = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the hidden one's, 0
+        of_rows = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the masked bucket's, 0
         of_queries = mask.join(_join_heads(of_query), of_output.shape[1])
         of_time_queries = mask.join(torch.cat(of_times, dim=3), of_output.shape[1]) if of_times else None
         of_own, of_rest = _by_column(of_columns, ctx.own)
@@ -168,7 +169,7 @@ def _by_column(columns: Tensor, own: slice) -> tuple[Tensor, Tensor]:
 
 
 def _gather_blocks(blocks: Tensor, mask: BlockMask, count: int) -> Tensor:
-    """Add up what all blocks say of each column: [.., N W, d] -> [.., C, d], C = `count`."""
+    """Sum over blocks what belongs to the same column: [.., N W, d] -> [.., C, d], C = `count`."""
     if mask.whole:
         return blocks
     whole = blocks.new_zeros(*blocks.shape[:-2], count, blocks.shape[-1])

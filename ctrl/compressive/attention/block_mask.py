@@ -1,9 +1,11 @@
-"""Banded attention: a window's steps in blocks, each with only the columns that its steps can see.
+"""Block masks: a window's steps in blocks, each with only the columns that its steps can see.
 
-A step sees at most the n + 1 columns of a tier up to its own (see `ctrl.compressive.schedule`), so a block of Q steps needs
-n + Q / rho or so of them, however long the window is. What a step sees at all, and how far away it is, is one number:
-the row of a layer's table (by age in steps or by distance in slots, see `Buckets`), the last of which means "not visible".
-It is the same for all layers with the same tiers.
+A step sees at most the n + 1 columns of a tier up to its own (see `ctrl.compressive.schedule`). So a block of Q steps
+needs about n + Q / rho columns of the tier, however long the window is.
+
+Each step has a relative-position bucket for each column: an index of a layer's table, by the slot's age in steps or its
+distance in slots (see `Buckets`). The last bucket is the masked one and means "not visible". Buckets are the same for
+all layers with the same tiers.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from ctrl.compressive.tiers import Tiers, reach
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256
 """Steps in a block, at least and at most; see `block_size`."""
 COPIES = 8
-"""Copies of each bias, read in turn along the columns: neighbours often have the same row, and a sum that waits for the
-one before it is slow."""
+"""Number of copies of each bias, used in turn along the columns. Neighbouring columns often share a bucket; summing
+their gradients into different copies is faster, since no sum has to wait for the one before it."""
 EXACT = 32
-"""At least all ages below this have a row each."""
+"""All ages below this, at least, have a bucket each."""
 
 
 class BlockLayout(NamedTuple):
-    """How a window of T steps is cut into N blocks of Q steps, each of which attends to W columns of all tiers."""
+    """A window of T steps cut into N blocks of Q steps, each of which attends to W columns of all tiers."""
 
     columns: Tensor
-    """[N, W] columns that each block attends to, numbered through all tiers."""
+    """[N, W] the columns that each block attends to, numbered through all tiers."""
     real: Tensor
     """[N, W] bool, false where a block would attend to columns beyond a tier's last."""
     widths: list[int]
@@ -42,15 +44,14 @@ class BlockLayout(NamedTuple):
 
 
 class BlockMask(NamedTuple):
-    """What each block sees."""
+    """Columns and relative-position buckets of each block."""
 
     columns: Tensor
-    """[N, W]"""
+    """[N, W] the columns that each block attends to."""
     row: Tensor
-    """[B, N, Q, W] int64, the row of the table: see `Buckets`. It counts copies: times `COPIES`, plus the one that this
-    column reads."""
+    """[B, N, Q, W] int64 bucket times `COPIES`, plus the copy of the bias that this column uses; see `Buckets`."""
     whole: bool
-    """Whether there is one block, of all columns there are in their order."""
+    """True if there is one block, with all columns in their order."""
 
     def split(self, steps: Tensor) -> Tensor:
         """[B, T, ...] -> [B, N, Q, ...]; the last block is filled up with zeros."""
@@ -66,14 +67,14 @@ class BlockMask(NamedTuple):
 
 
 def exact_ages(tiers: Tiers) -> int:
-    """Return how many ages, from 0 on, have a row each: a power of two, no fewer than there are raw slots."""
+    """Return how many ages, from 0 on, have a bucket each: a power of two, at least the slots of tier 0."""
     return max(EXACT, 1 << (tiers[0].slots - 1).bit_length())
 
 
 def age_bucket(age: Tensor, exact: int = EXACT) -> Tensor:
-    """Return the row of each age: one per step below `exact`, then 4 per doubling, evenly within it.
+    """Return the bucket of each age: one per step below `exact`, then 4 per doubling, evenly within it.
 
-    The exponent and the first two binary digits of a float are just that, if `exact` is a power of two.
+    From `exact` on, a power of two, the bucket is read from the exponent and the first two binary digits of a float32.
     """
     first = (exact.bit_length() - 1 + _FLOAT_BIAS) * 4
     rounded = (age.clamp_min(exact).float().view(torch.int32) >> 21) - (first - exact)
@@ -81,20 +82,20 @@ def age_bucket(age: Tensor, exact: int = EXACT) -> Tensor:
 
 
 _FLOAT_BIAS = 127
-"""What a float32 adds to its exponent."""
+"""Exponent bias of float32."""
 
 
 @lru_cache
 def masked_bucket(tiers: Tiers) -> int:
-    """Return the row after that of the oldest age that these tiers reach; it stands for all that is not visible."""
+    """Return the bucket for all that is not visible: one after that of the oldest age that these tiers reach."""
     return int(age_bucket(torch.tensor(reach(tiers)), exact_ages(tiers))) + 1
 
 
 def block_size(tiers: Tiers, length: int) -> int:
     """Return the steps of a block: a power of two, about an eighth of the slots that a step sees.
 
-    The more steps, the better the matrix products, and the fewer blocks have a copy of the same column; but the more
-    columns of a block are masked for one of its steps: about as many as the block has steps.
+    Larger blocks make larger matrix products and copy fewer columns. But each step masks about as many of its block's
+    columns as the block has steps.
     """
     eighth = max(1, sum(tier.slots for tier in tiers) // 8)
     size = 1 << (eighth.bit_length() - 1)
@@ -102,7 +103,7 @@ def block_size(tiers: Tiers, length: int) -> int:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # what is kept may be first asked for by an agent that acts, and then learned with
+@torch.inference_mode(mode=False)  # the cached tensors may be made while acting and used in training later
 def lay_out(tiers: Tiers, length: int, device: torch.device) -> BlockLayout:
     """Cut windows of `length` steps into blocks."""
     size = block_size(tiers, length)
@@ -120,7 +121,7 @@ def lay_out(tiers: Tiers, length: int, device: torch.device) -> BlockLayout:
 
 
 def visible(plan: WindowPlan, layout: BlockLayout) -> Tensor:
-    """Return [B, N, Q, W] bool, which step sees which column."""
+    """Return [B, N, Q, W] bool, true where the step sees the column's slot."""
     born = _at(layout, [torch.where(tier.columns.exists, tier.columns.step, plan.length) for tier in plan.tiers])
     gone = _at(layout, [tier.columns.gone for tier in plan.tiers])
     born = born.masked_fill(~layout.real, plan.length)
@@ -128,15 +129,15 @@ def visible(plan: WindowPlan, layout: BlockLayout) -> Tensor:
 
 
 class TierMask(NamedTuple):
-    """What each block sees of one tier."""
+    """Mask of one tier."""
 
     mask: BlockMask
     part: slice
-    """Which of the columns of the whole mask these are."""
+    """The part of the whole mask's columns that is this tier's."""
 
 
 def tier_mask(tiers: Tiers, mask: BlockMask, position: int, length: int) -> TierMask:
-    """Cut out one tier of the mask of windows of T = `length` steps; the T steps themselves come before its columns."""
+    """Cut one tier out of the mask of windows of T = `length` steps; its columns are numbered from T on."""
     layout = lay_out(tiers, length, mask.row.device)
     part = slice(sum(layout.widths[:position]), sum(layout.widths[: position + 1]))
     offset = sum(schedule.count_columns(length) for schedule in tier_schedules(tiers)[:position])
@@ -145,9 +146,9 @@ def tier_mask(tiers: Tiers, mask: BlockMask, position: int, length: int) -> Tier
 
 
 def ages(plan: WindowPlan, layout: BlockLayout) -> Tensor:
-    """Return [B, N, Q, W] steps from each slot's centre to each step, rounded down; meaningless where not visible.
+    """Return [B, N, Q, W] each slot's age at each step, from its centre, rounded down; meaningless where not visible.
 
-    In int32, as that is faster, unless there are ages beyond it.
+    The result is int32, which is faster, unless ages may exceed it.
     """
     centres = [tier.columns.step - (tier.schedule.first - tier.schedule.span // 2) for tier in plan.tiers]
     last = plan.tiers[-1].schedule
@@ -156,16 +157,16 @@ def ages(plan: WindowPlan, layout: BlockLayout) -> Tensor:
 
 
 def distances(tiers: Tiers, plan: WindowPlan, layout: BlockLayout) -> Tensor:
-    """Return [B, N, Q, W] visible slots that are newer than each slot, at each step; meaningless where not visible.
+    """Return [B, N, Q, W] how many visible slots are newer than each slot, at each step; meaningless where not visible.
 
-    This is Transformer-XL's distance in the sequence of compressed memory, memory and current step. With c_i slots of
-    tier i formed by a step, of which e_i have left it, slot k of tier i is sum of (c_j - e_j) over j < i + c_i - 1 - k
-    away, and the step itself is 0 away.
+    This is Transformer-XL's distance in the sequence of compressed memory, memory and current step. Say that by a step
+    c_i slots of tier i are formed, of which e_i have left it. Then slot k of tier i is at the distance
+    sum of (c_j - e_j) over j < i, plus c_i - 1 - k. The step itself is at the distance 0.
     """
     blocks, size, _ = layout.steps.shape
     time = F.pad(plan.time, (0, blocks * size - plan.length)).view(-1, blocks, size, 1)
     newer = torch.zeros_like(time)
-    newest = []  # by tier, [B, N, Q, W_i] where slot 0 would be
+    newest = []  # by tier, [B, N, Q, W_i] the distance of slot 0
     for counts, width in zip(count_slots(tiers, time + 1), layout.widths, strict=True):
         newest.append((newer + counts.created - 1).expand(-1, -1, -1, width))
         newer = newer + counts.created - counts.evicted
@@ -173,12 +174,12 @@ def distances(tiers: Tiers, plan: WindowPlan, layout: BlockLayout) -> Tensor:
 
 
 class Buckets(NamedTuple):
-    """How a layer tells slots apart by how far away they are: which row of a table stands for each of them."""
+    """A kind of relative-position buckets: which entry of a layer's table stands for a slot, by its age or distance."""
 
     find: Callable[[Tiers, WindowPlan, BlockLayout], Tensor]
-    """Returns [B, N, Q, W] int32 or int64 rows, meaningless where not visible."""
+    """Returns [B, N, Q, W] int32 or int64 buckets, meaningless where not visible."""
     hidden: Callable[[Tiers], int]
-    """Returns the row for all that is not visible, one after the last that is in use."""
+    """Returns the masked bucket, one after the last that is in use."""
 
 
 BY_AGE = Buckets(lambda tiers, plan, layout: age_bucket(ages(plan, layout), exact_ages(tiers)), masked_bucket)
@@ -188,9 +189,10 @@ BY_DISTANCE = Buckets(distances, lambda tiers: sum(tier.slots for tier in tiers)
 def find_buckets(
     tiers: Tiers, plan: WindowPlan, layout: BlockLayout, rows: Buckets = BY_AGE, hidden: int | None = None
 ) -> Tensor:
-    """Return `BlockMask.row` as int16, which is smaller to keep, or as int32 where there are too many rows for that.
+    """Return `BlockMask.row`, as int16 to save memory, or as int32 where there are too many buckets for that.
 
-    :param hidden: the row for what is not visible, where a table has more than these tiers need
+    :param rows: the kind of buckets
+    :param hidden: the masked bucket, where a table has more buckets than these tiers need
     """
     hidden = rows.hidden(tiers) if hidden is None else hidden
     found = rows.find(tiers, plan, layout).masked_fill_(~visible(plan, layout), hidden)
@@ -200,7 +202,7 @@ def find_buckets(
 
 
 def _at(layout: BlockLayout, columns: list[Tensor]) -> Tensor:
-    """Join what is known of each tier's columns, and gather those of each block: [B, N, W]."""
+    """Join the tiers' columns [B, C_i], and gather those of each block: [B, N, W]."""
     joined = torch.cat(columns, dim=1)
     picked: Tensor = joined.index_select(1, layout.columns.flatten()).view(-1, *layout.columns.shape)
     return picked

@@ -1,11 +1,11 @@
 """The step of the episode as features: sines and cosines of periods from 4 to 2,048 steps.
 
-Age says how long ago a slot is. It can't say where in the episode a step is, and attention averages, so it can't count
-either. The scores of some heads, and the core's outputs, may know the time. The content of slots does not hold it: they
-would all be unusual then.
+A slot's age is relative to the present step, so it does not say where in the episode a step is. Attention averages, so
+it can't count steps either. Therefore the scores of some heads, and the core's outputs, depend on the time. The content
+of slots does not hold it, since every slot would be unusual then.
 
-The time of a compressed slot is that of what it holds, not the middle of the steps that it stands for: what is kept of
-them is found at the same time however often it was compressed.
+The time of a compressed slot is the time of its content, not the centre of the steps that it stands for. So content is
+found at the same time, however often it was compressed.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PERIODS = (4, 6, 9, 14, 21, 32, 49, 74, 112, 169, 256, 388, 588, 891, 1351, 2048)
-"""In steps, an even number of them. They are whole numbers, so a time of any size has an exact phase."""
+"""Periods in steps, an even number of them. They are whole numbers, so a time of any size has an exact phase."""
 CLOCK_FEATURES = 2 * len(PERIODS)
 TIME_KEYS = CLOCK_FEATURES // 2
-"""Of every second period: what a slot's time is found by."""
+"""Number of features in the scores by time: those of every second period."""
 NEVER = 2**62
 """A time that no episode reaches."""
 
 
 class EpisodeClock(nn.Module):
-    """The features of a time; it stands still after the longest time that training has met.
+    """Clock features of a time. The clock stands still after the longest time that training has met.
 
-    Later times have features, or combinations of them, that no weight has learned from. So an agent in an episode that
-    is longer than those of training acts as at the end of the longest of them.
+    No weight has learned from the features of later times, or from their combinations. So in an episode longer than
+    those of training an agent acts as at the end of the longest of them.
     """
 
     periods: Tensor
-    """[P] int64"""
+    """[P] int64, see `PERIODS`."""
     end: Tensor
     """[] int64, the time after which the clock stands still; `NEVER` until `settle` is called."""
 
@@ -43,10 +43,10 @@ class EpisodeClock(nn.Module):
         self.register_buffer("end", torch.tensor(NEVER))
 
     def forward(self, time: Tensor, dtype: torch.dtype, shift: Tensor | None = None) -> Tensor:
-        """Return the features [.., CLOCK_FEATURES] of a time.
+        """Return the clock features [.., CLOCK_FEATURES] of a time.
 
         :param time: [..] int64, steps since each episode's first
-        :param shift: [..] what is to be added to the time, in steps; no whole number
+        :param shift: [..] steps to add to the time; any real numbers
         """
         exact = torch.promote_types(dtype, torch.float32)
         until = torch.minimum(time, self.end)
@@ -58,35 +58,35 @@ class EpisodeClock(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
     def settle(self, longest: float) -> None:
-        """Take note of the longest time of an update; the clock goes on up to the longest of all updates."""
+        """Record the longest time of an update; the clock goes on up to the longest of all updates."""
         extend(self.end, int(longest))
 
 
 class TimeQueries(nn.Module):
-    """What some heads ask of a slot's time: their scores depend on the sum of the step's time t and the slot's time s.
+    """Queries by time of some heads: scores depend on the sum of the step's time t and the slot's time s.
 
     For each of a few frequencies w a head has two numbers, both 0 at first. Its score gains the sum over w of
 
         a cos w(t + s) + b sin w(t + s)
 
-    So it finds mirror images, and an agent can answer in reverse. What depends on t - s is the age, of which attention
-    knows anyway. A free map of both times has many more numbers; they move at random in tasks that don't need them, and
-    that spoils recall (docs/research-log.md).
+    So heads find mirror images, and an agent can answer in reverse. A term in t - s would repeat the age, which
+    attention has anyway. A free map of both times would have many more numbers. They move at random in tasks that don't
+    need them, and that spoils recall (docs/research-log.md).
 
     :param heads: J
     """
 
     SCALE = 2.0
-    """How many times its parameter a number is, so that an optimizer's steps can single out one step in time."""
+    """Factor from parameters to a and b, so that an optimizer's steps soon single out one step."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(heads, TIME_KEYS))  # a of all frequencies, then b
 
     def matrix(self) -> Tensor:
-        """Return [J TIME_KEYS, TIME_KEYS], which maps (sin wt, cos wt) of a step's time to what heads ask.
+        """Return [J TIME_KEYS, TIME_KEYS], the map from (sin wt, cos wt) of a step's time to the heads' time queries.
 
-        That is (b cos wt - a sin wt, a cos wt + b sin wt), to be multiplied by (sin ws, cos ws).
+        They are (b cos wt - a sin wt, a cos wt + b sin wt), to be multiplied by (sin ws, cos ws).
         """
         a, b = self.SCALE * self.weight.unflatten(1, (2, -1)).movedim(1, 0)  # [J, P] each
         parts = torch.stack([-a, b, b, a], dim=1).diag_embed().unflatten(1, (2, 2))  # [J, 2, 2, P, P]
@@ -94,15 +94,15 @@ class TimeQueries(nn.Module):
         return matrix
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return [.., J TIME_KEYS] for the times of steps [.., CLOCK_FEATURES]."""
+        """Return time queries [.., J TIME_KEYS] from the clock features of steps [.., CLOCK_FEATURES]."""
         return F.linear(time_keys(features), self.matrix())
 
 
 def extend(furthest: Tensor, met: int) -> None:
-    """Let a buffer hold the furthest that training has met so far; it is `NEVER` until it is first told."""
+    """Extend a buffer to the furthest value that training has met so far; before the first it is `NEVER`."""
     furthest.copy_(torch.where(furthest == NEVER, met, furthest.clamp_min(met)))
 
 
 def time_keys(features: Tensor) -> Tensor:
-    """Return what slots are found by, [.., TIME_KEYS], of the features of their times [.., CLOCK_FEATURES]."""
+    """Return time keys [.., TIME_KEYS] from clock features [.., CLOCK_FEATURES]."""
     return features[..., ::2]

@@ -1,6 +1,6 @@
-"""Attention of a window's steps to all slots of a layer, and the norm that slots go through first.
+"""Attention of a window's steps to all slots of a layer, and the norm of slots before it.
 
-`AgeAttention` counts a slot's position by its age in steps, `RelativeAttention` by its distance in slots.
+`AgeAttention` takes a slot's position from its age in steps, `RelativeAttention` from its distance in slots.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ctrl.compressive.attention.clock import NEVER, TimeQueries, extend, time_ke
 from ctrl.compressive.attention.novelty import Novelty
 
 BOUND = 1e12
-"""Entries of an unnormed slot beyond this, or that are not a number, count as 0. Products of two such numbers stay far
-below the size of `MASKED`, so a slot that is not visible has no weight, whatever it holds."""
+"""Entries of an unnormed slot count as 0 if they are larger than this or not a number. Products of two smaller entries
+stay far below the size of `MASKED`, so a masked slot has no weight, whatever it holds."""
 
 
 class Attended(NamedTuple):
-    """What `MemoryAttention` returns."""
+    """Result of `MemoryAttention.forward`."""
 
     read: Tensor
-    """[B, T, D] what the heads read, side by side."""
+    """[B, T, D] the attention output, heads side by side."""
     queries: Tensor
-    """[B, T, D] by content."""
+    """[B, T, D] content queries."""
     projected: KeysValues
-    """Keys and values of all columns, before what is unusual is made larger."""
+    """Keys and values of all columns, before `emphasis`."""
     emphasis: Tensor | None
-    """[B, C] how many times as large they become; None for 1."""
+    """[B, C] the factor of keys and values; None for 1."""
     weights: Tensor
-    """[H, B, N, Q, W]"""
+    """[H, B, N, Q, W] attention weights."""
 
     def keys_values(self) -> Tensor:
         """Return [B, C, 2 D] keys and values of all columns, without a graph."""
@@ -43,21 +43,21 @@ class Attended(NamedTuple):
 
 
 class ColumnFacts(NamedTuple):
-    """What a layer knows of each column beside its content."""
+    """Facts that a layer knows of each column beside its content."""
 
     decay: Tensor
-    """[B, C, F] the score that it has lost by forgetting, up to a number for each step; F = 0 without forgetting."""
+    """[B, C, F] the term of forgetting in its score, up to a constant for each step; F = 0 without forgetting."""
     novelty: Tensor | None
-    """[B, C], None in a layer that does not measure it."""
+    """[B, C]; None in a layer that does not measure it."""
     times: Tensor | None
-    """[B, C, CLOCK_FEATURES] its time, None in a layer that does not know it."""
+    """[B, C, CLOCK_FEATURES] the time of its content; None without a clock."""
 
 
 class SlotNorm(nn.LayerNorm):
-    """Norms slots [.., D] before their projection.
+    """Layer norm of slots [.., D] before their projection.
 
-    Where many maps follow, it is done without weights, which then become part of the maps: so stored slots, which
-    carry no graph, need no gradient, and novelty is measured of the same numbers.
+    Where many maps follow, slots are normed without weights, and the norm's weights become part of the maps (`folded`).
+    So stored slots, which carry no graph, need no gradient, and novelty is measured on the same numbers.
     """
 
     def forward(self, slots: Tensor) -> Tensor:
@@ -65,22 +65,22 @@ class SlotNorm(nn.LayerNorm):
         return normalise(slots, self.weight, self.bias)
 
     def fixed(self, slots: Tensor) -> Tensor:
-        """Do the same with the weights held fixed."""
+        """Return the norm of slots [.., D], with its weights held fixed."""
         return normalise(slots, self.weight.detach(), self.bias.detach())
 
     def without_weights(self, slots: Tensor) -> Tensor:
-        """[.., D] -> [.., D]."""
+        """Return the norm of slots [.., D], without its weights."""
         return normalise(slots)
 
     def folded(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Return weight and bias that do to slots normed without weights what `linear` does to normed slots."""
+        """Return weight and bias that fold the norm into `linear`, for slots that are normed without weights."""
         weight = linear.weight
         bias = weight @ self.bias if linear.bias is None else torch.addmv(linear.bias, weight, self.bias)
         return weight * self.weight, bias
 
 
 class NoNorm(nn.Module):
-    """Takes slots [.., D] as they are, within `BOUND`."""
+    """No norm: slots [.., D] as they are, with 0 for entries beyond `BOUND`."""
 
     def forward(self, slots: Tensor) -> Tensor:
         """[.., D] -> [.., D]."""
@@ -89,26 +89,26 @@ class NoNorm(nn.Module):
     fixed = without_weights = forward
 
     def folded(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Return weight and bias of `linear`."""
+        """Return weight and bias of `linear`; the bias is 0 where it has none."""
         return linear.weight, linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
 
 
 class MemoryAttention(nn.Module, ABC):
     """Multi-head attention of the window's steps to all slots of a layer; keys, values and output without bias.
 
-    Subclasses say how a slot's position counts.
+    Subclasses add a term for a slot's position.
 
     :param width: D
     :param heads: H
     :param norm: applied to slots before they are projected
-    :param query_bias: whether queries have one
-    :param forgetting: whether the last quarter of the heads, but at least one of two or more, have a forget gate (Lin
+    :param query_bias: if true, the queries' projection has a bias
+    :param forgetting: if true, the last quarter of the heads, but at least one of two or more, have a forget gate (Lin
         et al. 2025, arXiv 2503.02130)
-    :param clock: whether the first quarter of the heads, but at least one, attend by the step of the episode too
+    :param clock: if true, the first quarter of the heads, but at least one, attend by the step of the episode too
     """
 
     GATE_BIASES = (3.0, 5.0)
-    """First biases of the forget gates, spread evenly: they keep 95.3 % to 99.3 % a step."""
+    """Range of the forget gates' initial biases, spread evenly: they keep 95.3 % to 99.3 % a step."""
 
     def __init__(
         self,
@@ -127,13 +127,13 @@ class MemoryAttention(nn.Module, ABC):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.novelty: Novelty | None = None
-        """The layer's measure of novelty, where a compressor asks for it; the core sets it."""
+        """The layer's measure of novelty, where a compressor uses it; set by the core."""
         self.forgetting_heads = max(heads // 4, int(heads > 1)) if forgetting else 0
         self.forget_gate = nn.Linear(width, self.forgetting_heads) if self.forgetting_heads else None
         self.time_queries = TimeQueries(max(heads // 4, 1)) if clock else None
 
     def reset_parameters(self) -> None:
-        """Give gates their first weights: they depend on their biases alone."""
+        """Initialise forget gates so that they depend on their biases alone."""
         if self.forget_gate is not None:
             nn.init.zeros_(self.forget_gate.weight)
             with torch.no_grad():
@@ -146,13 +146,13 @@ class MemoryAttention(nn.Module, ABC):
         return F.logsigmoid(F.linear(normed, *self.norm.folded(self.forget_gate)))
 
     def forward(self, own: Tensor, rest: Tensor, start: int, known: ColumnFacts, mask: BlockMask) -> Attended:
-        """Attend.
+        """Attend from the window's steps to all columns.
 
         :param own: [B, T, D] the window's steps as layer inputs, normed without weights
-        :param rest: [B, C - T, D] likewise all other columns
-        :param start: how many of these come before the window's steps
-        :param known: of all columns
-        :param mask: which step sees which column, and its relative position
+        :param rest: [B, C - T, D] all other columns, normed likewise
+        :param start: number of columns of the rest that come before the window's steps
+        :param known: facts of all columns
+        :param mask: the columns that each step sees, and their relative positions
         """
         decay, novelty, times = known
         to_keys_values = self.norm.folded(self.key_value)
@@ -173,24 +173,24 @@ class MemoryAttention(nn.Module, ABC):
         """Return the heads' outputs, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
     def emphasis(self, novelty: Tensor | None) -> Tensor | None:
-        """Return how many times as large keys and values of slots of some novelty are, both [..]; None for 1."""
+        """Return the factor [..] of keys and values for slots of some novelty [..]; None for 1."""
         return None if self.novelty is None or novelty is None else self.novelty.emphasis(novelty)
 
     def novelty_of(self, normed: Tensor) -> Tensor | None:
         """Return the novelty [..] of slots [.., D] normed without weights, with the graph of the measure.
 
-        None if there is no measure.
+        It is None in a layer without a measure.
         """
         if self.novelty is None:
             return None
         return self.novelty.of_normed(normed) if isinstance(self.norm, SlotNorm) else self.novelty(normed)
 
     def content_attention(self, queries: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
-        """Attend by content alone, without age and output projection.
+        """Attend by content alone, without positions and output projection.
 
         :param queries: [B, Q, D]
         :param keys_values: [B, W, 2 D]
-        :param visible: [B, Q, W] bool; a row without any gives a meaningless, finite result
+        :param visible: [B, Q, W] bool; a query without any visible slot gives a meaningless, finite result
         :return: [B, Q, D]
         """
         query = _split_heads(queries, self.heads)
@@ -200,9 +200,10 @@ class MemoryAttention(nn.Module, ABC):
         return read.transpose(1, 2).flatten(start_dim=2)
 
     def fixed_keys_values(self, slots: Tensor) -> Tensor:
-        """[.., D] -> [.., 2 D] with this layer's weights held fixed, so that a gradient reaches `slots` only.
+        """Return keys and values [.., 2 D] of slots [.., D], with a gradient to `slots` only.
 
-        Fixed by functional use of detached weights: the parameters themselves stay as they are.
+        The layer's weights are held fixed by functional use of detached ones; the parameters themselves stay as they
+        are.
         """
         keys_values = F.linear(self.norm.fixed(slots), self.key_value.weight.detach())
         emphasis = self.emphasis(self.novelty_of(self.norm.without_weights(slots)))
@@ -210,23 +211,23 @@ class MemoryAttention(nn.Module, ABC):
 
 
 class AgeAttention(MemoryAttention):
-    """A learned bias per head on a slot's age has the role that relative positions have in Transformer-XL.
+    """Attention with a learned bias per head on a slot's age, in the role of Transformer-XL's relative positions.
 
-    The bias of the queries is Transformer-XL's u: what a slot is worth whatever is asked. A query that finds out which
-    slots matter so teaches all others, also those by whose attention `most_used` chooses what to keep.
+    The bias of the queries is Transformer-XL's u: it scores a slot's content for all queries alike. So a query that
+    learns which slots matter teaches all others, including those whose attention `most_used` ranks slots by.
 
-    Age, not distance in slots, lets raw and compressed slots share one scale; `ctrl.compressive.attention.block_mask.age_bucket` says which ages share
-    a bias. Older slots than any that training has met count as the oldest that it has: the biases of their ages have
-    learned nothing.
+    Raw and compressed slots share one scale, since age and not distance in slots is counted. Several ages may share a
+    bias (`ctrl.compressive.attention.block_mask.age_bucket`). Slots older than any that training has met count as the
+    oldest that it has, because the biases of greater ages have learned nothing.
 
-    :param rows: how many biases
+    :param rows: number of biases, one for each bucket
     """
 
     oldest_bucket: Tensor
-    """[] int64, the row of the oldest age that training has met; `NEVER` until `settle` is called."""
+    """[] int64, the bucket of the oldest age that training has met; `NEVER` until `settle` is called."""
 
     SCALE = 8.0
-    """Biases are this many times their parameters, so that an optimizer's steps can single out one age in time."""
+    """Factor from parameters to biases, so that an optimizer's steps soon single out one age."""
 
     def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int, **options: bool) -> None:
         super().__init__(width, heads, norm, query_bias=True, **options)
@@ -235,12 +236,12 @@ class AgeAttention(MemoryAttention):
         self.register_buffer("oldest_bucket", torch.tensor(NEVER))
 
     def age_biases(self) -> Tensor:
-        """Return what is added to the scores of slots by head and age, [H, rows]."""
+        """Return the biases that are added to scores, by head and bucket: [H, E]."""
         rows = torch.arange(self.age_bias.shape[1], device=self.age_bias.device).clamp_max(self.oldest_bucket)
         return self.SCALE * self.age_bias.index_select(1, rows)
 
     def settle(self, row: int) -> None:
-        """Take note of the row of the oldest age of an update; the oldest of all updates counts."""
+        """Record the bucket of the oldest age of an update; the oldest of all updates counts."""
         extend(self.oldest_bucket, row)
 
     def _read(
@@ -250,9 +251,9 @@ class AgeAttention(MemoryAttention):
 
 
 def normalise(slots: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Norm slots [.., D] for their projection."""
+    """Apply a layer norm to slots [.., D]; numbers that are not finite become 0."""
     normed = torch.layer_norm(slots, slots.shape[-1:], weight, bias)
-    # What another episode left in the window may overflow here. It gets no weight, but 0 * NaN is NaN.
+    # Slots left in the window by another episode may overflow here. They get no weight, but 0 * NaN is NaN.
     normed.detach().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     return normed
 

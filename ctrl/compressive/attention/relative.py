@@ -4,8 +4,9 @@ The score of a slot x for a step h, d slots apart, is
 
     (W_q h + u)^T W_k x + (W_q h + v)^T W_r R_d        R_d = (sin(d f_0), sin(d f_1), .., cos(d f_0), cos(d f_1), ..)
 
-with f_i = 10000^(-2i / D) and the biases u and v of each head, over the root of the head's size (which the paper leaves
-out of its equations, and its code does not). By distance alone, not by age: see `ctrl.compressive.attention.block_mask.distances`.
+with f_i = 10000^(-2i / D) and the biases u and v of each head, divided by the root of the head's size (which the paper
+leaves out of its equations, and its code does not). Positions are distances in slots, not ages, see
+`ctrl.compressive.attention.block_mask.distances`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from ctrl.compressive.attention.memory_attention import MemoryAttention, NoNorm,
 
 
 class RelativeAttention(MemoryAttention):
-    """Attention by content and by the sinusoid of the distance.
+    """Attention by content and by the sinusoids of the distance in slots.
 
-    :param rows: how many distances there are, from 0
+    :param rows: number of distances, from 0 on
     """
 
     def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int, **options: bool) -> None:
@@ -62,7 +63,7 @@ def relative_attention(
 
     :param queries: [B, T, D]
     :param keys_values: of all columns
-    :param position_keys: [H, E, d], one for each row of the mask but the hidden one
+    :param position_keys: [H, E, d], one for each bucket of the mask but the masked one
     :param biases: u and v, each [H, d]
     :param terms: of the window
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], without a graph

@@ -1,4 +1,4 @@
-"""What is particular to the LSTM and GRU cores; `test_laws.py` holds the laws that every core obeys."""
+"""Tests of the LSTM and GRU cores' own features; `test_laws.py` holds the laws that every core obeys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make(core_class: type[Core], dtype: torch.dtype = torch.float32, **options: 
     torch.manual_seed(7)
     core = core_class(INPUT, **{"width": WIDTH, "layers": LAYERS, "chrono_horizon": 16, **options}).to(dtype)
     with torch.no_grad():
-        for parameter in core.parameters():  # no bias is 0 and none equal, so that mixed-up gates show
+        for parameter in core.parameters():  # no bias is 0 and no two are equal, so that mixed-up gates show
             parameter.add_(0.1 * torch.randn_like(parameter))
     return core
 
@@ -51,7 +51,7 @@ def fold(core: Core, inputs: Tensor, state: Any, reset: Tensor) -> tuple[Tensor,
     return torch.stack(outputs, dim=1), state
 
 
-# The slow reference: one env and one step at a time, the gates written out as in torch's documentation.
+# The slow reference: one env and one step at a time, with the gates written out as in torch's documentation.
 
 
 def lstm_formula(x: Tensor, leaves: list[Tensor], weights: dict[str, Tensor]) -> list[Tensor]:
@@ -120,7 +120,7 @@ class TestReference:
             assert expected.abs().max() > 1e-3, name
             torch.testing.assert_close(mine, expected, atol=tolerance, rtol=0, msg=name)
 
-    @pytest.mark.parametrize("learning", [True, False])  # torch has other kernels where no gradient is asked for
+    @pytest.mark.parametrize("learning", [True, False])  # torch has other kernels where no gradient is needed
     @both
     def test_step_equals_unroll(self, core_class: type[Core], learning: bool) -> None:
         core = make(core_class)
@@ -266,7 +266,7 @@ class TestState:
 
 
 def biases(core: Core) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-    """Each layer's `bias_ih` by gate, and its `bias_hh`."""
+    """Return each layer's `bias_ih` by gate, and its `bias_hh`."""
     gates = 4 if isinstance(core, LSTMCore) else 3
     return [(weights[2].detach().chunk(gates), weights[3].detach()) for weights in core.rnn.all_weights]
 
@@ -331,7 +331,7 @@ class TestChrono:
 
     @both
     def test_remembers_over_the_horizon(self, core_class: type[Core]) -> None:
-        """Two states, the same noise for the length of the horizon: do they still differ?"""
+        """Two states must still differ after the same noise for the length of the horizon."""
         horizon = 60
 
         def kept(chrono_horizon: int | None) -> float:

@@ -1,4 +1,4 @@
-"""The compressive core against a slow reference in plain Python lists, and what is particular to it."""
+"""Tests of the compressive core: against a slow reference in plain Python lists, and of its own features."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ COMPRESSORS = ctrl.compressor_names()
 
 
 class SlowReference:
-    """One env of a compressive core: every tier of every layer a Python list, one step at a time.
+    """One env of a compressive core: every tier of every layer is a Python list, run one step at a time.
 
-    Written from the text of DESIGN 3 to 5. It shares the core's weights, and of its code only what acts on a single
-    vector (norms, linear maps, gates) or a single block (compressors).
+    It is written from the text of DESIGN 3 to 5 and shares the core's weights. Of the core's code it uses only the
+    parts for a single vector (norms, linear maps, gates) or a single block (compressors).
     """
 
     def __init__(self, core: CompressiveCore) -> None:
@@ -80,7 +80,7 @@ class SlowReference:
         self._insert(number, level + 1, Slot(block[0].first, compressed, lost, time))
 
     def _forget(self, number: int, hidden: Tensor) -> None:
-        """Let all slots fade by the step's gates, but for the step itself."""
+        """Fade all slots by the step's gates, except the step's own."""
         attention = self.core.layers[number].attention
         if attention.forget_gate is None:
             return
@@ -90,13 +90,13 @@ class SlowReference:
             slot.lost = [lost + now for lost, now in zip(slot.lost, kept, strict=True)]
 
     def _unusual(self, number: int, values: Tensor) -> Tensor:
-        """Of each slot, the variance of its features that the layer's map does not rebuild."""
+        """Return each slot's variance of normed features that the layer's map does not rebuild."""
         normed = (values - values.mean(1, keepdim=True)) / (values.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
         left = normed - normed @ self.core.layers[number].attention.novelty.rebuild
         return left.square().mean(dim=1).detach()
 
     def _emphasis(self, number: int, slot: Tensor) -> Tensor | float:
-        """How much more a slot counts in keys and values."""
+        """Return the factor of a slot's keys and values."""
         novelty = self.core.layers[number].attention.novelty
         return 1.0 if novelty is None else 1 + novelty.gain * self._unusual(number, slot[None])
 
@@ -134,7 +134,7 @@ class SlowReference:
         return result
 
     def _by_time(self, attention: MemoryAttention) -> Callable[[int, Slot], float]:
-        """What a head's score of a slot gains by the time of both."""
+        """Return a function of head and slot: the term of the score by the times of step and slot."""
         if attention.time_queries is None:
             return lambda head, slot: 0.0
         weight, end = attention.time_queries.weight.tolist(), int(self.core.clock.end)
@@ -152,7 +152,7 @@ class SlowReference:
 
 
 def phases(time: float, clock: EpisodeClock) -> Tensor:
-    """The features of a time; the clock stands still after its end."""
+    """Return the clock features of a time; the clock stands still after its end."""
     angles = [2 * math.pi * min(time, int(clock.end)) / period for period in PERIODS]
     return torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
 
@@ -167,15 +167,15 @@ class Slot:
     lost: list[float]
     """The logarithm of what each forgetting head has kept of it so far."""
     time: float
-    """The step of the episode at which what it holds was."""
+    """The step of the episode that its content comes from."""
     used: float = 0.0
     """The attention that it has received within its tier."""
     steps: int = 0
-    """For how many steps its tier has held it."""
+    """Number of steps for which its tier has held it."""
 
 
 def bias_bucket(age: int) -> int:
-    """A row for each age up to 32, then 4 of equal width for each doubling."""
+    """Return the bucket of an age: one for each age up to 32, then 4 of equal width for each doubling."""
     if age < 32:
         return age
     octave = math.floor(math.log2(age / 32))
@@ -183,7 +183,7 @@ def bias_bucket(age: int) -> int:
 
 
 def score(attention: MemoryAttention, part: slice, query: Tensor, key: Tensor, age: int, distance: int) -> Tensor:
-    """By age, or the four terms of Dai et al. 2019, section 3.3, for one head, which has the features `part`."""
+    """Return one head's score, for its features `part`: by age, or the four terms of Dai et al. 2019, section 3.3."""
     size = len(query)
     head = part.start // size
     if isinstance(attention, AgeAttention):
@@ -201,7 +201,7 @@ def score(attention: MemoryAttention, part: slice, query: Tensor, key: Tensor, a
 
 
 def finish(layer: torch.nn.Module, hidden: Tensor, update: Tensor) -> Tensor:
-    """What a layer makes of its input and what its attention read."""
+    """Return a layer's output from its input and its attention output."""
     if isinstance(layer, PostNormLayer):
         hidden = layer.attention_norm(hidden + update)
         return layer.feedforward_norm(hidden + layer.narrow(torch.relu(layer.widen(hidden))))
@@ -217,7 +217,7 @@ def finish(layer: torch.nn.Module, hidden: Tensor, update: Tensor) -> Tensor:
 
 
 def gate(cell: torch.nn.GRUCell, kept: Tensor, update: Tensor) -> Tensor:
-    """The equations of a GRU that remembers the stream and hears the update."""
+    """Return the output of a GRU, by its equations, with the residual stream as memory and the update as input."""
     of_update = (cell.weight_ih @ update + cell.bias_ih).chunk(3)
     of_kept = (cell.weight_hh @ kept + cell.bias_hh).chunk(3)
     reset = torch.sigmoid(of_update[0] + of_kept[0])
@@ -257,7 +257,7 @@ def cores(draw: st.DrawFn) -> CompressiveCore:
 
 
 def scramble(core: CompressiveCore) -> None:
-    """Move every parameter away from its neutral start, so that nothing can be forgotten unseen."""
+    """Move every parameter away from its neutral start, so that no omission stays unseen."""
     with torch.no_grad():
         for parameter in core.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -283,7 +283,7 @@ def test_unroll_equals_the_slow_reference(core: CompressiveCore, data: st.DataOb
 
 @pytest.fixture
 def double() -> Iterator[None]:
-    """Float64, in which an exact law holds to the last digits."""
+    """Set float64, in which an exact law holds to the last digits."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -304,9 +304,9 @@ def no_reset(batch: int, length: int) -> Tensor:
 @pytest.mark.parametrize("position", ["age", "sinusoidal"])
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_reconstruction_loss_by_hand(position: str, residual: str) -> None:
-    """One head, one layer: the mean square of the difference of two softmax reads, over every step of the window.
+    """Compare with the mean squared difference of two attention outputs: one head, one layer, every step of the window.
 
-    By content alone, whatever the positions.
+    Scores are by content alone, whatever the positions.
     """
     torch.manual_seed(3)
     core = CompressiveCore(
@@ -341,7 +341,7 @@ def test_reconstruction_loss_counts_only_what_the_own_episode_evicts() -> None:
 
 
 def test_steps_ask_about_their_own_episode_alone() -> None:
-    """Two episodes one after the other lose what the same two lose side by side."""
+    """Two episodes in a row lose as much as the same two side by side."""
     core = make_core(layers=1)
     inputs, reset = torch.randn(2, 11, 3), no_reset(2, 11)
     beside = core.unroll(inputs, core.initial_state(2), reset).reconstruction_loss
@@ -388,15 +388,15 @@ def test_gradients_flow_through_the_windows_own_short_term_slots_and_gates_only(
     inputs = torch.randn(1, 12, 3, requires_grad=True)
     outputs = core.unroll(inputs, core.initial_state(1), no_reset(1, 12)).outputs
     (gradient,) = torch.autograd.grad(outputs[0, 11].sum(), inputs)
-    reached = gradient[0].abs().sum(dim=1) > 1e-12  # gates that fade all alike cancel, but for rounding
-    # After step 11 tier 0 has slots 8 to 11; what was compressed carries no gradient. Tier 1 has steps 2 to 7. The
-    # first of its slots ends with step 3, so the gates of step 4 and later say how much it counts beside the others.
+    reached = gradient[0].abs().sum(dim=1) > 1e-12  # gates that fade all slots alike cancel, but for rounding
+    # After step 11 tier 0 has slots 8 to 11; compressed slots carry no gradient. Tier 1 has steps 2 to 7. The first of
+    # its slots ends with step 3, so the gates of step 4 and later change how much it counts beside the others.
     first = 4 if forgetting else 8
     assert reached.tolist() == [False] * first + [True] * (12 - first)
 
 
 def test_what_is_remembered_is_the_slots_and_not_what_is_known_of_them() -> None:
-    """`memory/staleness` is of this; times in steps would drown it."""
+    """`memory/staleness` compares remembered slots; times in steps would drown them."""
     core, lstm = make_core(), ctrl.make_core("lstm", 3, width=4)
     state, other = core.initial_state(2), lstm.initial_state(2)
     assert [id(leaf) for leaf in core.remembered(state)] == [id(state.slots)]
@@ -404,7 +404,7 @@ def test_what_is_remembered_is_the_slots_and_not_what_is_known_of_them() -> None
 
 
 def test_compressed_slots_are_read() -> None:
-    """A change of a step that only a compressed slot still holds changes the output."""
+    """A change of a step that only a compressed slot still holds must change the output."""
     core = make_core(layers=1, forgetting=False)
     inputs = torch.randn(1, 14, 3)
     changed = inputs.clone()
@@ -477,7 +477,7 @@ def test_a_registered_compressor_starts_as_it_likes() -> None:
 
 
 def test_a_reach_of_millions_costs_no_more_memory() -> None:
-    """Sixteen slots a tier reach back 17 million steps; nothing that is built may grow with the reach."""
+    """Sixteen slots a tier reach back 17 million steps; no parameter or buffer may grow with the reach."""
     core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, 16, "conv")] * 5])
     assert sum(tensor.numel() for tensor in [*core.parameters(), *core.buffers()]) < 10_000
     state = core.initial_state(2)._replace(clock=torch.tensor([5, 123_456_789]))
@@ -489,7 +489,7 @@ def test_a_reach_of_millions_costs_no_more_memory() -> None:
 
 
 def test_empty_slots_are_hidden_from_a_step_however_far_it_can_see() -> None:
-    """A reach of 2 ** 44 steps."""
+    """The reach is 2 ** 44 steps."""
     torch.manual_seed(0)
     core = CompressiveCore(3, layers=1, width=8, heads=2, memory=[Tier(16), *[Tier(16, 16, "conv")] * 10])
     scramble(core)
@@ -503,7 +503,7 @@ def test_empty_slots_are_hidden_from_a_step_however_far_it_can_see() -> None:
 
 @pytest.mark.parametrize("clock", [True, False])
 def test_ages_that_training_has_not_met_count_as_the_oldest_that_it_has(clock: bool) -> None:
-    """Of 9 steps the oldest age is 8. Biases of greater ages never learned, so what they are makes no difference."""
+    """Among 9 steps the oldest age is 8. Biases of greater ages never learned, so they must have no effect."""
     torch.manual_seed(0)
     core = CompressiveCore(3, width=8, heads=2, memory=[Tier(12)], clock=clock)
     inputs, reset, state = torch.randn(2, 30, 3), torch.zeros(2, 30, dtype=torch.bool), core.initial_state(2)
@@ -523,7 +523,7 @@ def test_ages_that_training_has_not_met_count_as_the_oldest_that_it_has(clock: b
     torch.testing.assert_close(core.unroll(inputs[:, 12:], state, reset[:, 12:]).outputs, expected)
     core.adapt({"longest_time": 10.0})
     assert not torch.allclose(core.unroll(inputs[:, 12:], state, reset[:, 12:]).outputs, expected)
-    core.adapt({"longest_time": 3.0})  # and never less
+    core.adapt({"longest_time": 3.0})  # must not lower it
     assert int(attention.oldest_bucket) == 10
 
 
@@ -541,7 +541,7 @@ def test_amounts_may_be_any_real_numbers(amount: Any) -> None:
 
 
 def test_many_slots_whose_blocks_are_larger_are_read_alike() -> None:
-    """A window of several larger blocks, in pieces and step by step."""
+    """A window of several larger blocks equals itself in pieces and step by step."""
     torch.manual_seed(0)
     core = CompressiveCore(3, width=8, heads=2, memory=[Tier(500), Tier(40, 3, "most_missed")]).double()
     inputs, reset = torch.randn(2, 150, 3, dtype=torch.float64), torch.zeros(2, 150, dtype=torch.bool)

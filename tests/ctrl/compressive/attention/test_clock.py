@@ -1,4 +1,4 @@
-"""The step of the episode: its features by hand, who knows it, and that no slot's content holds it."""
+"""Tests of the clock: its features by hand, the heads that know it, and the content of slots, which doesn't."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def attention_of(core: CompressiveCore) -> MemoryAttention:
 
 @pytest.mark.parametrize("time", [0, 1, 77, 2047, 10**12 + 5])
 def test_features_by_hand(time: int) -> None:
-    """Phases are exact at any time: whole periods are left out before anything is rounded."""
+    """Phases are exact at any time: whole periods are removed before anything is rounded."""
     found = EpisodeClock()(torch.tensor([time]), torch.float32)[0]
     torch.testing.assert_close(found, by_hand(time), rtol=0, atol=1e-6)
 
@@ -110,7 +110,7 @@ def test_acting_follows_the_clock_that_settles_in_the_middle_of_an_episode() -> 
 
 
 def test_what_is_kept_is_found_at_its_own_time_however_often_it_was_compressed() -> None:
-    """A compressor that keeps one slot hands on the step at which that was: here the only one that differs."""
+    """A compressor that keeps one slot hands on the step of its content: here the only input that differs."""
     tiers = (Tier(4), Tier(4, 3, "select"), Tier(5, 4, "select"))
     core = make_core(memory=list(tiers))
     for special in (0, 1, 7, 11):
@@ -155,7 +155,7 @@ def test_no_content_of_a_slot_holds_the_time() -> None:
 
 @pytest.mark.parametrize(("heads", "knowing"), [(1, [0]), (2, [0]), (3, [0]), (4, [0]), (8, [0, 1])])
 def test_a_quarter_of_the_heads_attends_by_time(heads: int, knowing: list[int]) -> None:
-    """Equal inputs of any time have equal weights to the other heads."""
+    """Equal inputs have equal weights in all other heads, whatever their time."""
     core = make_core(heads=heads, width=24, memory=[Tier(5)], forgetting=False)
     with torch.no_grad():
         attention_of(core).time_queries.weight.normal_()  # type: ignore[union-attr]
