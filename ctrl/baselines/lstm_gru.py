@@ -155,18 +155,18 @@ class RecurrentCore(MemoryCore[StateT]):
 
     def _unroll(self, inputs: Tensor, state: StateT, reset: Tensor, plan: Any, diagnose: bool) -> Unrolled:
         state = self.reset_state(state, reset[:, 0])
-        emptied = ResetPadding.before(reset)
+        padding = ResetPadding.before(reset)
         features, layers = inputs, []
         for layer, (of_input, *weights) in enumerate(self.rnn.all_weights):
             leaves = [leaf[:, layer].contiguous() for leaf in state]
-            if emptied is None:
+            if padding is None:
                 features, (_, *rest) = self._fused(features, leaves, [of_input, *weights])
             else:
                 # Gates empty the memory by a product, and 0 * NaN is NaN.
                 leaves = [leaf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for leaf in leaves]
                 with_flags = torch.cat([of_input, self._flags(weights[1])], dim=1)
-                features, (_, *rest) = self._fused(emptied.widen(features), leaves, [with_flags, *weights])
-                features = emptied.narrow(features)
+                features, (_, *rest) = self._fused(padding.widen(features), leaves, [with_flags, *weights])
+                features = padding.narrow(features)
             layers.append((features[:, -1], *rest))
         final = self.make_state(torch.stack(leaf, dim=1).detach() for leaf in zip(*layers, strict=True))
         return Unrolled(features, final, inputs.new_zeros(()), {})

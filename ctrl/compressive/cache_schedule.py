@@ -45,7 +45,7 @@ class Moves(NamedTuple):
     """[K + B] positions of the new slots: those of the merges in their order, then the step's own."""
     head_target: Tensor
     """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
-    row: Tensor
+    buckets: Tensor
     """[B S] the bucket of each position, or its age where `CacheSchedule.rows` is not None."""
     centres: Tensor
     """[K + B] the step of the episode in the centre of each new slot."""

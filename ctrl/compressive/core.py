@@ -17,9 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.compressive.attention.block_mask import (
-    BY_AGE,
-    BY_DISTANCE,
-    Buckets,
     age_bucket,
     exact_ages,
     find_buckets,
@@ -28,13 +25,12 @@ from ctrl.compressive.attention.block_mask import (
 from ctrl.compressive.attention.clock import CLOCK_FEATURES, EpisodeClock
 from ctrl.compressive.attention.memory_attention import AgeAttention, MemoryAttention
 from ctrl.compressive.attention.novelty import Novelty
-from ctrl.compressive.attention.relative import RelativeAttention
 from ctrl.compressive.compressors import Compressor, make_compressor
 from ctrl.compressive.explain import Explained, attention_statistics, explain_layer
 from ctrl.compressive.kv_cache import CompressiveActing
-from ctrl.compressive.layer import RESIDUALS, MemoryLayer
+from ctrl.compressive.layer import RESIDUALS, MemoryLayer, initialise
 from ctrl.compressive.layer_window import LayerWindow
-from ctrl.compressive.options import check_heads, check_learning, feedforward_size
+from ctrl.compressive.options import POSITIONS, check_heads, check_learning, feedforward_size
 from ctrl.compressive.reconstruction import (
     RECONSTRUCTION_LOSSES,
     Compression,
@@ -58,16 +54,6 @@ from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require
 LONGEST_TIME = "longest_time"
 """Name of the diagnostic that reports a window's largest step of an episode, counted from 0."""
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
-
-
-class Position(NamedTuple):
-    """A kind of relative position: its buckets, and the attention that uses them."""
-
-    rows: Buckets
-    attention: type[AgeAttention] | type[RelativeAttention]
-
-
-POSITIONS = {"age": Position(BY_AGE, AgeAttention), "sinusoidal": Position(BY_DISTANCE, RelativeAttention)}
 
 
 class CompressiveState(NamedTuple):
@@ -179,8 +165,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             for number, tiers in enumerate(self.tiers)
             for tier, ranked in zip(tiers, self.ranks(number), strict=True)
         ]
-        _initialise(self.embed)
-        _initialise(self.layers)  # not the compressors: a registered one may start in its own way
+        initialise(self.embed)
+        initialise(self.layers)  # not the compressors: a registered one may start in its own way
         for memory_layer in self.layers:
             cast(MemoryLayer, memory_layer).attention.reset_parameters()
         if self.output_clock is not None:
@@ -242,7 +228,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def masked_bucket(self, tiers: Tiers) -> int:
         """Return the bucket that means "not visible" in a layer's table, one after all others."""
-        return POSITIONS[self.position].rows.hidden(tiers)
+        return POSITIONS[self.position].buckets.hidden(tiers)
 
     def _make_compressor(self, tiers: Tiers, tier: int) -> Compressor:
         return make_compressor(tiers[tier].compressor, self.output_size, tiers[tier].rate)
@@ -286,7 +272,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Plan windows that begin with `state`: the schedule of all slots, once for all layers with the same tiers."""
-        plans, rows = {}, POSITIONS[self.position].rows
+        plans, rows = {}, POSITIONS[self.position].buckets
         for tiers in dict.fromkeys(self.tiers):
             window = plan_window(tiers, state.clock, reset)
             layout = lay_out(tiers, window.length, window.clock.device)
@@ -332,7 +318,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         if diagnose:
             with torch.no_grad():
                 for place, compressed in self._compressions(passes):
-                    if bool(compressed[1].asked.any()):  # without queries it would be 0, as if lossless
+                    if bool(compressed[1].query_mask.any()):  # without queries it would be 0, as if lossless
                         diagnostics[f"reconstruction_error/{place}"] = reconstruction_error(*compressed)
                 diagnostics.update(attention_statistics(self.tiers, passes))
         return Unrolled(outputs, state, total, diagnostics)
@@ -406,15 +392,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 memory, gather = memories[tier], indices.gathers[tier]
                 old, formed = pick_slots(columns[tier - 1], gather.blocks.at), gather.formed()
                 decoder = cast(nn.ModuleList, self.decoders[layer])[tier - 1] if len(self.decoders) else None
-                asked = indices.plan.asked[tier - 1]
-                compression = Compression(attended.queries, old, memory.blocks, memory.formed, formed, asked, decoder)
+                query_mask = indices.plan.query_masks[tier - 1]
+                compression = Compression(
+                    attended.queries, old, memory.blocks, memory.formed, formed, query_mask, decoder
+                )
                 yield f"layer{layer}/tier{tier}", (attention, compression)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Give every linear map Xavier weights and zero biases (torch's default shrinks deep residual-free paths)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

@@ -128,7 +128,7 @@ class LayerCache:
         batch, heads, features = self._shape
         normed, times = self._write(hidden, moves, compressors)
         query = F.linear(normed[-batch:], *self._query)
-        biases = self._biases.index_select(1, moves.row).view(heads, batch, -1)
+        biases = self._biases.index_select(1, moves.buckets).view(heads, batch, -1)
         scores = (
             biases.transpose(0, 1)
             .reshape(batch * heads, 1, -1)

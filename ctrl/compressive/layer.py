@@ -244,3 +244,12 @@ RESIDUALS: dict[str, type[MemoryLayer]] = {
     "post_norm": PostNormLayer,
 }
 """Layer classes by the name of their residual."""
+
+
+def initialise(module: nn.Module) -> None:
+    """Give every linear map Xavier weights and zero biases (torch's default shrinks deep residual-free paths)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,12 +1,27 @@
-"""Checks of the compressive core's options that must fit each other."""
+"""Options of the compressive core: kinds of position, and checks of options that must fit each other."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import nn
 
+from ctrl.compressive.attention.block_mask import BY_AGE, BY_DISTANCE, Buckets
+from ctrl.compressive.attention.memory_attention import AgeAttention
+from ctrl.compressive.attention.relative import RelativeAttention
 from ctrl.compressive.layer import MemoryLayer
 from ctrl.compressive.tiers import Tiers
 from ctrl.core import require_positive
+
+
+class Position(NamedTuple):
+    """A kind of relative position: its buckets, and the attention that uses them."""
+
+    buckets: Buckets
+    attention: type[AgeAttention] | type[RelativeAttention]
+
+
+POSITIONS = {"age": Position(BY_AGE, AgeAttention), "sinusoidal": Position(BY_DISTANCE, RelativeAttention)}
 
 
 def check_heads(heads: int, width: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctrl.compressive.attention.memory_attention import MemoryAttention
 from ctrl.compressive.schedule import WindowPlan
 
-QUESTIONS = 32
+QUERY_STEPS = 32
 """Largest number of query steps in a window, evenly spaced, so that the cost per step does not grow with the window."""
 
 
@@ -32,7 +32,7 @@ class Compression(NamedTuple):
     """[B, E, D] the slots that they were compressed to, with the compressor's graph."""
     formed: Tensor
     """[B, E] bool, true where there is such a block."""
-    asked: Tensor
+    query_mask: Tensor
     """[B, Q, E] bool, true where the query step may attend to the block; see `query_masks`."""
     decoder: nn.Module | None
     """Maps slots [N, D] back to blocks [N, m, D]; the core has one for the loss `auto_encoding`."""
@@ -43,16 +43,16 @@ ReconstructionLoss = Callable[[MemoryAttention, Compression], Tensor]
 
 def query_masks(plan: WindowPlan) -> list[Tensor]:
     """Return query masks, tier by tier from 1 on: [B, Q, E] bool, true for blocks of the query step's own episode."""
-    episode = plan.episode[:, _asking(plan.length), None]
-    asked = []
+    episode = plan.episode[:, _query_steps(plan.length), None]
+    query_mask = []
     for tier in plan.tiers[1:]:
         exists, of_episode = (part[:, tier.schedule.slots :] for part in (tier.columns.exists, tier.columns.episode))
-        asked.append(exists[:, None] & (of_episode[:, None] == episode))
-    return asked
+        query_mask.append(exists[:, None] & (of_episode[:, None] == episode))
+    return query_mask
 
 
-def _asking(length: int) -> slice:
-    stride = -(-length // QUESTIONS)
+def _query_steps(length: int) -> slice:
+    stride = -(-length // QUERY_STEPS)
     return slice(stride - 1, None, stride)
 
 
@@ -64,7 +64,7 @@ def attention_reconstruction(attention: MemoryAttention, compression: Compressio
     features, so it does not depend on the window's length.
     """
     before, after = _reads(attention, compression)
-    return _mean_over_questions((before - after).square(), compression)
+    return _mean_over_query_steps((before - after).square(), compression)
 
 
 def reconstruction_error(attention: MemoryAttention, compression: Compression) -> Tensor:
@@ -73,8 +73,8 @@ def reconstruction_error(attention: MemoryAttention, compression: Compression) -
     It does not depend on the scale of the layer, nor on the loss that trains the compressors.
     """
     before, after = _reads(attention, compression)
-    power = _mean_over_questions(before.square(), compression)
-    return _mean_over_questions((before - after).square(), compression) / power.clamp_min(1e-12)
+    power = _mean_over_query_steps(before.square(), compression)
+    return _mean_over_query_steps((before - after).square(), compression) / power.clamp_min(1e-12)
 
 
 def block_errors(attention: MemoryAttention, compression: Compression) -> Tensor:
@@ -82,15 +82,15 @@ def block_errors(attention: MemoryAttention, compression: Compression) -> Tensor
 
     It is NaN where no block was formed.
     """
-    _, old, _, new, formed, asked, _ = compression
-    queries = compression.queries[:, None, _asking(compression.queries.shape[1])]  # [B, 1, Q, D]
+    _, old, _, new, formed, query_mask, _ = compression
+    queries = compression.queries[:, None, _query_steps(compression.queries.shape[1])]  # [B, 1, Q, D]
     queries = queries.expand(-1, new.shape[1], -1, -1).flatten(0, 1)  # [B E, Q, D]
-    everything = asked.new_ones(len(queries), queries.shape[1], old.shape[2])
+    everything = query_mask.new_ones(len(queries), queries.shape[1], old.shape[2])
     before = attention.content_attention(queries, old.flatten(0, 1), everything)
     # A softmax over one slot gives it all the weight, so the attention output is the slot's value.
     after = attention.fixed_keys_values(new).chunk(2, dim=2)[1].flatten(0, 1)[:, None]  # [B E, 1, D]
-    asks = asked.transpose(1, 2).flatten(0, 1)  # [B E, Q]
-    error, power = (((part**2).mean(dim=2) * asks).sum(dim=1) for part in (before - after, before))
+    asking = query_mask.transpose(1, 2).flatten(0, 1)  # [B E, Q]
+    error, power = (((part**2).mean(dim=2) * asking).sum(dim=1) for part in (before - after, before))
     errors: Tensor = (error / power.clamp_min(1e-12)).view_as(formed)
     return errors.masked_fill(~formed, torch.nan)
 
@@ -115,13 +115,13 @@ RECONSTRUCTION_LOSSES: dict[str, ReconstructionLoss | None] = {
 
 def _reads(attention: MemoryAttention, compression: Compression) -> tuple[Tensor, Tensor]:
     """Return [B, Q, D] the attention output of the query steps from the evicted slots, and from their compression."""
-    queries, old, asked = compression.queries, compression.old, compression.asked
-    queries = queries[:, _asking(queries.shape[1])].detach()
-    before = attention.content_attention(queries, old.flatten(1, 2), asked.repeat_interleave(old.shape[2], dim=2))
-    return before, attention.content_attention(queries, attention.fixed_keys_values(compression.new), asked)
+    queries, old, query_mask = compression.queries, compression.old, compression.query_mask
+    queries = queries[:, _query_steps(queries.shape[1])].detach()
+    before = attention.content_attention(queries, old.flatten(1, 2), query_mask.repeat_interleave(old.shape[2], dim=2))
+    return before, attention.content_attention(queries, attention.fixed_keys_values(compression.new), query_mask)
 
 
-def _mean_over_questions(squares: Tensor, compression: Compression) -> Tensor:
+def _mean_over_query_steps(squares: Tensor, compression: Compression) -> Tensor:
     """[B, Q, D] -> the mean over features and over the query steps that may attend to any block."""
-    asks = compression.asked.any(dim=2)
-    return (squares.mean(dim=2) * asks).sum() / asks.sum().clamp_min(1)
+    asking = compression.query_mask.any(dim=2)
+    return (squares.mean(dim=2) * asking).sum() / asking.sum().clamp_min(1)

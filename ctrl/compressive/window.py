@@ -21,13 +21,13 @@ class LayerPlan(NamedTuple):
     """Plan of windows for layers with the same tiers: everything that is known before the layers run."""
 
     window: WindowPlan
-    row: Tensor
+    buckets: Tensor
     """[B, N, Q, W] int16 or int32 relative-position buckets, see `BlockMask`."""
     times: Tensor | None
     """[B, n + T, CLOCK_FEATURES] the time of tier 0's slots; None without a clock."""
     end: Tensor | None
     """[B] the time at which the clock stood still when the plan was made; None without a clock."""
-    asked: list[Tensor]
+    query_masks: list[Tensor]
     """[B, Q, E] query masks of the reconstruction loss, by tier from 1 on; see `query_masks`."""
 
 
@@ -109,8 +109,8 @@ class LayerPass(NamedTuple):
 
 def window_indices(tiers: Tiers, plan: LayerPlan) -> WindowIndices:
     """Expand a plan to full masks and indices, which are too large to keep for all windows of a rollout."""
-    columns = lay_out(tiers, plan.window.length, plan.row.device).columns
-    mask = BlockMask(columns, plan.row.long(), whole=len(columns) == 1)
+    columns = lay_out(tiers, plan.window.length, plan.buckets.device).columns
+    mask = BlockMask(columns, plan.buckets.long(), whole=len(columns) == 1)
     return WindowIndices(plan, mask, gather_indices(plan.window.tiers))
 
 

@@ -51,7 +51,7 @@ class ScoreTerms(NamedTuple):
     """[B, C, K] time keys of the columns, without a graph; None without a clock."""
 
 
-def banded_attention(
+def block_attention(
     queries: Tensor, keys_values: KeysValues, biases: Tensor, terms: ScoreTerms, mask: BlockMask
 ) -> tuple[Tensor, Tensor]:
     """Attend from each block's steps to its columns.
@@ -62,11 +62,11 @@ def banded_attention(
     :param terms: of the window
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
     """
-    read, weights = _BandedAttention.apply(queries, biases, mask, *keys_values, *terms)  # type: ignore[no-untyped-call]
+    read, weights = _BlockAttention.apply(queries, biases, mask, *keys_values, *terms)  # type: ignore[no-untyped-call]
     return read, weights
 
 
-class _BandedAttention(torch.autograd.Function):
+class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -81,7 +81,7 @@ class _BandedAttention(torch.autograd.Function):
         time_queries: Tensor | None,
         time_keys: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        heads, (batch, blocks, size, width) = len(biases), mask.row.shape
+        heads, (batch, blocks, size, width) = len(biases), mask.buckets.shape
         scale = 1 / math.sqrt(queries.shape[2] // heads)
         query = _split_heads(mask.split(queries), heads)  # [H, B, N, Q, d]
         columns = _by_head(KeysValues(own, rest, start), heads)  # [2, H, B, C, d]
@@ -98,10 +98,10 @@ class _BandedAttention(torch.autograd.Function):
         if time_queries is not None and time_keys is not None:
             time_query = _split_heads(mask.split(time_queries), time_queries.shape[2] // time_keys.shape[2])
             time_key = time_keys.index_select(1, mask.columns.flatten()).view(batch * blocks, width, -1)
-        weights, read = query.new_empty(heads, *mask.row.shape), torch.empty_like(query)
+        weights, read = query.new_empty(heads, *mask.buckets.shape), torch.empty_like(query)
         for head in range(heads):
             scores = weights[head].view(-1, size, width)
-            torch.index_select(table[head], 0, mask.row.flatten(), out=scores.view(-1))
+            torch.index_select(table[head], 0, mask.buckets.flatten(), out=scores.view(-1))
             scores.baddbmm_(query[head].flatten(0, 1), key[head].transpose(1, 2), alpha=scale)
             if time_key is not None and head < len(time_query):
                 scores.baddbmm_(time_query[head].flatten(0, 1), time_key.transpose(1, 2))
@@ -136,7 +136,7 @@ class _BandedAttention(torch.autograd.Function):
             _multiply(of_scores, key[head], scale, of_query[head].view(-1, size, features))
             if head < ctx.timed:
                 of_times.append(torch.bmm(of_scores, time_key).view(batch, -1, size, time_key.shape[2]))
-            of_table[head].scatter_add_(0, mask.row.flatten(), of_scores.flatten())
+            of_table[head].scatter_add_(0, mask.buckets.flatten(), of_scores.flatten())
             if head >= ctx.forgetting.start:
                 of_lost.append(of_scores.sum(dim=1).view(batch, -1, 1))  # [B, N W, 1]
         of_columns = _gather_blocks(of_columns.view(2, heads, batch, -1, features), mask, count)  # [2, H, B, C, d]

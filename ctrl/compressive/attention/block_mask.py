@@ -48,14 +48,14 @@ class BlockMask(NamedTuple):
 
     columns: Tensor
     """[N, W] the columns that each block attends to."""
-    row: Tensor
+    buckets: Tensor
     """[B, N, Q, W] int64 bucket times `COPIES`, plus the copy of the bias that this column uses; see `Buckets`."""
     whole: bool
     """True if there is one block, with all columns in their order."""
 
     def split(self, steps: Tensor) -> Tensor:
         """[B, T, ...] -> [B, N, Q, ...]; the last block is filled up with zeros."""
-        blocks, size = self.row.shape[1:3]
+        blocks, size = self.buckets.shape[1:3]
         missing = blocks * size - steps.shape[1]
         if missing:
             steps = torch.cat([steps, steps.new_zeros(len(steps), missing, *steps.shape[2:])], dim=1)
@@ -138,11 +138,11 @@ class TierMask(NamedTuple):
 
 def tier_mask(tiers: Tiers, mask: BlockMask, position: int, length: int) -> TierMask:
     """Cut one tier out of the mask of windows of T = `length` steps; its columns are numbered from T on."""
-    layout = lay_out(tiers, length, mask.row.device)
+    layout = lay_out(tiers, length, mask.buckets.device)
     part = slice(sum(layout.widths[:position]), sum(layout.widths[: position + 1]))
     offset = sum(schedule.count_columns(length) for schedule in tier_schedules(tiers)[:position])
     columns = (mask.columns[:, part] - offset).clamp_min(0) + length
-    return TierMask(BlockMask(columns, mask.row[..., part], whole=False), part)
+    return TierMask(BlockMask(columns, mask.buckets[..., part], whole=False), part)
 
 
 def ages(plan: WindowPlan, layout: BlockLayout) -> Tensor:

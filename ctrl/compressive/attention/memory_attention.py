@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms, banded_attention
+from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms, block_attention
 from ctrl.compressive.attention.block_mask import BlockMask
 from ctrl.compressive.attention.clock import NEVER, TimeQueries, extend, time_keys
 from ctrl.compressive.attention.novelty import Novelty
@@ -247,7 +247,7 @@ class AgeAttention(MemoryAttention):
     def _read(
         self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, mask: BlockMask
     ) -> tuple[Tensor, Tensor]:
-        return banded_attention(queries, keys_values, self.age_biases(), terms, mask)
+        return block_attention(queries, keys_values, self.age_biases(), terms, mask)
 
 
 def normalise(slots: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

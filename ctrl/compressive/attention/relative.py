@@ -86,7 +86,7 @@ def relative_attention(
         by_content = torch.cat([by_content[: len(by_time)] + by_time, by_content[len(by_time) :]])
     lost = F.pad(terms.decay, (heads - terms.decay.shape[2], 0)).index_select(1, mask.columns.flatten())
     lost = lost.unflatten(1, mask.columns.shape).permute(3, 0, 1, 2)[:, :, :, None]  # [H, B, N, 1, W]
-    row = (mask.row // COPIES).expand(heads, -1, -1, -1, -1)
+    row = (mask.buckets // COPIES).expand(heads, -1, -1, -1, -1)
     weights = (by_content + lost + by_distance.gather(4, row)).softmax(dim=4)
     read = (weights @ value).movedim(0, 3).flatten(start_dim=3)  # [B, N, Q, D]
     return mask.join(read, queries.shape[1]), weights.detach()

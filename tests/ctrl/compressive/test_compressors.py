@@ -13,7 +13,7 @@ import ctrl
 from ctrl import Tier
 from ctrl.compressive.compressors import MostUsedCompressor, SurpriseCompressor, make_compressor
 from ctrl.compressive.core import CompressiveCore
-from ctrl.compressive.reconstruction import QUESTIONS
+from ctrl.compressive.reconstruction import QUERY_STEPS
 
 BLOCKS, RATE, WIDTH = 7, 5, 6
 LEARNED = ("conv", "dilated_conv", "gru", "attention", "select")
@@ -332,9 +332,9 @@ def test_the_gradient_of_the_task_stops_at_the_block() -> None:
 
 def test_questions_are_bounded() -> None:
     core = build()
-    _, reset = window(length=QUESTIONS * 3 + 1)
+    _, reset = window(length=QUERY_STEPS * 3 + 1)
     (plan,) = core.plan(core.initial_state(2), reset).values()
-    assert all(asked.shape[1] <= QUESTIONS for asked in plan.asked)
+    assert all(query_mask.shape[1] <= QUERY_STEPS for query_mask in plan.query_masks)
 
 
 @pytest.mark.parametrize(

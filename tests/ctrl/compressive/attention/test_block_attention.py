@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms, banded_attention
+from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms, block_attention
 from ctrl.compressive.attention.block_mask import COPIES, BlockMask, block_size, find_buckets, lay_out, masked_bucket
 from ctrl.compressive.schedule import plan_window
 from ctrl.compressive.tiers import Tier, Tiers
@@ -48,19 +48,19 @@ def plain_attention(
 ) -> Tensor:
     """Compute attention of every query to every column, one head at a time.
 
-    A column that a query's block does not contain has the hidden row. Heads 1 and 2 forget; heads 0 and 1 know the
+    A column that a query's block does not contain has the masked bucket. Heads 1 and 2 forget; heads 0 and 1 know the
     time.
     """
     keys_values = torch.cat([rest[:, :START], own, rest[:, START:]], dim=1)
     if emphasis is not None:
         keys_values = keys_values * emphasis[:, :, None]
-    blocks, size = mask.row.shape[1:3]
+    blocks, size = mask.buckets.shape[1:3]
     length, count, features = queries.shape[1], keys_values.shape[1], WIDTH // HEADS
     row = torch.full((BATCH, blocks * size, count), biases.shape[1])
     for block in range(blocks):
         step = slice(block * size, (block + 1) * size)
         for position, column in enumerate(mask.columns[block].tolist()):  # a column may stand twice, once hidden
-            row[:, step, column] = torch.minimum(row[:, step, column], mask.row[:, block, :, position] // COPIES)
+            row[:, step, column] = torch.minimum(row[:, step, column], mask.buckets[:, block, :, position] // COPIES)
     bias = torch.cat([biases, biases.new_full((HEADS, 1), MASKED)], dim=1)[:, row]
     keys, values = keys_values.chunk(2, dim=2)
     read = []
@@ -89,7 +89,7 @@ def test_blocks_grow_with_the_slots(raw: int, compressed: int, size: int) -> Non
 )
 def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length: int, emphasised: bool) -> None:
     mask, count = band_of(length, tiers)
-    assert mask.row.shape[2] == block_size(tiers, length)
+    assert mask.buckets.shape[2] == block_size(tiers, length)
     queries = torch.randn(BATCH, length, WIDTH, dtype=torch.float64, requires_grad=True)
     own, rest = (
         torch.randn(BATCH, columns, 2 * WIDTH, dtype=torch.float64, requires_grad=True)
@@ -102,7 +102,7 @@ def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length:
     emphasis = 1 + torch.rand(BATCH, count, dtype=torch.float64) if emphasised else None
     arguments = (queries, own, rest, biases, decay, time_queries)
     terms = ScoreTerms(emphasis, decay, time_queries, time_keys)
-    read, weights = banded_attention(queries, KeysValues(own, rest, START), biases, terms, mask)
+    read, weights = block_attention(queries, KeysValues(own, rest, START), biases, terms, mask)
     expected = plain_attention(*arguments, time_keys, mask, emphasis)
     torch.testing.assert_close(read, expected)
     assert not weights.requires_grad
@@ -120,8 +120,8 @@ def test_only_what_is_visible_has_weight() -> None:
     queries, own = torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, 40, 2 * WIDTH)
     keys_values = KeysValues(own, torch.randn(BATCH, count - 40, 2 * WIDTH), START)
     terms = ScoreTerms(None, torch.randn(BATCH, count, 1), None, None)
-    _, weights = banded_attention(queries, keys_values, biases, terms, mask)
-    visible = mask.row // COPIES != masked_bucket(TIERS)
-    real = torch.arange(mask.row.shape[1] * mask.row.shape[2]).view(1, *mask.row.shape[1:3], 1) < 40
+    _, weights = block_attention(queries, keys_values, biases, terms, mask)
+    visible = mask.buckets // COPIES != masked_bucket(TIERS)
+    real = torch.arange(mask.buckets.shape[1] * mask.buckets.shape[2]).view(1, *mask.buckets.shape[1:3], 1) < 40
     assert not weights.masked_select(~visible & real).any()
     assert bool((weights.masked_select((visible & real).expand_as(weights)) > 0).all())

@@ -90,7 +90,7 @@ def test_one_layer_by_hand() -> None:
     state, reset = core.initial_state(1), torch.zeros(1, 3, dtype=torch.bool)
     _, _, [layer_pass] = core._run_window(inputs, state, core.plan(state, reset))
     weights, read = layer_pass.attended.weights[:, 0, 0], layer_pass.attended.read[0]
-    seen = layer_pass.indices.mask.row[0, 0, 2] // COPIES < 3
+    seen = layer_pass.indices.mask.buckets[0, 0, 2] // COPIES < 3
     expected = torch.tensor([[0.289250, 0.239349, 0.471401], [0.081454, 0.315029, 0.603517]])
     torch.testing.assert_close(weights[:, 2][:, seen], expected, rtol=0, atol=2e-6)
     torch.testing.assert_close(read[2], torch.tensor([0.760651, 0.710750, 1.837092, 0.162908]), rtol=0, atol=2e-6)
@@ -113,7 +113,7 @@ def test_scores_by_position_tell_the_order_of_equal_slots() -> None:
     same, reset = torch.ones(1, 9, 2), torch.zeros(1, 9, dtype=torch.bool)
     state = core.initial_state(1)
     _, _, [layer_pass] = core._run_window(same, state, core.plan(state, reset))
-    rows, weights = layer_pass.indices.mask.row[0, 0, 8] // COPIES, layer_pass.attended.weights[:, 0, 0, 8]
+    rows, weights = layer_pass.indices.mask.buckets[0, 0, 8] // COPIES, layer_pass.attended.weights[:, 0, 0, 8]
     # At step 8 tier 0 has 3 slots (distances 0 to 2) and tier 1 has 2 (3 and 4); row 6 is hidden.
     assert sorted(rows[rows < 6].tolist()) == [0, 1, 2, 3, 4]
     seen = weights[:, rows < 6]
