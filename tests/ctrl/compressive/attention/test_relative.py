@@ -129,7 +129,7 @@ def test_rows_of_thousands_of_distances_are_told_apart() -> None:
     """The rows and their copies are more than 16 bits can number."""
     tiers, reset = (Tier(5000),), torch.zeros(1, 2, dtype=torch.bool)
     plan = plan_window(tiers, torch.tensor([4990]), reset)
-    rows = find_buckets(tiers, plan, lay_out(tiers, 2, reset.device), POSITIONS["sinusoidal"].rows)
+    rows = find_buckets(tiers, plan, lay_out(tiers, 2, reset.device), POSITIONS["sinusoidal"].buckets)
     seen = rows[0, 0, 1][rows[0, 0, 1] // COPIES < 5000] // COPIES
     assert sorted(seen.tolist()) == list(range(4992))
     assert int(rows.max()) // COPIES == 5000
