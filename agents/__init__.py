@@ -9,7 +9,8 @@ model.learn(100_000)
 from ctrl.agents.actors.pool import ActorError
 from ctrl.agents.checks.checking import check_memory
 from ctrl.agents.impala import MemoryImpala, paper_impala
-from ctrl.agents.policies import CnnMemoryPolicy, MemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.ppo import MemoryPPO
 from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.vector_env import GymnasiumVecEnv

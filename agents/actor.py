@@ -13,7 +13,7 @@ from torch import Tensor
 from ctrl.agents.policy_data import Acted, PolicyState, policy_leaves
 
 if TYPE_CHECKING:
-    from ctrl.agents.policies import MemoryPolicy
+    from ctrl.agents.memory_policy import MemoryPolicy
 
 
 class Actor:

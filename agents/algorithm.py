@@ -21,7 +21,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer, select
-from ctrl.agents.policies import CnnMemoryPolicy, MemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Windows
 from ctrl.agents.rollout import keep_step, take_step
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients

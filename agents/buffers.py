@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
 from ctrl.agents.actor import join_states
-from ctrl.agents.policies import MemoryPolicy, Observation
+from ctrl.agents.memory_policy import MemoryPolicy, Observation
 from ctrl.agents.policy_data import Acted, PolicyState, Windows
 
 

@@ -22,7 +22,7 @@ from ctrl.agents.actors.envs import built_env, maker_of, same_env, threads_besid
 from ctrl.agents.actors.pool import Actors, check_sendable, closing
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
 from ctrl.agents.buffers import select
-from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import Evaluated, PolicyState
 from ctrl.agents.rollout import ended_unreported
 from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
 from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
-from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.rollout import ended_unreported
 from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctrl.agents.actor import Actor, join_states
 from ctrl.agents.buffers import Cut, WindowBuffer, each_part
-from ctrl.agents.policies import MemoryPolicy, Observation
+from ctrl.agents.memory_policy import MemoryPolicy, Observation
 from ctrl.agents.policy_data import Acted
 from ctrl.agents.utils.nan_checks import check_finite
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctrl.agents.buffers import WindowBuffer, each_part
-from ctrl.agents.policies import MemoryPolicy, Observation
+from ctrl.agents.memory_policy import MemoryPolicy, Observation
 from ctrl.agents.policy_data import PolicyState, Windows
 
 Arrays = dict[str, np.ndarray]

@@ -25,7 +25,7 @@ from ctrl.agents.actors.pickling import packed
 from ctrl.agents.actors.process import PATIENCE_AT_THE_END, Failed, Job, WindowDone, memory_layout
 from ctrl.agents.actors.shared_memory import SharedArrays, anonymous_file, layout_of
 from ctrl.agents.actors.shared_weights import SharedWeights
-from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import PolicyState
 from ctrl.agents.trajectories import Arrays, TrajectoryBuffer
 from ctrl.agents.utils.nan_checks import NonFiniteError

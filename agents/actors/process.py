@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ctrl.agents.actors.shared_memory import Layout, SharedArrays
 from ctrl.agents.actors.shared_weights import SharedWeights
-from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import PolicyState, policy_leaves
 from ctrl.agents.rollout import ended_unreported, keep_step, take_step
 from ctrl.agents.trajectories import TrajectoryBuffer

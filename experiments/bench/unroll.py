@@ -47,7 +47,7 @@ from torch import Tensor, nn
 
 import ctrl
 from ctrl import Tier
-from ctrl.compressive.reconstruction import QUESTIONS
+from ctrl.compressive.reconstruction import QUERY_STEPS
 from ctrl.experiments.bench.config import BenchUnroll, heads_of
 from ctrl.experiments.bench.turns import (
     SEED,
@@ -137,7 +137,7 @@ def forward_multiply_adds(model: str, shape: Shape) -> float | None:
         return 8 * LAYERS * width**2
     if model == "package":
         return None
-    slots, asked = sum(memory), min(length, QUESTIONS)
+    slots, asked = sum(memory), min(length, QUERY_STEPS)
     dense = (4 + 12 + 4 + 1 + 4 / RATE + 2 * slots / length) * width**2
     attention = 2 * slots * width + 2 * asked * (1 + 1 / RATE) * width
     return width**2 + LAYERS * (dense + attention)

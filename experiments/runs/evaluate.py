@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.policies import MemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import Windows
 from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.experiments.config import EvaluateConfig, TrainConfig

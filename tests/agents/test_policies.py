@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ctrl.agents import MemoryPPO, MlpMemoryPolicy
-from ctrl.agents.policies import draw
+from ctrl.agents.memory_policy import draw
 
 Array = np.ndarray
 ENVS = 3

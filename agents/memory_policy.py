@@ -1,0 +1,396 @@
+"""Actor-critic policies with a memory core.
+
+An observation passes the features extractor of stable-baselines3 and is joined by the previous action (and reward).
+Then come the observation encoder, the core, and the policy and value heads. Acting takes one step at a time (`actor`),
+learning takes whole windows (`evaluate_windows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import (
+    MlpExtractor,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+import ctrl
+from ctrl.agents.actor import Actor
+from ctrl.agents.policy_data import Evaluated, PolicyState, Windows, policy_leaves
+from ctrl.agents.utils.other_names import answering_other_names
+from ctrl.agents.utils.spaces import action_features, encode_action
+from ctrl.agents.utils.value_normalisation import ValueNormalisation
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+VALUE_GAIN = 0.01
+"""Initial gain of the value head's output layer. Values then start near the mean of returns, or near 0 where they are
+not normalised. With stable-baselines3's gain of 1, differences of random values make up nearly all of the first
+advantages."""
+FUSED_ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}
+"""Options of Adam: the epsilon of stable-baselines3, and PyTorch's fused kernel."""
+
+
+class MemoryPolicy(ActorCriticPolicy):
+    """Actor and critic on one memory core; use one of its subclasses by name, such as `MlpMemoryPolicy`.
+
+    :param observation_space: the env's
+    :param action_space: the env's
+    :param lr_schedule: learning rate of `optimizer`, a function of the remaining progress (1 to 0)
+    :param core: a name for `ctrl.make_core`: "compressive", "adaptive", "transformer_xl", "gtrxl", "lstm", "gru",
+        "mingru", "feedforward"
+    :param core_kwargs: the core's own options
+    :param encoder_arch: widths of the layers between features and core
+    :param previous_action: whether the last action joins the features
+    :param previous_reward: whether the last reward joins the features. `predict` then needs `reward=`. It is off by
+        default, since stable-baselines3's `evaluate_policy` and `EvalCallback` never pass that argument
+    :param net_arch: widths of the layers of policy and value heads, as in stable-baselines3
+    :param activation_fn: activation function of encoder and heads
+    :param normalize_values: whether a value is the value head's output times a running scale of returns, plus their
+        running mean. The algorithm updates both; values are 0 before its first update
+    :param memory_lr: initial learning rate of `memory_optimizer`; the algorithm updates it
+    :param kwargs: `ortho_init`, `log_std_init`, `features_extractor_class`, `features_extractor_kwargs`,
+        `normalize_images`, `optimizer_class`, `optimizer_kwargs`, as in stable-baselines3
+    """
+
+    memory_optimizer: torch.optim.Optimizer | None
+    """Adam for `core.compression_parameters()`: compressors and measures of novelty; None where there are none."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        core: str = "compressive",
+        core_kwargs: dict[str, Any] | None = None,
+        encoder_arch: Sequence[int] = (64,),
+        previous_action: bool = True,
+        previous_reward: bool = False,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_values: bool = True,
+        memory_lr: float = 5e-3,
+        use_sde: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if use_sde:
+            raise ValueError("use_sde=True is not supported by memory policies")
+        if not kwargs.get("share_features_extractor", True):
+            raise ValueError("share_features_extractor=False is not supported: actor and critic share one memory")
+        self._core, self._core_kwargs = core, dict(core_kwargs or {})
+        self._encoder_arch = list(encoder_arch)
+        self._previous_sizes = (
+            action_features(action_space) if previous_action else 0,
+            1 if previous_reward else 0,
+        )
+        self._normalize_values = normalize_values
+        self._memory_lr = memory_lr
+        net_arch = {"pi": [64], "vf": [64]} if net_arch is None else net_arch
+        if (
+            kwargs.get("optimizer_kwargs") is None
+            and kwargs.get("optimizer_class", torch.optim.Adam) is torch.optim.Adam
+        ):
+            kwargs["optimizer_kwargs"] = dict(FUSED_ADAM)
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch=net_arch, activation_fn=activation_fn, **kwargs
+        )
+
+    def _build_mlp_extractor(self) -> None:
+        joined = self.features_dim + sum(self._previous_sizes)
+        layers = create_mlp(joined, -1, self._encoder_arch, self.activation_fn)
+        self.encoder = nn.Sequential(*layers)
+        width = self._encoder_arch[-1] if self._encoder_arch else joined
+        self.core: ctrl.MemoryCore[Any] = ctrl.make_core(self._core, width, **self._core_kwargs)
+        self.mlp_extractor = MlpExtractor(
+            self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
+        self._is_categorical = type(self.action_dist) is CategoricalDistribution and not own
+        self.value_normalisation = ValueNormalisation(0.0 if self._normalize_values else 1.0)
+        if self.ortho_init:
+            for module in self.encoder:
+                self.init_weights(module, gain=float(np.sqrt(2)))
+            with torch.no_grad():  # scaled instead of drawn again, so that the seed's other weights stay the same
+                self.value_net.weight.mul_(VALUE_GAIN)
+        self._ignore_previous_at_first()
+        compression = self.core.compression_parameters()
+        of_compression = {id(parameter) for parameter in compression}
+        main = [parameter for parameter in self.parameters() if id(parameter) not in of_compression]
+        self.optimizer = self.optimizer_class(main, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.memory_optimizer = torch.optim.Adam(compression, lr=self._memory_lr, **FUSED_ADAM) if compression else None
+
+    def _ignore_previous_at_first(self) -> None:
+        """Set the weights of previous action and reward to 0, so that they matter only once training needs them.
+
+        Sampled actions put noise into every stored slot. An agent that has learned to cope with this noise fails when
+        it acts deterministically, since all slots may then hold the same action.
+        """
+        with torch.no_grad():
+            self.previous_weights().zero_()
+
+    def previous_weights(self) -> Tensor:
+        """Return the encoder's first-layer weights of previous action and reward, [E, A + R], as a view.
+
+        Without an encoder there are none, [0, 0]: the core then sees both from the beginning.
+        """
+        first = self.encoder[0] if self._encoder_arch else None
+        return first.weight[:, self.features_dim :] if isinstance(first, nn.Linear) else torch.empty(0, 0)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """Return the constructor arguments that `policy.save` stores for `policy.load`."""
+        return {
+            **super()._get_constructor_parameters(),
+            "core": self._core,
+            "core_kwargs": self._core_kwargs,
+            "encoder_arch": self._encoder_arch,
+            "previous_action": self._previous_sizes[0] > 0,
+            "previous_reward": self._previous_sizes[1] > 0,
+            "normalize_values": self._normalize_values,
+            "memory_lr": self._memory_lr,
+        }
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear all gradients through the optimizers' parameter lists; `nn.Module` would first search all modules."""
+        if not set_to_none or self.optimizer is None:  # actors' copies have no optimizers
+            super().zero_grad(set_to_none)
+            return
+        for optimizer in (self.optimizer, self.memory_optimizer):
+            for group in [] if optimizer is None else optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def initial_state(self, batch_size: int) -> PolicyState:
+        """Return the state before the first step of an episode, for `batch_size` envs."""
+        action, reward = (torch.zeros(batch_size, size, device=self.device) for size in self._previous_sizes)
+        return PolicyState(self.core.initial_state(batch_size), action, reward)
+
+    def step(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> tuple[Tensor, PolicyState]:
+        """Consume one observation per env.
+
+        :param obs: [B, ...]
+        :param state: the state after the previous step
+        :param reset: [B] bool, true where `obs` is the first of an episode
+        :return: the core's output [B, O] and the state after the step. The caller sets the state's previous action and
+            reward once they are known
+        """
+        started = reset[:, None]
+        action = torch.where(started, 0, state.previous_action)
+        reward = torch.where(started, 0, state.previous_reward)
+        latent, core_state = self.core.step(self.embed(obs, action, reward), state.core, reset)
+        return latent, PolicyState(core_state, action, reward)
+
+    def actor(self, state: PolicyState) -> Actor:
+        """Return an `Actor` that starts from `state` and keeps the state between steps."""
+        return Actor(self, state)
+
+    def decide(self, latent: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions, values [B] in the rewards' units and log-probabilities [B] for the core's outputs [B, O]."""
+        latent_pi, latent_vf = self.mlp_extractor(latent)
+        values = self._values(latent_vf)
+        if self._is_categorical:  # by hand, with the same result: building torch's distribution takes longer than this
+            log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
+            action = log_probs.argmax(dim=1, keepdim=True) if deterministic else draw(log_probs)
+            return action[:, 0], values, log_probs.gather(1, action)[:, 0]
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, values, distribution.log_prob(actions)
+
+    def values_after(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> Tensor:
+        """Return the values [B], in the rewards' units, of observations that follow `state`; `state` is not changed."""
+        latent, _ = self.step(obs, state, reset)
+        return self._values(self.mlp_extractor.forward_critic(latent))
+
+    def evaluate_windows(self, windows: Windows, *, diagnose: bool = False) -> Evaluated:
+        """Unroll the core over whole windows; return values, and log-probabilities and entropies of the actions.
+
+        :param windows: observations and actions, with the core's state before each window
+        :param diagnose: also report the core's attention statistics
+        """
+        shape = windows.reset.shape
+        unrolled = self._unroll(windows, diagnose=diagnose)
+        latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
+        log_prob, entropy = self._judge(latent_pi, windows.actions.flatten(0, 1))
+        return Evaluated(
+            self._values(latent_vf).view(shape),
+            latent_vf.unflatten(0, shape),
+            log_prob.view(shape),
+            None if entropy is None else entropy.view(shape),
+            unrolled,
+        )
+
+    def value_outputs(self, latent_vf: Tensor) -> Tensor:
+        """Return the value head's outputs [...] for `latent_vf` [..., V], in current units of `value_normalisation`."""
+        outputs: Tensor = self.value_net(latent_vf)
+        return outputs[..., 0]
+
+    def _values(self, latent_vf: Tensor) -> Tensor:
+        """Return the values [N], in the rewards' units, for `latent_vf` [N, V]."""
+        values: Tensor = self.value_normalisation(self.value_outputs(latent_vf))
+        return values
+
+    def remember(self, windows: Windows) -> Any:
+        """Return the core's state after each window, computed with the current weights and without a graph."""
+        with torch.no_grad():
+            return self._unroll(windows, diagnose=False).state
+
+    def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
+        obs = _flatten_steps(windows.observations)
+        inputs = self.embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
+        return self.core.unroll(
+            inputs.unflatten(0, windows.reset.shape),
+            windows.core_state,
+            windows.reset,
+            plan=windows.plan,
+            diagnose=diagnose,
+        )
+
+    def _judge(self, latent_pi: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return log-probabilities [N] of actions, and entropies [N], or None where they have no closed form."""
+        if self._is_categorical:  # by hand, as in `decide`
+            log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
+            chosen = log_probs.gather(1, actions.long()[:, None])[:, 0]
+            finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)  # a logit may be -inf, and 0 * -inf is NaN
+            return chosen, -(log_probs.exp() * finite).sum(dim=1)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        return distribution.log_prob(actions), distribution.entropy()
+
+    def encode_action(self, actions: Tensor) -> Tensor:
+        """Return features [N, A] of actions [N, ...], or [N, 0] where the policy does not use the previous action."""
+        if not self._previous_sizes[0]:
+            return actions.new_zeros(len(actions), 0, dtype=torch.float32)
+        return encode_action(self.action_space, actions)
+
+    def encode_reward(self, rewards: np.ndarray | Tensor) -> Tensor:
+        """Return features [N, 1] of rewards [N], or [N, 0] where the policy does not use the previous reward."""
+        reward = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
+        return reward.reshape(-1, 1)[:, : self._previous_sizes[1]]
+
+    @answering_other_names
+    def predict(
+        self,
+        observation: Observation,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        reward: np.ndarray | float | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose actions from observations and the state that the last call returned.
+
+        :param observation: of one env, or of several with a leading axis
+        :param state: the state that the last call returned; None at the start of all episodes
+        :param episode_start: [B] true where `observation` is the first of an episode; None if none is
+        :param deterministic: take the most likely action
+        :param reward: [B] the rewards of the last actions, or one for all envs; only for policies with
+            `previous_reward=True`
+        :return: actions, and the state for the next call: a tuple of numpy arrays, batch first
+        :raises ValueError: where the state does not fit the observation, or a needed reward is missing
+        """
+        if self.training:
+            self.set_training_mode(False)
+        obs, vectorized = self.obs_to_tensor(observation)
+        for part in obs.values() if isinstance(obs, dict) else [obs]:
+            if part.is_floating_point() and not bool(torch.isfinite(part.float()).all()):
+                raise ValueError(f"observation must be finite, got {observation}")
+        if reward is not None and not self._previous_sizes[1]:
+            raise ValueError(f"this policy was built with previous_reward=False and takes no reward, got {reward}")
+        batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        reset = self._reset_of(episode_start, batch)
+        before = self.initial_state(batch) if state is None else self._state_from_numpy(state, batch)
+        if self._previous_sizes[1] and state is not None:
+            before = before._replace(previous_reward=self._known_reward(reward, reset))
+        actor = self.actor(before)
+        actions = self.env_actions(actor.act(obs, reset, deterministic).actions)
+        return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in policy_leaves(actor.state()))
+
+    def embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:
+        """Return the core's inputs [N, I] for observations, previous actions [N, A] and rewards [N, 1]."""
+        features: Any = self.extract_features(obs)
+        embedded: Tensor = self.encoder(torch.cat([features, action, reward], dim=1))
+        return embedded
+
+    def env_actions(self, actions: Tensor) -> np.ndarray:
+        """Return sampled actions as the env takes them: in the space's shape and dtype, within its bounds."""
+        result = actions.cpu().numpy().reshape((-1, *cast("tuple[int, ...]", self.action_space.shape)))
+        if isinstance(self.action_space, spaces.Box):
+            result = np.clip(result, self.action_space.low, self.action_space.high)
+        return result.astype(self.action_space.dtype)
+
+    def _reset_of(self, episode_start: np.ndarray | None, batch: int) -> Tensor:
+        if episode_start is None:
+            return torch.zeros(batch, dtype=torch.bool, device=self.device)
+        starts = np.asarray(episode_start, dtype=bool).reshape(-1)
+        if len(starts) != batch:
+            raise ValueError(f"episode_start has {len(starts)} entries, but observation has {batch} envs")
+        return torch.as_tensor(starts, device=self.device)
+
+    def _state_from_numpy(self, state: tuple[np.ndarray, ...], batch: int) -> PolicyState:
+        names = [*self.core.state_fields, *PolicyState._fields[1:]]
+        if len(state) != len(names):
+            raise ValueError(f"state must have {len(names)} arrays ({', '.join(names)}), got {len(state)}")
+        device = self.device
+        leaves = [torch.as_tensor(leaf, device=device) for leaf in state]
+        for name, leaf in zip(names, leaves, strict=True):
+            if leaf.dim() == 0 or len(leaf) != batch:
+                found = f"{len(leaf)} envs" if leaf.dim() else "0 axes"
+                raise ValueError(f"state ({name}) is of {found}, but observation has {batch} envs")
+        for name, leaf, size in zip(names[-2:], leaves[-2:], self._previous_sizes, strict=True):
+            if leaf.shape != (batch, size) or leaf.dtype != torch.float32:
+                raise ValueError(
+                    f"state ({name}) must be float32 of shape {(batch, size)}, got {leaf.dtype} of {tuple(leaf.shape)}"
+                )
+        return PolicyState(self.core.make_state(leaves[:-2]), *leaves[-2:])
+
+    def _known_reward(self, reward: np.ndarray | float | None, reset: Tensor) -> Tensor:
+        if reward is None:
+            if bool(reset.all()):
+                return torch.zeros(len(reset), 1, device=self.device)
+            raise ValueError("this policy was built with previous_reward=True, so predict() needs reward=, got None")
+        rewards = np.asarray(reward, dtype=np.float32).reshape(-1)
+        if len(rewards) not in (1, len(reset)):
+            raise ValueError(f"reward has {len(rewards)} entries, but observation has {len(reset)} envs")
+        return self.encode_reward(rewards).expand(len(reset), 1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise a NotImplementedError: a memory policy can't act without its state."""
+        raise NotImplementedError("a memory policy needs its state: use actor(), evaluate_windows() or predict()")
+
+    def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise a NotImplementedError, as `forward` does."""
+        return self.forward()
+
+    def get_distribution(self, *args: Any, **kwargs: Any) -> Distribution:
+        """Raise a NotImplementedError, as `forward` does."""
+        result: Distribution = self.forward()
+        return result
+
+    def predict_values(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Raise a NotImplementedError, as `forward` does."""
+        result: Tensor = self.forward()
+        return result
+
+
+def draw(log_probs: Tensor) -> Tensor:
+    """Draw one of K categories per row: log-probabilities [B, K] -> indices [B, 1].
+
+    The method and the random numbers are those of `torch.multinomial`, without its checks, which take time.
+    """
+    waits = torch.empty_like(log_probs).exponential_()
+    return log_probs.exp().div_(waits).argmax(dim=1, keepdim=True)
+
+
+def _flatten_steps(observations: PyTorchObs) -> PyTorchObs:
+    if isinstance(observations, dict):
+        return {key: part.flatten(0, 1) for key, part in observations.items()}
+    return observations.flatten(0, 1)
