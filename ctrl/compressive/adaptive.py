@@ -280,10 +280,12 @@ def _rate(tiers: Tiers) -> int:
 class AdaptiveActing(CompressiveActing):
     """An `AdaptiveCore` acting in B envs; it follows a change of the core's rates at the next step."""
 
-    def __init__(self, core: AdaptiveCore, state: AdaptiveState) -> None:
-        core.check_state(state, len(state[0]))
-        super().__init__(core, cast(CompressiveState, core._with_rates(core.now(state))))
-        self._rates = core._present_rates(len(state.clock))
+    core: AdaptiveCore
+
+    def _take_over(self, state: Any) -> None:
+        self.core.check_state(state, len(state[0]))
+        super()._take_over(cast(CompressiveState, self.core._with_rates(self.core.now(state))))
+        self._rates = self.core._present_rates(len(state.clock))
 
     def _make_state(self, *leaves: Tensor) -> CompressiveState:
         rates = self._rates[: len(leaves[0])].clone()
@@ -291,5 +293,5 @@ class AdaptiveActing(CompressiveActing):
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         if self._tiers != self.core.tiers:
-            self.__init__(self.core, self.state())  # type: ignore[misc]
+            self._take_over(self.state())
         return super()._step(inputs, reset)

@@ -52,7 +52,7 @@ class LayerCache:
     :param memory: slots [B, S, D], the attention [B, S] that each has received so far, and their carried numbers
         [B, S, F + 1]; see `CompressiveState`
     :param ranked: positions of the tiers whose slots are ranked by attention
-    :param rings: schedule of the slots' positions
+    :param schedule: of the slots' positions
     :param clock: the core's clock, if it has one
     """
 
@@ -61,13 +61,13 @@ class LayerCache:
         layer: MemoryLayer,
         memory: tuple[Tensor, Tensor, Tensor],
         ranked: list[slice],
-        rings: CacheSchedule,
+        schedule: CacheSchedule,
         clock: EpisodeClock | None,
     ) -> None:
         self._layer = layer
         self._clock = clock
         self._attention = cast(AgeAttention, layer.attention)
-        self._rings = rings
+        self._schedule = schedule
         self.slots, self.importance, carried = memory
         self._ranked = ranked
         batch, size, width = self.slots.shape
@@ -103,10 +103,10 @@ class LayerCache:
         self._key_value = bias.view(2, 1, -1), weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, 1, D], [2, D, D]
         self._forget_gate = None if attention.forget_gate is None else attention.norm.folded(attention.forget_gate)
         biases = F.pad(attention.age_biases(), (0, 1), value=MASKED)
-        rows = self._rings.rows
+        rows = self._schedule.rows
         self._biases = biases if rows is None else biases.index_select(1, rows)
         self._join = self._layer.weights().join
-        centres = torch.from_numpy(np.maximum(self._rings.centre, 0).reshape(-1)).to(self.slots.device)
+        centres = torch.from_numpy(np.maximum(self._schedule.centre, 0).reshape(-1)).to(self.slots.device)
         normed = attention.norm.without_weights(self._flat_slots)
         novelty = attention.novelty_of(normed)
         if novelty is not None:
@@ -226,13 +226,18 @@ class CompressiveActing(Acting["CompressiveState"]):
 
     def __init__(self, core: CompressiveCore, state: CompressiveState) -> None:
         super().__init__(core, state)
+        self._take_over(state)
+
+    def _take_over(self, state: CompressiveState) -> None:
+        """Build the caches of a state, for the core as it is now."""
+        core = self.core
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._tiers = list(core.tiers)
-        self._rings = {
+        self._schedules = {
             tiers: CacheSchedule(tiers, core.heads, state.clock, core.masked_bucket(tiers), state.carried)
             for tiers in dict.fromkeys(self._tiers)
         }
-        self._compressors = [core.compressors_of(number) for number in range(len(core.layers))]
+        self._compressors = [core.compressors_of(layer) for layer in range(len(core.layers))]
         self._places: list[tuple[Any, str]] = [
             (kept, name)
             for part in (core.layers, core.clock)
@@ -243,7 +248,7 @@ class CompressiveActing(Acting["CompressiveState"]):
             if tensor is not None
         ]
         self._watch(self._weights())
-        self._ranked = [ranked_parts(tiers, core.ranks(number)) for number, tiers in enumerate(core.tiers)]
+        self._ranked = [ranked_parts(tiers, core.ranks(layer)) for layer, tiers in enumerate(core.tiers)]
         parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         importances = iter(
             state.importance.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
@@ -258,7 +263,7 @@ class CompressiveActing(Acting["CompressiveState"]):
                     importance[:, part] = torch.where(kept[:, part, 0], next(importances), 0)
                 memory = torch.where(kept, parts[number], 0), importance, torch.where(kept, facts[number], 0)
                 self._layers.append(
-                    LayerCache(cast(MemoryLayer, layer), memory, ranked, self._rings[tiers], core.clock)
+                    LayerCache(cast(MemoryLayer, layer), memory, ranked, self._schedules[tiers], core.clock)
                 )
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
@@ -290,7 +295,7 @@ class CompressiveActing(Acting["CompressiveState"]):
         self._follow_weights()
         if len(restarted := np.flatnonzero(reset.cpu().numpy())):
             self._forget(restarted)
-        moves = {tiers: rings.advance(self._clock, inputs.device) for tiers, rings in self._rings.items()}
+        moves = {tiers: schedule.advance(self._clock, inputs.device) for tiers, schedule in self._schedules.items()}
         self._clock += 1
         core = self.core
         hidden: Tensor = core.embed(inputs)
@@ -303,8 +308,8 @@ class CompressiveActing(Acting["CompressiveState"]):
     def _forget(self, envs: Integers) -> None:
         """Empty the memory of some envs. Slots left in place are masked, and they are finite."""
         self._clock[envs] = 0
-        for rings in self._rings.values():
-            rings.forget(envs)
+        for schedule in self._schedules.values():
+            schedule.forget(envs)
 
     def _follow_weights(self) -> None:
         weights = self._weights()
@@ -323,7 +328,7 @@ class CompressiveActing(Acting["CompressiveState"]):
 
     def _kept(self, tiers: Tiers) -> Tensor:
         """Return [B, S, 1] bool, true where a position of a layer holds a slot."""
-        return torch.from_numpy(self._rings[tiers].kept[:, :, None]).to(self.core.device)
+        return torch.from_numpy(self._schedules[tiers].kept[:, :, None]).to(self.core.device)
 
 
 def ranked_parts(tiers: Tiers, ranks: list[bool]) -> list[slice]:
