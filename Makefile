@@ -6,18 +6,20 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips in one environment get in each other's way
-.PHONY: demo test test-slow lint format types wheel clean help
+.PHONY: demo test test-slow lint format types wheel docs clean help
 .PRECIOUS: $(VENV)/.installed-%
 
 # What each kind of target installs, and which kinds are then satisfied as well. memory-gym comes apart, without its
 # dependencies: its metadata pins an old gymnasium, with which nothing else here works.
 extras_test := [test,bench,tasks]
 extras_dev := [dev]
+extras_docs := [docs]
 apart_test := memory-gym
 apart_dev := memory-gym
 satisfied_demo := demo
 satisfied_test := test demo
 satisfied_dev := dev test demo
+satisfied_docs := docs demo
 
 demo: $(VENV)/.installed-demo  ## train compressive memory and an LSTM on Recall; compare them in results/demo
 	$(BIN)/ctrl demo
@@ -43,8 +45,13 @@ types: $(VENV)/.installed-dev  ## mypy --strict over the four folders and tools/
 wheel: $(VENV)/.installed-dev  ## build dist/*.whl, install it elsewhere, import every module
 	$(BIN)/python tools/check_wheel.py dist
 
+# mkdocstrings reads the docstrings from .typing/, where the four folders lie under their import names.
+docs: $(VENV)/.installed-docs  ## build the site into site/, strict
+	PYTHONPATH=tools $(BIN)/python -c 'import check_types; check_types.lay_farm()'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove what the other targets made, except results/
-	rm -rf $(VENV) .typing dist build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .typing site dist build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find ctrl envs agents experiments tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets

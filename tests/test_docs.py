@@ -8,11 +8,13 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from rich.console import Console
@@ -25,7 +27,10 @@ from ctrl.experiments.report.summary import count_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+COMMAND_LINE_PAGE = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+KEYS_PAGE = (ROOT / "docs" / "reference" / "log-keys.md").read_text(encoding="utf-8")
+ARCHITECTURE_PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 SPEED_PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 LEARNING_PAGE = (ROOT / "docs" / "research-log.md").read_text(encoding="utf-8")
 DETAILS_PAGE = (ROOT / "docs" / "implementation-details.md").read_text(encoding="utf-8")
@@ -46,17 +51,48 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "cartpole_with_memory.zip").is_file()
 
 
-def test_examples_of_the_guide_run() -> None:
-    examples = blocks("python", GUIDE)
-    assert len(examples) >= 4
-    exec("\n".join(examples), {"__name__": "guide"})
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def with_examples() -> list[Path]:
+    return [page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture
+def registries_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget the compressors and env ids that a page registers."""
+    monkeypatch.setattr("ctrl.compressive.compressors._COMPRESSORS", dict(ctrl.compressive.compressors._COMPRESSORS))
+    known = dict(gym.registry)
+    yield
+    gym.registry.clear()
+    gym.registry.update(known)
+
+
+@pytest.mark.usefixtures("registries_kept")
+@pytest.mark.parametrize("page", with_examples(), ids=page_name)
+def test_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks("python", page.read_text(encoding="utf-8")))
+    exec(compile(code, str(page), "exec", dont_inherit=True), {"__name__": page.stem})  # without our __future__
+
+
+def test_pages_with_examples_are_found() -> None:
+    found = [page_name(page) for page in with_examples()]
+    assert len(found) >= 12 and {"docs/index.md", "docs/tasks.md", "docs/guides/own-task.md"} <= set(found)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """`make docs` says it too, with MkDocs; this needs nothing."""
+    listed = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(listed) == [str(page.relative_to(ROOT / "docs")) for page in PAGES]
 
 
 def test_the_readme_takes_five_minutes() -> None:
     assert len(README.splitlines()) <= 120
 
 
-COMMAND_PAGES = [*sorted(ROOT.glob("docs/*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+COMMAND_PAGES = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
 COMMAND_PAGES.append(ROOT / "CHANGELOG.md")
 OTHER_TOOLS = {"--no-deps", "--logdir"}
 """Flags of pip and TensorBoard that the pages name."""
@@ -83,7 +119,7 @@ def parse_command(command: str) -> None:
     assert f"usage: {command} [" in shown.getvalue()
 
 
-@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=page_name)
 def test_every_command_is_one(page: Path) -> None:
     from ctrl.experiments.errors import UserError
 
@@ -99,7 +135,7 @@ def test_every_command_is_one(page: Path) -> None:
 def test_commands_are_found() -> None:
     page = "`ctrl\ntrain --steps 3`, not `ctrl`:\n\n```\nctrl envs \\\n  --json\npip x\n```\n\n`ctrl bench act …`"
     assert commands_of(page) == ["ctrl envs --json", "ctrl train --steps 3", "ctrl bench act"]
-    assert len(commands_of(GUIDE)) >= 10
+    assert len(commands_of(COMMAND_LINE_PAGE)) >= 10
 
 
 @pytest.mark.parametrize("command", ["ctrl trian", "ctrl train --steps", "ctrl train --annealing", "ctrl bench fly"])
@@ -118,7 +154,54 @@ def test_every_flag_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> 
     known = {*re.findall(r"--[a-z-]+", capsys.readouterr().out), *OTHER_TOOLS}
     for page in COMMAND_PAGES:
         named = re.findall(r"`(--[a-z][a-z-]*)", page.read_text(encoding="utf-8"))
-        assert known >= set(named), page.name
+        assert known >= set(named), page_name(page)
+
+
+@pytest.mark.parametrize("algorithm", ["MemoryPPO", "MemoryImpala"])
+def test_every_key_that_is_logged_is_on_its_page(algorithm: str) -> None:
+    from stable_baselines3.common.logger import Logger
+
+    from ctrl import agents
+
+    class Keys(Logger):
+        """Remembers the names of all that is recorded."""
+
+        def __init__(self) -> None:
+            super().__init__(None, [])
+            self.names: set[str] = set()
+
+        def record(self, key: str, value: Any, exclude: Any = None) -> None:
+            self.names.add(key)
+
+    special = {"num_actors": 0} if algorithm == "MemoryImpala" else {"clip_range_vf": 0.2}
+    core = {"core": "adaptive", "core_kwargs": {"memory": [ctrl.Tier(8), ctrl.Tier(4, 2, "conv")]}}
+    model = getattr(agents, algorithm)("MlpMemoryPolicy", "Pendulum-v1", n_steps=32, policy_kwargs=core, **special)
+    logger = Keys()
+    model.set_logger(logger)
+    model.learn(96)
+    named = [re.sub(r"\d+", "…", name) for name in logger.names if name != "hparams"]
+    missing = [name for name in named if f"`{name}`" not in KEYS_PAGE]
+    assert len(named) >= 20 and not missing
+
+
+def test_shapes_of_the_architecture_page_are_those_of_the_default() -> None:
+    from ctrl.compressive.schedule import plan_window
+
+    core = ctrl.make_core("compressive", 64)
+    assert isinstance(core, ctrl.CompressiveCore)
+    state = core.initial_state(1)
+    for name, leaf in state._asdict().items():
+        shape = ", ".join(["B", *map(str, leaf.shape[1:])])
+        assert f"| `{name}` | `[{shape}]` |" in ARCHITECTURE_PAGE
+    assert f"\n{core.state_bytes:,} bytes per env" in ARCHITECTURE_PAGE
+    tiers = plan_window(core.tiers[0], state.clock, torch.zeros(1, 64, dtype=torch.bool)).tiers
+    for at, tier in enumerate(tiers):
+        schedule, columns = tier.schedule, tier.columns.exists.shape[1]
+        rate = schedule.rate if at else "–"
+        row = (at, schedule.slots, rate, schedule.span, columns - schedule.slots, columns)
+        assert f"| {' | '.join(map(str, row))} |" in ARCHITECTURE_PAGE
+    _, blocks, steps, width = core.plan(state, torch.zeros(1, 64, dtype=torch.bool))[core.tiers[0]].buckets.shape
+    assert f"`[N, {blocks}, {steps}, {width}]`" in ARCHITECTURE_PAGE
 
 
 def test_linked_files_exist() -> None:
@@ -127,14 +210,8 @@ def test_linked_files_exist() -> None:
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
-def test_examples_of_the_tasks_page_run() -> None:
-    examples = blocks("python", TASKS_PAGE)
-    assert len(examples) == 2
-    exec("\n".join(examples), {"__name__": "tasks"})
-
-
-def test_the_compressor_of_its_page_is_used_and_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrl.compressive.compressors._COMPRESSORS", dict(ctrl.compressive.compressors._COMPRESSORS))
+@pytest.mark.usefixtures("registries_kept")
+def test_the_compressor_of_its_page_is_used_and_learns() -> None:
     (example,) = blocks("python", COMPRESSORS_PAGE)
     made: dict[str, Any] = {"__name__": "compressors"}
     exec(example, made)
@@ -383,42 +460,52 @@ def speed_of(each: dict[str, Any]) -> float:
 
 
 def train_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench.train import Measured, Turn, train_table
+    from ctrl.experiments.bench.train import TrainResult, Turn, train_table
 
     results = [
-        Measured(*values(each, "agent num_envs parameters"), [Turn(**turn) for turn in each["turns"]], ratios_of(each))
+        TrainResult(
+            *values(each, "agent num_envs parameters"), [Turn(**turn) for turn in each["turns"]], ratios_of(each)
+        )
         for each in written["agents"]
     ]
     return [train_table(results, written["torch_threads"])]
 
 
 def act_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench.act import Measured, Prediction, predictions_table, steps_table
+    from ctrl.experiments.bench.act import ActResult, Prediction, predictions_table, steps_table
 
-    steps = [Measured(*values(each, "model batch_size parameters seconds ratio")) for each in written["steps"]]
+    steps = [ActResult(*values(each, "model batch_size parameters seconds ratio")) for each in written["steps"]]
     predictions = [Prediction(*values(each, "core predict core_step")) for each in written["predict"]]
     threads = written["torch_threads"]
     return [steps_table(steps, threads), predictions_table(predictions, threads)]
 
 
 def profile_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench.profile import Measured, profile_table
+    from ctrl.experiments.bench.profile import ProfileResult, profile_table
 
-    results = [Measured(*values(each, "core num_envs turns")) for each in written["cores"]]
+    results = [ProfileResult(*values(each, "core num_envs turns")) for each in written["cores"]]
     cores = dict.fromkeys(result.core for result in results)
     return [profile_table([each for each in results if each.core == core], written["torch_threads"]) for core in cores]
 
 
 def unroll_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench.unroll import Measured, unroll_table
+    from ctrl.experiments.bench.unroll import UnrollResult, unroll_table
 
     names = "model width length batch_size parameters memory turns share_of_peak"
-    results = [Measured(*values(each, names), ratios_of(each)) for each in written["models"]]
+    results = [UnrollResult(*values(each, names), ratios_of(each)) for each in written["models"]]
     return [unroll_table(results, written["peak_flops_per_second"]["turns"], written["torch_threads"])]
 
 
 def scale_tables(written: dict[str, Any]) -> list[Any]:
-    from ctrl.experiments.bench.scale import Case, Measured, Rollout, Slice, cases_table, episode_table, rollouts_table
+    from ctrl.experiments.bench.scale import (
+        Case,
+        Rollout,
+        ScaleResult,
+        Slice,
+        cases_table,
+        episode_table,
+        rollouts_table,
+    )
 
     slices = [Slice(**each) for each in written["episode"]["slices"]]
     steps, before, threads = (
@@ -427,7 +514,7 @@ def scale_tables(written: dict[str, Any]) -> list[Any]:
         written["torch_threads"],
     )
     cases = [
-        Measured(each["varied"], Case(**each["case"]), *values(each, "state_bytes seconds ratio"))
+        ScaleResult(each["varied"], Case(**each["case"]), *values(each, "state_bytes seconds ratio"))
         for each in written["cases"]
     ]
     rollouts = [Rollout(*values(each, "core window snapshots rest every_step")) for each in written["rollouts"]]

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 import ctrl
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("", "test", "bench", "popgym", "minigrid", "bsuite", "tasks", "dev")
+EXTRAS = ("", "test", "bench", "popgym", "minigrid", "bsuite", "tasks", "docs", "dev")
 
 
 def pins() -> dict[str, str]:
