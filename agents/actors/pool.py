@@ -37,7 +37,7 @@ START_SECONDS = 60.0
 """Seconds by which an actor's start may exceed a step's timeout: it imports all that the learner has imported."""
 ENTRY = """import sys
 sys.path[:] = sys.argv.pop().split('\\n')  # the learner's: what its script can import can be unpickled
-from ctrl.agents.actor_process import main
+from ctrl.agents.actors.process import main
 sys.exit(main(*map(int, sys.argv[1:])))"""
 
 

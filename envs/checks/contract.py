@@ -1,6 +1,6 @@
 """Check of a task's contract, for any gymnasium id.
 
-    from ctrl.envs.contract import check_task
+    from ctrl.envs.checks.contract import check_task
 
     for finding in check_task("my_package:My-v0"):
         print(finding.status, finding.law, finding.detail)

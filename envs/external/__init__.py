@@ -1,8 +1,8 @@
 """Memory tasks of other packages, ready to train on: POPGym, MiniGrid Memory, Memory Gym and bsuite's memory tasks.
 
-    from ctrl.envs import field
+    from ctrl.envs import external
 
-    env = field.make("MiniGrid-MemoryS7-v0")  # imports minigrid; the agents of ctrl.agents accept this env
+    env = external.make("MiniGrid-MemoryS7-v0")  # imports minigrid; the agents of ctrl.agents accept this env
     external.EXTERNAL_TASKS["MiniGrid-MemoryS7-v0"].random  # the facts about a task don't need its package
 
 These packages are optional: each is imported when one of its tasks is built. If it is missing, the error states the

@@ -30,8 +30,8 @@ HOLDER = """
 """
 READER = """
     import sys, time
-    from test_published import large_agent, uniform
-    from ctrl.agents.published import SharedWeights
+    from test_shared_weights import large_agent, uniform
+    from ctrl.agents.actors.shared_weights import SharedWeights
 
     model = large_agent()
     published = SharedWeights(model.policy, model.get_vec_normalize_env(), int(sys.argv[1]))
@@ -73,7 +73,7 @@ def fill(model: MemoryImpala, number: float) -> None:
 
 
 def script(text: str, fd: int, *arguments: Any) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(text), str(fd), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
