@@ -44,7 +44,7 @@ WINDOW = 64
 """Steps of a window of IMPALA, ours and RLlib's; those of PPO have 128, see `ctrl.experiments.bench.train`."""
 WARM_UP = 5.0
 """Seconds that are not timed, counted from the first steps that reach a learner."""
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "rllib_impala.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "rllib_impala.py"
 
 LABELS = {
     "impala_compressive": "MemoryImpala compressive",

@@ -134,7 +134,7 @@ def test_rows_of_thousands_of_distances_are_told_apart() -> None:
     assert sorted(seen.tolist()) == list(range(4992))
     assert int(rows.max()) // COPIES == 5000
     few = layers_with("sinusoidal", 6).plan(layers_with("sinusoidal", 6).initial_state(1), reset)
-    assert few[(Tier(6),)].row.dtype == torch.int16
+    assert few[(Tier(6),)].buckets.dtype == torch.int16
 
 
 def test_what_was_first_laid_out_while_acting_can_be_learned_with() -> None:
