@@ -116,11 +116,9 @@ _MEMORY_HELP = (
     "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw; adaptive has 32,32x4 "
     "of conv where neither this nor --compressor is given."
 )
-
-
 _COMPRESSOR_HELP = (
-    "How slots are merged: surprise is their mean, weighted by how unusual they are; most_missed, most_used and select "
-    "keep one of them; conv, dilated_conv, gru and attention are learned; mean, max."
+    "Compressor: it turns the slots of a block into one. surprise is their mean, weighted by how unusual they are; "
+    "most_missed, most_used and select keep one of them; conv, dilated_conv, gru and attention are learned; mean, max."
 )
 
 
@@ -187,8 +185,8 @@ class MemoryOptions:
 
 
 _REFRESH_HELP = (
-    "How the memory at the start of a window is computed anew with the weights that learn: over that many steps before "
-    "it, or over as many as --n-steps (recompute)."
+    "Steps before a window over which its first state is computed anew with the weights that learn; recompute stands "
+    "for as many as --n-steps."
 )
 
 
