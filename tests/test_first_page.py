@@ -26,6 +26,8 @@ TASKS = {
     "copying 4 symbols in order": "copy-4-8",
 }
 """Lines of the README's first table, and their tasks in the suite."""
+ABLATED = ("recall-250", "copy-4-8", "rewrite")
+"""Tasks of the ablation, in the order of its table."""
 
 
 def test_scores_are_the_suites() -> None:
@@ -70,3 +72,13 @@ def test_the_table_of_the_demo_is_its_results() -> None:
 
 def test_the_page_of_the_suite_is_its_results() -> None:
     assert (ROOT / "docs" / "suite.md").read_text(encoding="utf-8") == markdown(SUITE)
+
+
+def test_the_ablation_of_the_default_is_its_results() -> None:
+    written = json.loads((ROOT / "docs" / "memory_ablation.json").read_text(encoding="utf-8"))
+    expected = []
+    for name, tasks in written["variants"].items():
+        scores = (number_text(tasks[task]["score"]) if task in tasks else "–" for task in ABLATED)
+        expected.append(f"| {name} | {' | '.join(scores)} | {tasks[ABLATED[0]]['parameters']:,} |")
+    page = (ROOT / "docs" / "research-log.md").read_text(encoding="utf-8")
+    assert "\n".join(expected) in page
