@@ -10,7 +10,7 @@ from ctrl.experiments.options import MemoryOptions, RunOptions, TaskOptions
 
 CORES = ("compressive", "lstm")
 SEEDS = 3
-STEPS = 250_000
+STEPS = 350_000
 """Env steps of each run."""
 LENGTH = 250
 """Steps from cue to query: far more than the raw memory holds, so the answer must come from compressed slots."""
