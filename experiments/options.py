@@ -268,7 +268,7 @@ class PPOOptions:
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of `MemoryPPO`, without the options that were left open."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        del given["anneal"]  # `models.arguments` makes a schedule of it
+        del given["anneal"]  # `ctrl.experiments.runs.build.arguments` makes a schedule of it
         if self.refresh is not None and self.refresh.isdecimal():
             given["refresh"] = int(self.refresh)
         return given

@@ -144,7 +144,7 @@ class AdaptiveCore(CompressiveCore):
                 "use 'attention_reconstruction' or 'none', or core 'compressive'"
             )
         self._choices: list[tuple[int, ...]] = []
-        self._rows = 0
+        self._masked_bucket = 0
         super().__init__(input_size, **options)
         _check_choices(self._choices)
         self.register_buffer("rates", torch.tensor([_rate(tiers) for tiers in self.tiers]))
@@ -158,8 +158,8 @@ class AdaptiveCore(CompressiveCore):
                 with_rate(own, rates[-1]) if rates else own
                 for own, rates in zip(self.tiers, self._choices, strict=True)
             ]
-            self._rows = max(super(AdaptiveCore, self).masked_bucket(own) for own in widest)
-        return self._rows
+            self._masked_bucket = max(super(AdaptiveCore, self).masked_bucket(own) for own in widest)
+        return self._masked_bucket
 
     def initial_state(self, batch_size: int) -> Any:
         """Return the empty memory, written with the present rates."""
@@ -234,10 +234,10 @@ class AdaptiveCore(CompressiveCore):
             features = torch.where((written == rate)[:, None, None], read, features)
         return features
 
-    def _make_compressor(self, tiers: Tiers, position: int) -> Compressor:
-        if position == 1:
+    def _make_compressor(self, tiers: Tiers, tier: int) -> Compressor:
+        if tier == 1:
             return CompressorOfRates(tiers[1].compressor, self.output_size, rate_choices(tiers))
-        return super()._make_compressor(tiers, position)
+        return super()._make_compressor(tiers, tier)
 
     def _with_rates(self, state: CompressiveState) -> AdaptiveState:
         return AdaptiveState(*state, self._present_rates(len(state.clock)))

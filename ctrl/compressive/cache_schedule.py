@@ -46,7 +46,7 @@ class Moves(NamedTuple):
     head_target: Tensor
     """[2 (K + B) H] the same for their keys, and then their values, in the rings of each head."""
     buckets: Tensor
-    """[B S] the bucket of each position, or its age where `CacheSchedule.rows` is not None."""
+    """[B S] the bucket of each position, or its age where `CacheSchedule.bucket_of_age` is not None."""
     centres: Tensor
     """[K + B] the step of the episode in the centre of each new slot."""
 
@@ -57,22 +57,22 @@ class CacheSchedule:
     :param tiers: the layer's tiers
     :param heads: H
     :param clock: [B] steps of the current episode consumed so far
-    :param hidden: the masked bucket
+    :param masked: the masked bucket
     :param carried: [.., F + 1] of the state, for its size, dtype and device
     """
 
-    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, hidden: int, carried: Tensor) -> None:
+    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, masked: int, carried: Tensor) -> None:
         self._schedules = tier_schedules(tiers)
         self._oldest = reach(tiers)
         self._exact = exact_ages(tiers)
-        self._hidden = hidden
-        self.rows: Tensor | None = None
+        self._masked = masked
+        self.bucket_of_age: Tensor | None = None
         """[E] the bucket of each age, and last the masked one. Layers use it to expand their biases to one for each
         age. None where there are too many ages for that."""
         if self._oldest < TABLE:
-            self.rows = F.pad(age_bucket(torch.arange(self._oldest + 1), self._exact), (0, 1), value=hidden).to(
-                clock.device
-            )
+            self.bucket_of_age = F.pad(
+                age_bucket(torch.arange(self._oldest + 1), self._exact), (0, 1), value=masked
+            ).to(clock.device)
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
         self._held = [schedule.lifetime(torch.arange(schedule.block)) for schedule in self._schedules]
@@ -118,7 +118,7 @@ class CacheSchedule:
         targets.append(self._base + time % self._schedules[0].slots)
         flat[targets[-1]] = time
         target = np.concatenate(targets) if merges else targets[0]
-        parts = (target, self._by_head(target), self._rows(time), flat[target])
+        parts = (target, self._by_head(target), self._places_in_table(time), flat[target])
         return Moves(merges, *(torch.from_numpy(part).to(device) for part in parts))
 
     def _by_head(self, target: Integers) -> Integers:
@@ -127,10 +127,10 @@ class CacheSchedule:
         positions: Integers = (self._head + (target + env * ((self._heads - 1) * self._size))[:, None]).reshape(-1)
         return positions
 
-    def _rows(self, time: Integers) -> Integers:
-        """Return [B S] the bucket of each position's bias, or its age if `rows` maps ages to buckets."""
+    def _places_in_table(self, time: Integers) -> Integers:
+        """Return [B S] the bucket of each position's bias, or its age if `bucket_of_age` maps ages to buckets."""
         # Empty positions get the age after the oldest.
         age: Integers = np.minimum(time[:, None] - self.centre, self._oldest + 1).reshape(-1)
-        if self.rows is not None:
+        if self.bucket_of_age is not None:
             return age
-        return np.where(age > self._oldest, self._hidden, age_bucket(torch.from_numpy(age), self._exact).numpy())
+        return np.where(age > self._oldest, self._masked, age_bucket(torch.from_numpy(age), self._exact).numpy())

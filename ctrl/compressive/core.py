@@ -228,14 +228,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def masked_bucket(self, tiers: Tiers) -> int:
         """Return the bucket that means "not visible" in a layer's table, one after all others."""
-        return POSITIONS[self.position].buckets.hidden(tiers)
+        return POSITIONS[self.position].buckets.masked(tiers)
 
     def _make_compressor(self, tiers: Tiers, tier: int) -> Compressor:
         return make_compressor(tiers[tier].compressor, self.output_size, tiers[tier].rate)
-
-    def _compressor(self, layer: int, tier: int) -> Compressor:
-        """Return the compressor that forms the slots of a layer's tier, from tier 1 on."""
-        return cast(Compressor, cast(nn.ModuleList, self.compressors[layer])[tier - 1])
 
     def ranks(self, layer: int) -> list[bool]:
         """Return, for each tier of a layer, True if its slots are ranked by the attention that they receive."""
@@ -272,16 +268,16 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Plan windows that begin with `state`: the schedule of all slots, once for all layers with the same tiers."""
-        plans, rows = {}, POSITIONS[self.position].buckets
+        plans, kind = {}, POSITIONS[self.position].buckets
         for tiers in dict.fromkeys(self.tiers):
             window = plan_window(tiers, state.clock, reset)
             layout = lay_out(tiers, window.length, window.clock.device)
-            row = find_buckets(tiers, window, layout, rows, self.masked_bucket(tiers))
+            buckets = find_buckets(tiers, window, layout, kind, self.masked_bucket(tiers))
             times = end = None
             if self.clock is not None:
                 times = self.clock(window.tiers[0].columns.number, self.dtype)
                 end = self.clock.end.repeat(len(reset))
-            plans[tiers] = LayerPlan(window, row, times, end, query_masks(window))
+            plans[tiers] = LayerPlan(window, buckets, times, end, query_masks(window))
         return plans
 
     def check_plan(self, plan: dict[Tiers, LayerPlan], reset: Tensor) -> None:

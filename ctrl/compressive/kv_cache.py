@@ -103,8 +103,8 @@ class LayerCache:
         self._key_value = bias.view(2, 1, -1), weight.unflatten(0, (2, -1)).transpose(1, 2)  # [2, 1, D], [2, D, D]
         self._forget_gate = None if attention.forget_gate is None else attention.norm.folded(attention.forget_gate)
         biases = F.pad(attention.age_biases(), (0, 1), value=MASKED)
-        rows = self._schedule.rows
-        self._biases = biases if rows is None else biases.index_select(1, rows)
+        bucket_of_age = self._schedule.bucket_of_age
+        self._biases = biases if bucket_of_age is None else biases.index_select(1, bucket_of_age)
         self._join = self._layer.weights().join
         centres = torch.from_numpy(np.maximum(self._schedule.centre, 0).reshape(-1)).to(self.slots.device)
         normed = attention.norm.without_weights(self._flat_slots)

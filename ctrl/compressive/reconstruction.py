@@ -44,11 +44,11 @@ ReconstructionLoss = Callable[[MemoryAttention, Compression], Tensor]
 def query_masks(plan: WindowPlan) -> list[Tensor]:
     """Return query masks, tier by tier from 1 on: [B, Q, E] bool, true for blocks of the query step's own episode."""
     episode = plan.episode[:, _query_steps(plan.length), None]
-    query_mask = []
+    masks = []
     for tier in plan.tiers[1:]:
         exists, of_episode = (part[:, tier.schedule.slots :] for part in (tier.columns.exists, tier.columns.episode))
-        query_mask.append(exists[:, None] & (of_episode[:, None] == episode))
-    return query_mask
+        masks.append(exists[:, None] & (of_episode[:, None] == episode))
+    return masks
 
 
 def _query_steps(length: int) -> slice:

@@ -19,7 +19,8 @@ In a window of T steps each slot has a column, its place on the attention's key 
 that is formed within the steps [(c - n) * rho, (c - n + 1) * rho) of the window, where negative steps are those before
 it. There is at most one such slot, since a tier forms slots at least rho steps apart, across resets too. This has three
 consequences. The first n columns are the stored slots, and the E = ceil(T / rho) others are formed in the window. No
-column depends on anything before a reset. A step sees only the n + 1 columns up to its own, so attention is banded.
+column depends on anything before a reset. A step sees only the n + 1 columns up to its own, so a block of
+steps attends to few of them (`attention.block_mask`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ctrl.checks.laws.trial import Trial
 
 
 def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:
-    """Replace all inputs and states before each env's last reset by other finite numbers, however large."""
+    """Replace all inputs before each env's last reset by other finite numbers, however large, and the state."""
     core = trial.fresh()
     stream = trial.old if way == "unroll" else trial.short
     last = torch.tensor([1 + (5 * env + 2) % (stream.length - 3) for env in range(trial.batch_size)])[:, None]

@@ -109,7 +109,7 @@ class _BlockAttention(torch.autograd.Function):
                 weights[head].add_(lost[..., head - forgetting.start][:, :, None])
             torch.softmax(scores, 2, out=scores)
             torch.bmm(scores, value[head], out=read[head].view(-1, size, query.shape[4]))
-        ctx.mask, ctx.scale, ctx.rows = mask, scale, biases.shape[1]
+        ctx.mask, ctx.scale, ctx.num_buckets = mask, scale, biases.shape[1]
         ctx.own, ctx.count = slice(start, start + own.shape[1]), own.shape[1] + rest.shape[1]
         ctx.forgetting, ctx.timed = forgetting, len(time_query)
         ctx.save_for_backward(query, columns, weights, emphasis, time_key)
@@ -126,7 +126,7 @@ class _BlockAttention(torch.autograd.Function):
         of_read = _split_heads(mask.split(of_output), heads)  # [H, B, N, Q, d]
         of_query, of_columns = torch.empty_like(query), torch.empty_like(columns)
         of_lost, of_times = [], []
-        of_table = query.new_zeros(heads, (ctx.rows + 1) * COPIES)
+        of_table = query.new_zeros(heads, (ctx.num_buckets + 1) * COPIES)
         for head in range(heads):
             weight, of_head = weights[head].flatten(0, 1), of_read[head].flatten(0, 1)
             of_scores = torch.bmm(of_head, value[head].transpose(1, 2))
@@ -143,11 +143,11 @@ class _BlockAttention(torch.autograd.Function):
         if emphasis is not None:
             of_columns *= emphasis[:, :, None]
         of_decay = _gather_blocks(torch.cat(of_lost, dim=2), mask, count) if of_lost else None  # [B, C, F]
-        of_rows = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the masked bucket's, 0
+        of_biases = of_table.view(heads, -1, COPIES).sum(dim=2)  # the last is the masked bucket's, 0
         of_queries = mask.join(_join_heads(of_query), of_output.shape[1])
         of_time_queries = mask.join(torch.cat(of_times, dim=3), of_output.shape[1]) if of_times else None
         of_own, of_rest = _by_column(of_columns, ctx.own)
-        return of_queries, of_rows[:, :-1], None, of_own, of_rest, None, None, of_decay, of_time_queries, None
+        return of_queries, of_biases[:, :-1], None, of_own, of_rest, None, None, of_decay, of_time_queries, None
 
 
 def _multiply(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:

@@ -178,7 +178,7 @@ class Buckets(NamedTuple):
 
     find: Callable[[Tiers, WindowPlan, BlockLayout], Tensor]
     """Returns [B, N, Q, W] int32 or int64 buckets, meaningless where not visible."""
-    hidden: Callable[[Tiers], int]
+    masked: Callable[[Tiers], int]
     """Returns the masked bucket, one after the last that is in use."""
 
 
@@ -187,18 +187,18 @@ BY_DISTANCE = Buckets(distances, lambda tiers: sum(tier.slots for tier in tiers)
 
 
 def find_buckets(
-    tiers: Tiers, plan: WindowPlan, layout: BlockLayout, rows: Buckets = BY_AGE, hidden: int | None = None
+    tiers: Tiers, plan: WindowPlan, layout: BlockLayout, kind: Buckets = BY_AGE, masked: int | None = None
 ) -> Tensor:
-    """Return `BlockMask.row`, as int16 to save memory, or as int32 where there are too many buckets for that.
+    """Return `BlockMask.buckets`, as int16 to save memory, or as int32 where there are too many buckets for that.
 
-    :param rows: the kind of buckets
-    :param hidden: the masked bucket, where a table has more buckets than these tiers need
+    :param kind: by age or by distance
+    :param masked: the masked bucket, where a table has more buckets than these tiers need
     """
-    hidden = rows.hidden(tiers) if hidden is None else hidden
-    found = rows.find(tiers, plan, layout).masked_fill_(~visible(plan, layout), hidden)
-    row = found.to(torch.int16 if (hidden + 1) * COPIES <= 2**15 else torch.int32)
-    copies = torch.arange(row.shape[3], device=row.device) % COPIES
-    return row.mul_(COPIES).add_(copies.to(row.dtype))
+    masked = kind.masked(tiers) if masked is None else masked
+    found = kind.find(tiers, plan, layout).masked_fill_(~visible(plan, layout), masked)
+    buckets = found.to(torch.int16 if (masked + 1) * COPIES <= 2**15 else torch.int32)
+    copies = torch.arange(buckets.shape[3], device=buckets.device) % COPIES
+    return buckets.mul_(COPIES).add_(copies.to(buckets.dtype))
 
 
 def _at(layout: BlockLayout, columns: list[Tensor]) -> Tensor:

@@ -220,7 +220,7 @@ class AgeAttention(MemoryAttention):
     bias (`ctrl.compressive.attention.block_mask.age_bucket`). Slots older than any that training has met count as the
     oldest that it has, because the biases of greater ages have learned nothing.
 
-    :param rows: number of biases, one for each bucket
+    :param buckets: number of biases, one for each bucket
     """
 
     oldest_bucket: Tensor
@@ -229,20 +229,20 @@ class AgeAttention(MemoryAttention):
     SCALE = 8.0
     """Factor from parameters to biases, so that an optimizer's steps soon single out one age."""
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int, **options: bool) -> None:
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, buckets: int, **options: bool) -> None:
         super().__init__(width, heads, norm, query_bias=True, **options)
         nn.init.zeros_(self.query.bias)
-        self.age_bias = nn.Parameter(torch.zeros(heads, rows))
+        self.age_bias = nn.Parameter(torch.zeros(heads, buckets))
         self.register_buffer("oldest_bucket", torch.tensor(NEVER))
 
     def age_biases(self) -> Tensor:
         """Return the biases that are added to scores, by head and bucket: [H, E]."""
-        rows = torch.arange(self.age_bias.shape[1], device=self.age_bias.device).clamp_max(self.oldest_bucket)
-        return self.SCALE * self.age_bias.index_select(1, rows)
+        met = torch.arange(self.age_bias.shape[1], device=self.age_bias.device).clamp_max(self.oldest_bucket)
+        return self.SCALE * self.age_bias.index_select(1, met)
 
-    def settle(self, row: int) -> None:
+    def settle(self, bucket: int) -> None:
         """Record the bucket of the oldest age of an update; the oldest of all updates counts."""
-        extend(self.oldest_bucket, row)
+        extend(self.oldest_bucket, bucket)
 
     def _read(
         self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, mask: BlockMask

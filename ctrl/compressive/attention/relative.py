@@ -25,15 +25,15 @@ from ctrl.compressive.attention.memory_attention import MemoryAttention, NoNorm,
 class RelativeAttention(MemoryAttention):
     """Attention by content and by the sinusoids of the distance in slots.
 
-    :param rows: number of distances, from 0 on
+    :param distances: number of distances, from 0 on
     """
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, rows: int, **options: bool) -> None:
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, distances: int, **options: bool) -> None:
         super().__init__(width, heads, norm, **options)
         self.position_key = nn.Linear(width, width, bias=False)  # W_r
         self.content_bias = nn.Parameter(torch.zeros(heads, width // heads))  # u
         self.position_bias = nn.Parameter(torch.zeros(heads, width // heads))  # v
-        self.register_buffer("sinusoids", sinusoids(rows, width), persistent=False)
+        self.register_buffer("sinusoids", sinusoids(distances, width), persistent=False)
 
     def _read(
         self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, mask: BlockMask
@@ -86,7 +86,7 @@ def relative_attention(
         by_content = torch.cat([by_content[: len(by_time)] + by_time, by_content[len(by_time) :]])
     lost = F.pad(terms.decay, (heads - terms.decay.shape[2], 0)).index_select(1, mask.columns.flatten())
     lost = lost.unflatten(1, mask.columns.shape).permute(3, 0, 1, 2)[:, :, :, None]  # [H, B, N, 1, W]
-    row = (mask.buckets // COPIES).expand(heads, -1, -1, -1, -1)
-    weights = (by_content + lost + by_distance.gather(4, row)).softmax(dim=4)
+    bucket = (mask.buckets // COPIES).expand(heads, -1, -1, -1, -1)
+    weights = (by_content + lost + by_distance.gather(4, bucket)).softmax(dim=4)
     read = (weights @ value).movedim(0, 3).flatten(start_dim=3)  # [B, N, Q, D]
     return mask.join(read, queries.shape[1]), weights.detach()

@@ -527,7 +527,7 @@ def test_ages_that_training_has_not_met_count_as_the_oldest_that_it_has(clock: b
     assert int(attention.oldest_bucket) == 10
 
 
-def test_age_rows_are_exact_then_four_per_doubling() -> None:
+def test_age_buckets_are_exact_then_four_per_doubling() -> None:
     ages = torch.tensor([0, 1, 31, 32, 39, 40, 47, 48, 55, 56, 63, 64, 79, 80, 128, 299, 10**6])
     assert age_bucket(ages).tolist() == [0, 1, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 36, 37, 40, 44, 91]
     assert age_bucket(ages).tolist() == [bias_bucket(int(age)) for age in ages]

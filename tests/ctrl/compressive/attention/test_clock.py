@@ -190,7 +190,7 @@ def test_heads_find_the_mirror_image_of_a_time() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 32, 33, 64, 65, 300])
-def test_all_ages_of_raw_slots_have_a_row_each(slots: int) -> None:
+def test_all_ages_of_raw_slots_have_a_bucket_each(slots: int) -> None:
     tiers = (Tier(slots), Tier(3, 1))
     exact = exact_ages(tiers)
     assert exact >= slots and exact.bit_count() == 1
