@@ -65,8 +65,8 @@ class MemoryPPO(MemoryAlgorithm):
         default it falls from 1e-3 to 0 over a call of `learn`; see there for training in several calls
     :param memory_learning_rate: of the compressors; a number or a function of the progress left
     :param n_steps: steps per env and rollout
-    :param refresh: "none", "recompute" or k, see above
     :param window: T, steps that one unroll trains on; divides `n_steps`; None for `n_steps`
+    :param refresh: "none", "recompute" or k, see above
     :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout, at least one
         window
     :param n_epochs: passes over each rollout

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.errors import UserError, require, unknown
 
 RAW_CORES = ("transformer_xl", "gtrxl")
 """Cores with attention but without compression."""
@@ -386,7 +386,6 @@ def require_cores(names: Sequence[str], memory: MemoryOptions, ppo: PPOOptions) 
 def require_core(name: str) -> None:
     """Raise a `UserError` that lists the cores unless `name` is one of them."""
     import ctrl
-    from ctrl.experiments.errors import unknown
 
     if name not in ctrl.core_names():
         raise unknown("core", name, ctrl.core_names())

@@ -28,10 +28,12 @@ def threads_beside(num_actors: int) -> Iterator[None]:
 
 
 def same_env(env: VecEnv) -> VecEnv:
+    """Return the env: an actor has a copy of it by pickling."""
     return env
 
 
 def wrapped_env(maker: Callable[[], Any]) -> VecEnv:
+    """Return the env that a function makes, as a `VecEnv`."""
     return MemoryAlgorithm._wrap_env(built_env(maker))
 
 

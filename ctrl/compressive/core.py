@@ -187,7 +187,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def compression_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of novelty measures; also of compressors and decoders, unless the task trains them."""
         trained: list[nn.Module] = [] if self.trained_by_task else [self.compressors, self.decoders]
-        measures = [novelty for number in range(len(self.layers)) if (novelty := self.novelty_of(number)) is not None]
+        measures = [novelty for layer in range(len(self.layers)) if (novelty := self.novelty_of(layer)) is not None]
         return [parameter for part in (*trained, *measures) for parameter in part.parameters()]
 
     def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:

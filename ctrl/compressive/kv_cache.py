@@ -73,7 +73,7 @@ class LayerCache:
         batch, size, width = self.slots.shape
         heads = layer.attention.heads
         self._shape = (batch, heads, width // heads)
-        self._forgetting = heads - layer.attention.forgetting_heads
+        self._first_forgetting = heads - layer.attention.forgetting_heads
         # Each carried number lies in one piece, as it is changed and read.
         by_fact = carried.movedim(2, 0).contiguous()  # [F + 1, B, S]
         self.carried, self._flat_carried = by_fact.movedim(0, 2), by_fact.flatten(1)
@@ -137,8 +137,8 @@ class LayerCache:
         if times is not None and self._time_query is not None:
             asked = F.linear(time_keys(times), self._time_query).view(batch, -1, TIME_KEYS)
             scores.view(batch, heads, -1)[:, : asked.shape[1]] += torch.bmm(asked, self._time_keys.transpose(1, 2))
-        if self._forgetting < heads:
-            scores.view(batch, heads, -1)[:, self._forgetting :] += self._decay.transpose(0, 1)
+        if self._first_forgetting < heads:
+            scores.view(batch, heads, -1)[:, self._first_forgetting :] += self._decay.transpose(0, 1)
         for part in self._ranked:
             shares = torch.softmax(scores.view(batch, heads, -1)[:, :, part], 2)
             self.importance[:, part] += shares.mean(dim=1)
@@ -249,41 +249,33 @@ class CompressiveActing(Acting["CompressiveState"]):
         ]
         self._watch(self._weights())
         self._ranked = [ranked_parts(tiers, core.ranks(layer)) for layer, tiers in enumerate(core.tiers)]
-        parts = state.slots.detach().split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
+        sizes = [sum(tier.slots for tier in tiers) for tiers in core.tiers]
+        slots, carried = state.slots.detach().split(sizes, dim=1), harmless(state.carried).split(sizes, dim=1)
         importances = iter(
             state.importance.detach().split([part.stop - part.start for ranked in self._ranked for part in ranked], 1)
         )
-        facts = harmless(state.carried).split([sum(tier.slots for tier in tiers) for tiers in core.tiers], dim=1)
         with torch.no_grad():
             self._layers = []
-            for number, (layer, tiers, ranked) in enumerate(zip(core.layers, core.tiers, self._ranked, strict=True)):
-                kept = self._kept(tiers)
-                importance = parts[number].new_zeros(parts[number].shape[:2])
+            for layer, tiers in enumerate(core.tiers):
+                kept, ranked = self._kept(tiers), self._ranked[layer]
+                importance = slots[layer].new_zeros(slots[layer].shape[:2])
                 for part in ranked:
                     importance[:, part] = torch.where(kept[:, part, 0], next(importances), 0)
-                memory = torch.where(kept, parts[number], 0), importance, torch.where(kept, facts[number], 0)
-                self._layers.append(
-                    LayerCache(cast(MemoryLayer, layer), memory, ranked, self._schedules[tiers], core.clock)
-                )
+                memory = torch.where(kept, slots[layer], 0), importance, torch.where(kept, carried[layer], 0)
+                module = cast(MemoryLayer, core.layers[layer])
+                self._layers.append(LayerCache(module, memory, ranked, self._schedules[tiers], core.clock))
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
         """Return a copy of the state, of all envs or some."""
         picked = np.arange(len(self._clock)) if envs is None else np.asarray(envs)
         index = torch.from_numpy(picked).to(self.core.device)
-        slots = [
-            torch.where(self._kept(tiers)[index], layer.slots[index], 0)
-            for layer, tiers in zip(self._layers, self._tiers, strict=True)
-        ]
+        kept = {tiers: self._kept(tiers)[index] for tiers in self._schedules}  # [B, S, 1] each
+        slots, importance, carried = [], [], []
+        for layer, tiers, ranked in zip(self._layers, self._tiers, self._ranked, strict=True):
+            slots.append(torch.where(kept[tiers], layer.slots[index], 0))
+            carried.append(torch.where(kept[tiers], layer.carried[index], 0))
+            importance += [torch.where(kept[tiers][:, part, 0], layer.importance[index, part], 0) for part in ranked]
         clock = torch.from_numpy(self._clock[picked]).to(self.core.device)
-        importance = [
-            torch.where(self._kept(tiers)[index, part, 0], layer.importance[index, part], 0)
-            for layer, tiers, ranked in zip(self._layers, self._tiers, self._ranked, strict=True)
-            for part in ranked
-        ]
-        carried = [
-            torch.where(self._kept(tiers)[index], layer.carried[index], 0)
-            for layer, tiers in zip(self._layers, self._tiers, strict=True)
-        ]
         joined = torch.cat(slots, dim=1)
         importances = torch.cat([joined.new_zeros(len(picked), 0), *importance], dim=1)
         return self._make_state(clock, joined, importances, torch.cat(carried, dim=1))

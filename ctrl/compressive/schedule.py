@@ -210,9 +210,9 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     schedules = tier_schedules(tiers)
     before, after = count_slots(tiers, clock), count_slots(tiers, time[:, -1] + 1)
     plans = []
-    for position, schedule in enumerate(schedules):
-        below = schedules[max(position - 1, 0)]
-        plans.append(_plan_tier(schedule, below, clock, before[position], after[position], episodes))
+    for tier, schedule in enumerate(schedules):
+        below = schedules[max(tier - 1, 0)]
+        plans.append(_plan_tier(schedule, below, clock, before[tier], after[tier], episodes))
     return WindowPlan(length, time[:, -1] + 1, time, episodes.number, plans)
 
 

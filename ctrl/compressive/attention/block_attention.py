@@ -60,6 +60,7 @@ def block_attention(
     :param keys_values: of all columns
     :param biases: [H, E], one for each bucket but the masked one
     :param terms: of the window
+    :param mask: columns and buckets of each block
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
     """
     read, weights = _BlockAttention.apply(queries, biases, mask, *keys_values, *terms)  # type: ignore[no-untyped-call]

@@ -136,11 +136,11 @@ class TierMask(NamedTuple):
     """The part of the whole mask's columns that is this tier's."""
 
 
-def tier_mask(tiers: Tiers, mask: BlockMask, position: int, length: int) -> TierMask:
+def tier_mask(tiers: Tiers, mask: BlockMask, tier: int, length: int) -> TierMask:
     """Cut one tier out of the mask of windows of T = `length` steps; its columns are numbered from T on."""
     layout = lay_out(tiers, length, mask.buckets.device)
-    part = slice(sum(layout.widths[:position]), sum(layout.widths[: position + 1]))
-    offset = sum(schedule.count_columns(length) for schedule in tier_schedules(tiers)[:position])
+    part = slice(sum(layout.widths[:tier]), sum(layout.widths[: tier + 1]))
+    offset = sum(schedule.count_columns(length) for schedule in tier_schedules(tiers)[:tier])
     columns = (mask.columns[:, part] - offset).clamp_min(0) + length
     return TierMask(BlockMask(columns, mask.buckets[..., part], whole=False), part)
 

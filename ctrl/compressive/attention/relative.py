@@ -66,6 +66,7 @@ def relative_attention(
     :param position_keys: [H, E, d], one for each bucket of the mask but the masked one
     :param biases: u and v, each [H, d]
     :param terms: of the window
+    :param mask: columns and buckets of each block
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], without a graph
     """
     heads, _, features = position_keys.shape
