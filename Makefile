@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips in one environment get in each other's way
-.PHONY: demo test test-slow lint format types wheel docs clean help
+.PHONY: demo test test-slow lint format types wheel docs docs-tables clean help
 .PRECIOUS: $(VENV)/.installed-%
 
 # What each kind of target installs, and which kinds are then satisfied as well. memory-gym comes apart, without its
@@ -45,6 +45,9 @@ types: $(VENV)/.installed-dev  ## mypy --strict over the four folders and tools/
 wheel: $(VENV)/.installed-dev  ## build dist/*.whl, install it elsewhere, import every module
 	$(BIN)/python tools/check_wheel.py dist
 
+docs-tables: $(VENV)/.installed-test  ## write the tables of the README and the docs; CHECK=1 only names stale ones
+	PYTHONPATH=tools $(BIN)/python -m docs_tables $(if $(CHECK),--check)
+
 # mkdocstrings reads the docstrings from .typing/, where the four folders lie under their import names.
 docs: $(VENV)/.installed-docs  ## build the site into site/, strict
 	PYTHONPATH=tools $(BIN)/python -c 'import check_types; check_types.lay_farm()'
@@ -55,7 +58,7 @@ clean:  ## remove what the other targets made, except results/
 	find ctrl envs agents experiments tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '%-10s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1|/p' Makefile | while IFS='|' read -r target text; do printf '%-12s %s\n' "$$target" "$$text"; done
 
 # setuptools comes first and pinned, since an isolated build would fetch the newest one. An interrupted install leaves
 # no stamp and is done again.
