@@ -8,7 +8,7 @@ model.learn(100_000)
 
 from ctrl.agents.actors.pool import ActorError
 from ctrl.agents.checks.checking import check_memory
-from ctrl.agents.impala import MemoryImpala, paper_impala
+from ctrl.agents.impala.impala import MemoryImpala, paper_impala
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.ppo import MemoryPPO

@@ -5,10 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any, ClassVar, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -20,16 +18,16 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ctrl.agents.actor import Actor
-from ctrl.agents.buffers import WindowBuffer, select
+from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
-from ctrl.agents.policy_data import Windows
+from ctrl.agents.policy_data import Evaluated, Windows, select
 from ctrl.agents.rollout import keep_step, take_step
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
-from ctrl.agents.utils.spaces import check_spaces
-from ctrl.agents.utils.validation import check_device, check_env, check_numbers
-from ctrl.agents.vector_env import GymnasiumVecEnv
+from ctrl.agents.utils.statistics import Statistics, drift
+from ctrl.agents.utils.validation import check_device, check_numbers
+from ctrl.agents.vector_env import as_vec_env
 
 Self = TypeVar("Self", bound="MemoryAlgorithm")
 
@@ -54,7 +52,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
     memory_learning_rate: float | Schedule
     memory_max_grad_norm: float
     policy: MemoryPolicy
-    rollout_buffer: WindowBuffer
+    rollout_buffer: WindowBuffer  # type: ignore[assignment]
     _actor: Actor | None = None
 
     def __init__(
@@ -112,13 +110,13 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         self.normalize_values = normalize_values
         self.memory_max_grad_norm = memory_max_grad_norm
 
+    def _named(self, *names: str) -> dict[str, Any]:
+        """Return attributes by name, as `check_numbers` takes them."""
+        return {name: getattr(self, name) for name in names}
+
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        if isinstance(env, gym.vector.VectorEnv):
-            env = GymnasiumVecEnv(env)
-        check_env(env)
-        check_spaces(env.observation_space, env.action_space)
-        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        return as_vec_env(env, verbose=verbose, monitor_wrapper=monitor_wrapper)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
@@ -155,32 +153,27 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         except TypeError as error:
             raise ValueError(f"policy_kwargs do not fit {policy_class.__name__}: {error}") from error
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Act for `n_rollout_steps` steps in each env and fill the buffer; return False if a callback stopped it."""
         self.policy.set_training_mode(False)
         self.rollout_buffer.reset()
         callback.on_rollout_start()
-        infos: list[dict[str, Any]] = []
         for _ in range(n_rollout_steps):
-            step_infos = self._collect_step(env, callback)
-            if step_infos is None:
+            if not self._collect_step(env, callback):
                 return False
-            infos = step_infos
-        self._finish_rollout(infos)
+        self._finish_rollout()
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> list[dict[str, Any]] | None:
-        """Act once in every env and store the step; return its infos, or None if a callback stopped training."""
+    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> bool:
+        """Act once in every env and store the step; return False if a callback stopped training."""
         actor = self._actor_in(env.num_envs)
         obs: Any = self._last_obs
         starts = np.asarray(self._last_episode_starts)
         step = take_step(actor, env, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
         # The names of stable-baselines3's locals: callbacks read them.
-        actions, new_obs, rewards, dones, infos = step.actions, step.following, step.rewards, step.ends, step.infos
+        actions, new_obs, rewards, dones, infos = step.actions, step.next_obs, step.rewards, step.ends, step.infos
         self.num_timesteps += env.num_envs
         callback.update_locals(locals())
         keep_going = callback.on_step()
@@ -188,14 +181,13 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         # Also if a callback stops here: the env has moved on, and learning may be resumed.
         self._last_obs, self._last_episode_starts = new_obs, dones
         if not keep_going:
-            return None
+            return False
         self._update_info_buffer(infos, dones)
         keep_step(step, starts, actor, self.rollout_buffer, self.gamma, self.num_timesteps)
-        return infos
+        return True
 
-    def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
-        """Complete a full buffer from the observations after its last step; `infos` are those of that step."""
-        raise NotImplementedError
+    def _finish_rollout(self) -> None:
+        """Compute from a full buffer what callbacks may read at the rollout's end; here nothing."""
 
     def _actor_in(self, n_envs: int) -> Actor:
         """Return the actor, which continues after the last step; a new one starts an episode in every env."""
@@ -214,9 +206,43 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/value_mean", normalisation.mean.item())
         self.logger.record("train/value_scale", normalisation.scale.item())
 
-    def _adapt(self, statistics: Statistics) -> None:
+    def _backward(
+        self,
+        policy_loss: Tensor,
+        value_loss: Tensor,
+        entropy_loss: Tensor,
+        evaluated: Evaluated,
+        statistics: Statistics,
+        share: float = 1.0,
+    ) -> None:
+        """Add the gradients of a minibatch, and note its losses and the core's diagnostics.
+
+        :param share: factor of the gradients
+        """
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        reconstruction_loss = evaluated.unrolled.reconstruction_loss
+        check_finite(loss, "loss", self.num_timesteps)
+        check_finite(reconstruction_loss, "reconstruction_loss", self.num_timesteps)
+        # The two losses share no parameter, so one backward pass serves both.
+        (share * (loss + reconstruction_loss)).backward()
+        statistics.add("train/policy_gradient_loss", policy_loss)
+        statistics.add("train/value_loss", value_loss)
+        statistics.add("train/entropy_loss", entropy_loss)
+        statistics.add("train/loss", loss)
+        for name, value in evaluated.unrolled.diagnostics.items():
+            statistics.add(f"memory/{name}", value)
+
+    def _log_update(self, summary: dict[str, float]) -> None:
+        for name, value in summary.items():
+            self.logger.record(name, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+        self.logger.record("memory/state_bytes", self.policy.core.state_bytes)
+
+    def _adapt(self, summary: dict[str, float]) -> None:
         """Let the core adapt its own settings to the update's statistics; they apply from the next rollout on."""
-        diagnostics = {name.removeprefix("memory/"): value for name, value in statistics.means().items()}
+        diagnostics = {name.removeprefix("memory/"): value for name, value in summary.items()}
         for name, value in self.policy.core.adapt(diagnostics).items():
             self.logger.record(f"memory/{name}", value)
 
@@ -307,7 +333,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         return total, callback
 
     def _log_hparams(self) -> None:
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.logged_hparams}
+        values = self._named(*self.logged_hparams)
         values["learning_rate"] = self.lr_schedule(1)
         values["memory_learning_rate"] = self._memory_lr_schedule(1)
         values["core"] = self.policy_kwargs.get("core", "compressive")
@@ -344,37 +370,6 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         if self.policy.memory_optimizer is not None:
             names.append("policy.memory_optimizer")
         return names, []
-
-
-class Statistics:
-    """Means over the minibatches of an update; for names with `/longest_`, maxima."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
-
-    def add(self, name: str, value: Tensor) -> None:
-        self.values.setdefault(name, []).append(value.detach())
-
-    def means(self) -> dict[str, float]:
-        joined = {name: torch.stack(values) for name, values in self.values.items()}
-        return {name: (each.max() if "/longest_" in name else each.mean()).item() for name, each in joined.items()}
-
-
-def drift(before: tuple[Tensor, ...], then: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> float | None:
-    """Return ||now - then|| / ||then|| over the entries that differ between `before` and `then`.
-
-    :param before: leaves of a state; those of whole numbers, such as clocks, do not count
-    :param then: leaves of the state after some steps
-    :param now: leaves of the state after the same steps with other weights
-    :return: 0 where nothing differs, None where the states have no entries that count
-    """
-    numbers = [[leaf.flatten() for leaf in state if leaf.is_floating_point()] for state in (before, then, now)]
-    if not any(leaf.numel() for leaf in numbers[0]):
-        return None
-    first, old, new = (torch.cat(leaves) for leaves in numbers)
-    written = old != first
-    size = old[written].norm().clamp_min(torch.finfo(old.dtype).tiny)
-    return float((new - old)[written].norm() / size)
 
 
 def _hparam(value: Any) -> float | str:

@@ -1,19 +1,22 @@
-"""Rollout storage in windows: sequences of steps, each with one stored state at its start."""
+"""Rollout storage: the steps of acting, cut into windows with one stored state each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from torch import Tensor
 
 from ctrl.agents.actor import join_states
+from ctrl.agents.gae import gae
 from ctrl.agents.memory_policy import MemoryPolicy, Observation
-from ctrl.agents.policy_data import Acted, PolicyState, Windows
+from ctrl.agents.policy_data import Acted, PolicyState, Windows, each_part, select
+
+Arrays = dict[str, np.ndarray]
 
 
 class BurnIn(NamedTuple):
@@ -26,7 +29,7 @@ class BurnIn(NamedTuple):
 
 
 class WindowBatch(NamedTuple):
-    """Minibatch of N windows of T steps."""
+    """Training data of PPO: N windows of T steps."""
 
     windows: Windows
     burn_in: BurnIn | None
@@ -43,7 +46,7 @@ class WindowBatch(NamedTuple):
     """[N, T] bool, false where a step is left out of all losses because the env ignored its action."""
 
 
-class Cut(NamedTuple):
+class Truncation(NamedTuple):
     """Episodes of K envs that were truncated in the same step."""
 
     step: int
@@ -64,10 +67,11 @@ class _Steps(NamedTuple):
     episode_starts: np.ndarray
 
 
-class WindowBuffer(RolloutBuffer):
-    """Rollout of `buffer_size` steps per env, cut into windows of `window` steps.
+class WindowBuffer:
+    """Rollout of `buffer_size` steps in each of B envs, cut into windows of `window` steps.
 
-    Storage is that of stable-baselines3, plus one `PolicyState` per window instead of one per step.
+    It stores what acting met: one entry per step, one `PolicyState` per window, and the observation after each window.
+    `pos` steps are stored; `full` is true once that is all. PPO adds advantages and returns.
 
     With a burn-in of k steps, the buffer also keeps the state k steps before each window. That is one more state per
     window, unless k is a multiple of the window: then the two coincide. It also keeps the last k steps of the previous
@@ -77,20 +81,42 @@ class WindowBuffer(RolloutBuffer):
     :param buffer_size: steps per env
     :param observation_space: the env's; a flat Dict is possible
     :param action_space: the env's
+    :param device: device of the windows
+    :param n_envs: B
     :param window: T; divides `buffer_size`
     :param burn_in: k, from 0 to `buffer_size`
+    :raises ValueError: where `window` or `burn_in` does not fit `buffer_size`
     """
+
+    rewards: np.ndarray
+    """[steps, B] as the env gave them."""
+    values: np.ndarray
+    """[steps, B] values from acting."""
+    loss_mask: np.ndarray
+    """[steps, B] bool, false where a step is left out of all losses because the env ignored its action."""
+    over: np.ndarray
+    """[steps, B] bool, true where the episode was terminated before the step: the value of its observation is 0."""
+    bootstraps: np.ndarray
+    """[steps, B] discounted value of the terminal observation where the episode was truncated; 0 elsewhere."""
+    following: Any
+    """[windows, B, ...] the observation after each window."""
+    following_starts: np.ndarray
+    """[windows, B] bool, true where `following` is the first observation of an episode."""
+    following_over: np.ndarray
+    """[windows, B] bool, true where the episode was terminated before `following`, as `over`."""
+    snapshots: dict[int, PolicyState]
+    """States by the step that follows them, counted from the rollout's first; negative in the previous rollout."""
+    truncations: list[Truncation]
+    """Truncated episodes whose bootstrap values are still missing."""
 
     def __init__(
         self,
         buffer_size: int,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        device: torch.device | str = "auto",
-        gae_lambda: float = 1.0,
-        gamma: float = 0.99,
-        n_envs: int = 1,
+        device: torch.device | str = "cpu",
         *,
+        n_envs: int,
         window: int,
         burn_in: int = 0,
     ) -> None:
@@ -98,41 +124,50 @@ class WindowBuffer(RolloutBuffer):
             raise ValueError(f"window must divide the rollout's steps, got window = {window}, n_steps = {buffer_size}")
         if not 0 <= burn_in <= buffer_size:
             raise ValueError(f"burn_in must be from 0 to n_steps, got burn_in = {burn_in}, n_steps = {buffer_size}")
-        self.window = window
-        self.burn_in = burn_in
-        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        self.buffer_size, self.n_envs, self.window, self.burn_in = buffer_size, n_envs, window, burn_in
+        self.observation_space, self.action_space = observation_space, action_space
+        self.device = torch.device(device)
+        self.full = False
+        self.reset()
 
-    @property
-    def _starts(self) -> range:
-        """First step of each window."""
-        return range(0, self.buffer_size, self.window)
+    # Acting
 
     def reset(self) -> None:
         """Clear the rollout, but keep the steps and states that the next one's burn-in needs."""
         self._before = _last(self._steps(), self.burn_in) if self.full else None
-        self.snapshots: dict[int, PolicyState] = self._snapshots_ahead() if self.full else {}
-        """States by the step that follows them, counted from the rollout's first; negative in the previous rollout."""
-        self._empty()
+        self.snapshots = self._snapshots_ahead() if self.full else {}
+        self._allocate()
+        self.truncations = []
+        self.pos = 0
+        self.full = False
 
     def _snapshots_ahead(self) -> dict[int, PolicyState]:
         """Return the snapshots from which the next rollout's burn-ins begin, by the next rollout's step numbers."""
         ahead = (start - self.burn_in for start in self._starts if start < self.burn_in)
         return {step: self.snapshots[step + self.buffer_size] for step in ahead}
 
-    def _empty(self) -> None:
-        shape = (self.buffer_size, self.n_envs)
-        self.observations: Any = self._empty_observations(shape)
+    def _allocate(self) -> None:
+        steps, windows = (self.buffer_size, self.n_envs), (self.buffer_size // self.window, self.n_envs)
+        self.observations: Any = self._empty_observations(steps)
         discrete = isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete)
         # Actions stay as sampled: rounding them to a narrower dtype of the space would change their probability.
-        self.actions = np.zeros((*shape, self.action_dim), dtype=np.int64 if discrete else np.float32)
-        self.rewards, self.returns, self.episode_starts, self.values, self.log_probs, self.advantages = (
-            np.zeros(shape, dtype=np.float32) for _ in range(6)
+        action_dim = get_action_dim(self.action_space)
+        self.actions = np.zeros((*steps, action_dim), dtype=np.int64 if discrete else np.float32)
+        self.rewards, self.values, self.log_probs, self.bootstraps, self.advantages, self.returns = (
+            np.zeros(steps, dtype=np.float32) for _ in range(6)
         )
-        self.loss_mask = np.ones(shape, dtype=bool)
-        self.cuts: list[Cut] = []
-        """Truncated episodes whose bootstrap values are still missing."""
-        self.pos = 0
-        self.full = False
+        self.episode_starts, self.over = (np.zeros(steps, dtype=bool) for _ in range(2))
+        self.loss_mask = np.ones(steps, dtype=bool)
+        self.following = self._empty_observations(windows)
+        self.following_starts, self.following_over = (np.zeros(windows, dtype=bool) for _ in range(2))
+
+    def _empty_observations(self, shape: tuple[int, int]) -> np.ndarray | dict[str, np.ndarray]:
+        def empty(space: spaces.Space[Any]) -> np.ndarray:
+            return np.zeros((*shape, *get_obs_shape(space)), dtype=space.dtype)
+
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: empty(part) for key, part in self.observation_space.spaces.items()}
+        return empty(self.observation_space)
 
     def needs_snapshot(self) -> bool:
         """Return True if the next step is the first of a window or burn-in, so that `add_snapshot` must come first."""
@@ -150,12 +185,8 @@ class WindowBuffer(RolloutBuffer):
         :param rewards: [B]
         :param episode_starts: [B] true where `obs` is the first of an episode
         """
-        if isinstance(obs, dict):
-            for key, part in obs.items():
-                self.observations[key][self.pos] = part.reshape(self.observations[key].shape[1:])
-        else:
-            self.observations[self.pos] = obs.reshape(self.observations.shape[1:])
-        self.actions[self.pos] = acted.actions.cpu().numpy().reshape(self.n_envs, self.action_dim)
+        _store(self.observations, self.pos, obs)
+        self.actions[self.pos] = acted.actions.cpu().numpy().reshape(self.actions.shape[1:])
         self.values[self.pos] = acted.values.cpu().numpy()
         self.log_probs[self.pos] = acted.log_prob.cpu().numpy()
         self.rewards[self.pos] = rewards
@@ -170,23 +201,98 @@ class WindowBuffer(RolloutBuffer):
         from 0 if `terminated`.
         """
         self.loss_mask[self.pos - 1, env] = False
-        if terminated:
-            self.values[self.pos - 1, env] = 0.0
-        self.rewards[self.pos - 1, env] = self.values[self.pos - 1, env]  # so that its own advantage is 0
+        self.over[self.pos - 1, env] = terminated
 
-    def bootstrap(self, steps: np.ndarray, envs: np.ndarray, values: np.ndarray) -> None:
-        """Add discounted bootstrap values [K] to the rewards of truncated episodes, at `steps` [K] of `envs` [K]."""
-        self.rewards[steps, envs] += values
+    def add_truncation(self, envs: list[int], state: PolicyState, observations: Any) -> None:
+        """Note that the last step truncated the episodes of `envs`; `bootstrap` adds the values."""
+        self.truncations.append(Truncation(self.pos - 1, envs, state, observations))
+
+    def bootstrap(self, values: np.ndarray) -> None:
+        """Store the discounted bootstrap values [K] of all `truncations`, in their order, and clear these."""
+        steps = [np.full(len(truncation.envs), truncation.step) for truncation in self.truncations]
+        envs = [truncation.envs for truncation in self.truncations]
+        self.bootstraps[np.concatenate(steps), np.concatenate(envs)] = values
+        self.truncations = []
+
+    def add_following(self, obs: Observation, episode_starts: np.ndarray, over: np.ndarray) -> None:
+        """Store the observation after the window that the last step has filled.
+
+        :param obs: [B, ...]
+        :param episode_starts: [B] true where `obs` is the first of an episode
+        :param over: [B] true where the episode was terminated and `obs` is its last
+        """
+        number = self.pos // self.window - 1
+        _store(self.following, number, obs)
+        self.following_starts[number] = episode_starts
+        self.following_over[number] = over
+
+    # Windows from another process
+
+    def arrays(self) -> Arrays:
+        """Return all that acting has stored, by name: per step [steps, B, ...], `following…` [windows, B, ...]."""
+        found: Arrays = {}
+        for name in _STORED:
+            stored = getattr(self, name)
+            parts = stored.items() if isinstance(stored, dict) else [("", stored)]
+            found.update({f"{name}/{key}" if key else name: part for key, part in parts})
+        return found
+
+    def load(self, arrays: Arrays, state: PolicyState, number: int) -> None:
+        """Copy `arrays`, the only window of another buffer, to window `number`, with the `state` before it."""
+        steps = slice(number * self.window, (number + 1) * self.window)
+        for name, whole in self.arrays().items():
+            whole[slice(number, number + 1) if name.startswith("following") else steps] = arrays[name]
+        self.snapshots[steps.start] = state
+        self.pos = steps.stop
+        self.full = self.pos == self.buffer_size
+
+    # Learning
+
+    @property
+    def ends(self) -> np.ndarray:
+        """[steps, B] bool, true where the next step is the first of another episode."""
+        ends = np.roll(self.episode_starts, -1, axis=0)
+        ends[self.window - 1 :: self.window] = self.following_starts
+        return ends
+
+    def compute_returns_and_advantage(self, last_values: np.ndarray, *, gamma: float, gae_lambda: float) -> None:
+        """Fill `advantages` and `returns` of a full buffer; the advantage of an ignored step is 0.
+
+        :param last_values: [B] values of the observations after the rollout
+        """
+        zero = np.float32(0)
+        values = np.where(self.over, zero, self.values)
+        self.advantages = gae(
+            rewards=np.where(self.loss_mask, self.rewards + self.bootstraps, values),
+            values=values,
+            last_values=np.where(self.following_over[-1], zero, last_values),
+            ends=self.ends,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+        )
+        self.returns = self.advantages + values
 
     def all_windows(self, policy: MemoryPolicy) -> WindowBatch:
-        """Return the whole rollout as one batch, ordered by window, then by env.
+        """Return the whole rollout as one batch for PPO, ordered by window, then by env.
 
         :param policy: encodes the previous actions and rewards; its core makes the plan of the unroll
         """
-        windows = self._windows(policy, self._steps(), self.window, [self.snapshots[start] for start in self._starts])
         rest = (self.values, self.log_probs, self.advantages, self.returns, self.loss_mask)
         burn_in = self._burn_in(policy) if self.burn_in else None
-        return WindowBatch(windows, burn_in, *(self._sequences(array, self.window) for array in rest))
+        return WindowBatch(self.windows(policy), burn_in, *map(self.sequences, rest))
+
+    def windows(self, policy: MemoryPolicy) -> Windows:
+        """Return the rollout's windows as the policy's input, ordered by window, then by env."""
+        return self._windows(policy, self._steps(), self.window, [self.snapshots[start] for start in self._starts])
+
+    def sequences(self, array: np.ndarray, length: int | None = None) -> Tensor:
+        """Cut [steps, B, ...] into sequences [windows * B, length, ...], one every `window` steps.
+
+        :param length: None for `window`
+        """
+        length = self.window if length is None else length
+        windows = np.concatenate([array[start : start + length].swapaxes(0, 1) for start in self._starts])
+        return torch.as_tensor(windows, device=self.device)
 
     def _burn_in(self, policy: MemoryPolicy) -> BurnIn:
         stored = torch.tensor([start - self.burn_in in self.snapshots for start in self._starts], device=self.device)
@@ -206,15 +312,15 @@ class WindowBuffer(RolloutBuffer):
 
     def _windows(self, policy: MemoryPolicy, steps: _Steps, length: int, snapshots: Sequence[PolicyState]) -> Windows:
         """Cut `steps` into windows of `length` steps, one every `window` steps, with the states before them."""
-        reset = self._sequences(steps.episode_starts, length).bool()
-        actions = self._sequences(steps.actions, length)
+        reset = self.sequences(steps.episode_starts, length)
+        actions = self.sequences(steps.actions, length)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions[..., 0]
         core_state, action, reward = join_states(policy, snapshots)
         encoded = policy.encode_action(actions.flatten(0, 1)).unflatten(0, reset.shape)
-        rewards = policy.encode_reward(self._sequences(steps.rewards, length).flatten()).unflatten(0, reset.shape)
+        rewards = policy.encode_reward(self.sequences(steps.rewards, length).flatten()).unflatten(0, reset.shape)
         return Windows(
-            observations=each_part(lambda array: self._sequences(array, length), steps.observations),
+            observations=each_part(lambda array: self.sequences(array, length), steps.observations),
             actions=actions,
             previous_action=_shifted(encoded, action, reset),
             previous_reward=_shifted(rewards, reward, reset),
@@ -226,23 +332,25 @@ class WindowBuffer(RolloutBuffer):
     def _steps(self) -> _Steps:
         return _Steps(self.observations, self.actions, self.rewards, self.episode_starts)
 
-    def _empty_observations(self, shape: tuple[int, int]) -> np.ndarray | dict[str, np.ndarray]:
-        if isinstance(self.observation_space, spaces.Dict):
-            parts = self.observation_space.spaces
-            return {key: np.zeros((*shape, *self.obs_shape[key]), dtype=part.dtype) for key, part in parts.items()}  # type: ignore[call-overload]
-        return np.zeros((*shape, *self.obs_shape), dtype=self.observation_space.dtype)
-
-    def _sequences(self, array: np.ndarray, length: int) -> Tensor:
-        """Cut [steps, envs, ...] into sequences [windows * envs, length, ...], one every `window` steps."""
-        windows = np.concatenate([array[start : start + length].swapaxes(0, 1) for start in self._starts])
-        return torch.as_tensor(windows, device=self.device)
+    @property
+    def _starts(self) -> range:
+        """First step of each window."""
+        return range(0, self.buffer_size, self.window)
 
 
-def each_part(function: Callable[..., Any], *observations: Any) -> Any:
-    """Apply `function` to observations, key by key if they are dicts."""
-    if isinstance(observations[0], dict):
-        return {key: function(*(part[key] for part in observations)) for key in observations[0]}
-    return function(*observations)
+_STORED = (
+    *("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "loss_mask", "bootstraps", "over"),
+    *("following", "following_starts", "following_over"),
+)
+
+
+def _store(whole: Any, row: int, observations: Any) -> None:
+    """Copy observations [B, ...] to a row of the stored ones."""
+
+    def copy(stored: np.ndarray, part: np.ndarray) -> None:
+        stored[row] = part.reshape(stored.shape[1:])
+
+    each_part(copy, whole, observations)
 
 
 def _last(steps: _Steps, count: int) -> _Steps:
@@ -272,16 +380,3 @@ def window_batches(everything: WindowBatch, batch_windows: int) -> Iterator[Wind
         batch: WindowBatch = select(everything, order[start : start + batch_windows])
         if bool(batch.loss_mask.any()):
             yield batch
-
-
-def select(batch: Any, index: Tensor) -> Any:
-    """Return a nested batch with the windows `index` of every tensor."""
-    if isinstance(batch, Tensor):
-        return batch.index_select(0, index)
-    if isinstance(batch, dict):
-        return {key: select(part, index) for key, part in batch.items()}
-    if isinstance(batch, list):
-        return [select(part, index) for part in batch]
-    if isinstance(batch, tuple):
-        return type(batch)(*(select(part, index) for part in batch))
-    return batch

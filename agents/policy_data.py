@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -64,7 +65,32 @@ class Evaluated(NamedTuple):
     """[N, T], or None where the distribution has no closed form."""
     unrolled: ctrl.Unrolled
 
+    @property
+    def entropy_estimate(self) -> Tensor:
+        """[N, T] entropies; -log_prob of the actions, which has the same mean, where there is no closed form."""
+        return -self.log_prob if self.entropy is None else self.entropy
+
 
 def policy_leaves(state: PolicyState) -> tuple[Tensor, ...]:
     """Return all tensors of a state: the core's leaves, the previous action and the previous reward."""
     return (*state.core, state.previous_action, state.previous_reward)
+
+
+def each_part(function: Callable[..., Any], *observations: Any) -> Any:
+    """Apply `function` to observations, key by key if they are dicts."""
+    if isinstance(observations[0], dict):
+        return {key: function(*(part[key] for part in observations)) for key in observations[0]}
+    return function(*observations)
+
+
+def select(batch: Any, index: Tensor) -> Any:
+    """Return a nested batch with the windows `index` of every tensor."""
+    if isinstance(batch, Tensor):
+        return batch.index_select(0, index)
+    if isinstance(batch, dict):
+        return {key: select(part, index) for key, part in batch.items()}
+    if isinstance(batch, list):
+        return [select(part, index) for part in batch]
+    if isinstance(batch, tuple):
+        return type(batch)(*(select(part, index) for part in batch))
+    return batch

@@ -6,19 +6,17 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
-from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
+from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm
 from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
 from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.rollout import ended_unreported
-from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names
+from ctrl.agents.utils.statistics import Statistics
 from ctrl.agents.utils.validation import (
     batch_windows,
     burn_in_steps,
@@ -67,8 +65,8 @@ class MemoryPPO(MemoryAlgorithm):
     :param n_steps: steps per env and rollout
     :param window: T, steps that one unroll trains on; divides `n_steps`; None for `n_steps`
     :param refresh: "none", "recompute" or k, see above
-    :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout, at least one
-        window
+    :param batch_size: steps in a minibatch, a multiple of `window`; None for a quarter of the rollout's windows,
+        rounded down, at least one
     :param n_epochs: passes over each rollout
     :param gamma: discount factor
     :param gae_lambda: trade-off between bias and variance of the advantages
@@ -130,13 +128,6 @@ class MemoryPPO(MemoryAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_numbers(
-            at_least_1={"window": window, "batch_size": batch_size, "n_epochs": n_epochs},
-            positive={"clip_range": clip_range, "clip_range_vf": clip_range_vf, "target_kl": target_kl},
-            not_negative={"gae_lambda": gae_lambda},
-            at_most_1={"gae_lambda": gae_lambda},
-            optional=("window", "batch_size", "clip_range_vf", "target_kl"),
-        )
         if isinstance(env, str):
             check_env_id(env)
         elif _init_setup_model:
@@ -173,6 +164,13 @@ class MemoryPPO(MemoryAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        check_numbers(
+            at_least_1=self._named("window", "batch_size", "n_epochs"),
+            positive=self._named("clip_range", "clip_range_vf", "target_kl"),
+            not_negative=self._named("gae_lambda"),
+            at_most_1=self._named("gae_lambda"),
+            optional=("window", "batch_size", "clip_range_vf", "target_kl"),
+        )
         self._setup_lr_schedule()
         self._clip_schedule = FloatSchedule(self.clip_range)
         self._clip_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
@@ -184,26 +182,22 @@ class MemoryPPO(MemoryAlgorithm):
             self.observation_space,
             self.action_space,
             device=self.device,
-            gae_lambda=self.gae_lambda,
-            gamma=self.gamma,
             n_envs=self.n_envs,
             window=window,
             burn_in=burn_in_steps(self.refresh, self.n_steps),
         )
         self._make_memory_policy()
 
-    def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
+    def _finish_rollout(self) -> None:
         """Compute returns and advantages; the values [B] of the observations after the rollout are bootstrap values.
 
         The rollout ends with a window, so truncated episodes already have their bootstrap values.
         """
-        check_finite(self._last_obs, "observation", self.num_timesteps)
-        state = self._actor_in(len(infos)).state()
+        state = self._actor_in(self.n_envs).state()
         with torch.no_grad():
-            values = self.policy.values_after(self._last_obs_tensor(), state, self._last_reset())
-        over = torch.as_tensor(ended_unreported(infos), device=self.device)
+            last_values = self.policy.values_after(self._last_obs_tensor(), state, self._last_reset())
         self.rollout_buffer.compute_returns_and_advantage(
-            values.masked_fill(over, 0.0), np.asarray(self._last_episode_starts)
+            last_values.cpu().numpy(), gamma=self.gamma, gae_lambda=self.gae_lambda
         )
 
     def train(self) -> None:
@@ -212,25 +206,30 @@ class MemoryPPO(MemoryAlgorithm):
         self._update_learning_rates()
         clip_range = self._clip_schedule(self._current_progress_remaining)
         statistics = Statistics()
-        go_on = True
         everything = self.rollout_buffer.all_windows(self.policy)
         self._count_returns(everything.returns[everything.loss_mask])
         for _ in range(self.n_epochs):
-            for batch in window_batches(everything, self._batch_windows):
-                first = not statistics.values
-                batch = self._refreshed(batch)
-                kl = self._loss_and_gradients(batch, clip_range, statistics, first=first)
-                if self.target_kl is not None and kl > 1.5 * self.target_kl:
-                    go_on = False
-                    break
-                self._optimize(statistics)
+            go_on = self._train_epoch(everything, clip_range, statistics)
             self._n_updates += 1
             if not go_on:
                 break
-        self._log_training(statistics, clip_range)
-        if statistics.values:
-            self._log_staleness(everything.windows)
-            self._adapt(statistics)
+        if not statistics.values:
+            return  # the env ignored every action of the rollout, so there was nothing to learn from
+        summary = statistics.summary()
+        self._log_update(summary)
+        self._log_own(clip_range)
+        self._log_staleness(everything.windows)
+        self._adapt(summary)
+
+    def _train_epoch(self, everything: WindowBatch, clip_range: float, statistics: Statistics) -> bool:
+        """Learn from each window once; return False if the policy has moved too far from the one that acted."""
+        for batch in window_batches(everything, self._batch_windows):
+            first = not statistics.values
+            kl = self._loss_and_gradients(self._refreshed(batch), clip_range, statistics, first=first)
+            if self.target_kl is not None and kl > 1.5 * self.target_kl:
+                return False
+            self._optimize(statistics)
+        return True
 
     def _refreshed(self, batch: WindowBatch) -> WindowBatch:
         """Return the minibatch with the states before its windows recomputed over the burn-in, with current weights."""
@@ -262,27 +261,13 @@ class MemoryPPO(MemoryAlgorithm):
         policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
         outputs = self._clipped_outputs(self.policy.value_outputs(evaluated.latent_vf), batch)
         value_loss = F.mse_loss(counted(outputs), units.normalised(counted(batch.returns)))
-        entropy = -evaluated.log_prob if evaluated.entropy is None else evaluated.entropy
-        entropy_loss = -counted(entropy).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        reconstruction_loss = evaluated.unrolled.reconstruction_loss
-        check_finite(loss, "loss", self.num_timesteps)
-        check_finite(reconstruction_loss, "reconstruction_loss", self.num_timesteps)
-
+        entropy_loss = -counted(evaluated.entropy_estimate).mean()
         self.policy.zero_grad()
-        # The two losses share no parameter, so one backward pass serves both.
-        (loss + reconstruction_loss).backward()
-
+        self._backward(policy_loss, value_loss, entropy_loss, evaluated, statistics)
         with torch.no_grad():
             kl = ((log_ratio.exp() - 1) - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html
-            statistics.add("train/policy_gradient_loss", policy_loss)
-            statistics.add("train/value_loss", value_loss)
-            statistics.add("train/entropy_loss", entropy_loss)
-            statistics.add("train/loss", loss)
             statistics.add("train/approx_kl", kl)
             statistics.add("train/clip_fraction", ((ratio - 1).abs() > clip_range).float().mean())
-            for name, value in evaluated.unrolled.diagnostics.items():
-                statistics.add(f"memory/{name}", value)
         return float(kl)
 
     def _clipped_outputs(self, outputs: Tensor, batch: WindowBatch) -> Tensor:
@@ -292,21 +277,14 @@ class MemoryPPO(MemoryAlgorithm):
         old_outputs = self.policy.value_normalisation.normalised(batch.old_values)
         return old_outputs + (outputs - old_outputs).clamp(-clip_range, clip_range)
 
-    def _log_training(self, statistics: Statistics, clip_range: float) -> None:
-        if not statistics.values:
-            return  # the env ignored every action of the rollout, so there was nothing to learn from
+    def _log_own(self, clip_range: float) -> None:
+        """Log what only PPO has."""
         buffer = self.rollout_buffer
-        for name, value in statistics.means().items():
-            self.logger.record(name, value)
         explained = explained_variance(buffer.values[buffer.loss_mask], buffer.returns[buffer.loss_mask])
         self.logger.record("train/explained_variance", explained)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
         if self._clip_vf_schedule is not None:
             self.logger.record("train/clip_range_vf", self._clip_vf_schedule(self._current_progress_remaining))
-        self.logger.record("memory/state_bytes", self.policy.core.state_bytes)
 
 
 def _counted(loss_mask: Tensor) -> Callable[[Tensor], Tensor]:

@@ -29,11 +29,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from ctrl.agents.utils.env_access import _access
 from ctrl.agents.utils.spaces import check_spaces
+from ctrl.agents.utils.validation import check_env
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -236,6 +238,19 @@ class GymnasiumVecEnv(VecEnv):
         """Return for each of these envs if it has this wrapper; always True for `Monitor`, whose work is done here."""
         chosen = list(self._get_indices(indices))
         return [wrapper_class is Monitor or self._access.is_wrapped(wrapper_class, i) for i in chosen]
+
+
+def as_vec_env(env: Any, *, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+    """Return a gymnasium env, a gymnasium `VectorEnv` or a `VecEnv` as an SB3 `VecEnv`, images with channels first.
+
+    :param monitor_wrapper: whether a single env without a `Monitor` gets one
+    :raises ValueError: where `env` is no env, or a space is not supported
+    """
+    if isinstance(env, VectorEnv):
+        env = GymnasiumVecEnv(env)
+    check_env(env)
+    check_spaces(env.observation_space, env.action_space)
+    return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
 
 class _EpisodeMonitor:

@@ -21,6 +21,9 @@ COMPRESSIVE_CORES = ("compressive", "adaptive")
 ATTENTION_CORES = (*COMPRESSIVE_CORES, *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
 
+SEEDS_PER_RUN = 10_000
+"""Number of task seeds reserved for a run, one for each copy of the task."""
+
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """Option that is off unless its flag is given; a plain `bool` has a second flag to switch it off."""
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(default: none)")]
@@ -89,6 +92,11 @@ class TaskOptions:
     def __post_init__(self) -> None:
         require(bool(self.env), "--env must not be empty")
         require(self.num_envs >= 1, f"--num-envs must be at least 1, got {self.num_envs}")
+        require(
+            self.num_envs <= SEEDS_PER_RUN,
+            f"--num-envs must be at most SEEDS_PER_RUN = {SEEDS_PER_RUN}, got {self.num_envs}: with more copies, runs "
+            "with different --seed would share task seeds",
+        )
         _ = self.env_arguments
 
     @property

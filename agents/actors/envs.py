@@ -11,8 +11,8 @@ import gymnasium as gym
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
-from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.utils.validation import check_env_id
+from ctrl.agents.vector_env import as_vec_env
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def same_env(env: VecEnv) -> VecEnv:
 
 def wrapped_env(maker: Callable[[], Any]) -> VecEnv:
     """Return the env that a function makes, as a `VecEnv`."""
-    return MemoryAlgorithm._wrap_env(built_env(maker))
+    return as_vec_env(built_env(maker))
 
 
 def built_env(env: Any) -> Any:

@@ -22,12 +22,12 @@ import torch
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ctrl.agents.actors.pickling import packed
-from ctrl.agents.actors.process import PATIENCE_AT_THE_END, Failed, Job, WindowDone, memory_layout
+from ctrl.agents.actors.process import PATIENCE_AT_THE_END, EndedEpisode, Failed, Job, WindowDone, memory_layout
 from ctrl.agents.actors.shared_memory import SharedArrays, anonymous_file, layout_of
 from ctrl.agents.actors.shared_weights import SharedWeights
+from ctrl.agents.buffers import Arrays, WindowBuffer
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import PolicyState
-from ctrl.agents.trajectories import Arrays, TrajectoryBuffer
 from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.utils.normalisation import Moments, add_moments, running_moments
 
@@ -52,15 +52,14 @@ class Window:
     actor: _Actor
     slot: int
     arrays: Arrays
-    """Arrays as `TrajectoryBuffer.load` takes them."""
+    """Arrays as `WindowBuffer.load` takes them."""
     state: PolicyState
     """State before the window."""
     moments: Moments
     """Moments of the actor's data, to be merged into the running normalisation."""
     version: int
     """Version of the weights that acted."""
-    infos: list[tuple[int, int, dict[str, Any]]]
-    """(step, env, info) of each episode that ended."""
+    ended: list[EndedEpisode]
 
 
 class Actors:
@@ -86,7 +85,7 @@ class Actors:
         policy: MemoryPolicy,
         make_env: Any,
         normalize: VecNormalize | None,
-        buffer: TrajectoryBuffer,
+        buffer: WindowBuffer,
         *,
         gamma: float,
         slots: int,
@@ -108,9 +107,9 @@ class Actors:
         layout = memory_layout(buffer, state, moments, slots)
         self._job = Job(make_env, _copy_to_act(policy), buffer.window, gamma, slots, layout)
         self._job_fd = anonymous_file(_sendable(self._job))
-        self._published = SharedWeights(policy, normalize)
+        self._shared_weights = SharedWeights(policy, normalize)
         try:
-            self._published.write(self.version)
+            self._shared_weights.write(self.version)
             for index in range(num_actors):
                 self._actors.append(self._start(index, starts=0))
         except BaseException:
@@ -120,7 +119,7 @@ class Actors:
     def publish(self) -> None:
         """Publish the current policy to the actors; skipped while one still reads the copy to be overwritten."""
         self.version += 1
-        self._published.write(self.version)
+        self._shared_weights.write(self.version)
 
     def receive(self) -> Window:
         """Return the next complete window; while waiting for it, restart actors that are dead or hung.
@@ -146,7 +145,7 @@ class Actors:
         deadline = time.monotonic() + PATIENCE_AT_THE_END
         with ExitStack() as stack:  # everything runs, last first, even if Ctrl-C interrupts it
             stack.callback(os.close, self._job_fd)
-            stack.callback(self._published.close)
+            stack.callback(self._shared_weights.close)
             for actor in self._actors:
                 stack.callback(actor.end, deadline)
             for actor in self._actors:
@@ -163,17 +162,17 @@ class Actors:
 
     def _hear(self, actor: _Actor) -> None:
         try:
-            told = actor.connection.recv()
+            message = actor.connection.recv()
         except (EOFError, OSError):
             self._replace(actor, actor.how_it_ended())
             return
         actor.note_progress()
-        if isinstance(told, WindowDone):
-            self._ready.append(self._window(actor, told))
-        elif isinstance(told, Failed):
-            if told.not_finite:
-                raise NonFiniteError(told.not_finite)
-            self._replace(actor, told.reason)
+        if isinstance(message, WindowDone):
+            self._ready.append(self._window(actor, message))
+        elif isinstance(message, Failed):
+            if message.not_finite:
+                raise NonFiniteError(message.not_finite)
+            self._replace(actor, message.reason)
 
     def _look_after(self, actor: _Actor) -> None:
         if actor.process.poll() is not None and not actor.connection.poll():
@@ -199,10 +198,10 @@ class Actors:
     def _start(self, index: int, starts: int) -> _Actor:
         seed = int(np.random.SeedSequence(self._entropy, spawn_key=(index, starts)).generate_state(1)[0])
         # Large seeds are reserved for evaluation.
-        return _Actor(index, starts, seed % 2**29, self._job, self._job_fd, self._published.fd)
+        return _Actor(index, starts, seed % 2**29, self._job, self._job_fd, self._shared_weights.fd)
 
-    def _window(self, actor: _Actor, told: WindowDone) -> Window:
-        prefix = f"{told.slot}/"
+    def _window(self, actor: _Actor, done: WindowDone) -> Window:
+        prefix = f"{done.slot}/"
         mine = {
             name.removeprefix(prefix): array for name, array in actor.memory.arrays.items() if name.startswith(prefix)
         }
@@ -213,18 +212,18 @@ class Actors:
         device = self.policy.device
         *core, action, reward = (leaf.to(device) for leaf in leaves)
         state = PolicyState(self.policy.core.make_state(core), action, reward)
-        return Window(actor, told.slot, mine, state, moments, told.version, told.infos)
+        return Window(actor, done.slot, mine, state, moments, done.version, done.ended)
 
 
 class _Actor:
     """One actor process, with its connection and its shared memory."""
 
-    def __init__(self, index: int, starts: int, seed: int, job: Job, job_fd: int, published_fd: int) -> None:
+    def __init__(self, index: int, starts: int, seed: int, job: Job, job_fd: int, weights_fd: int) -> None:
         self.index, self.starts = index, starts
         self.memory = SharedArrays(job.layout)
         self.connection, its_end = Pipe()
         its_lifeline, self._lifeline = Pipe(duplex=False)
-        fds = [its_end.fileno(), its_lifeline.fileno(), job_fd, published_fd, self.memory.fd]
+        fds = [its_end.fileno(), its_lifeline.fileno(), job_fd, weights_fd, self.memory.fd]
         path = "\n".join(map(str, sys.path))
         try:
             # A session of its own: Ctrl-C reaches only the learner, and the env's processes can be killed with it.

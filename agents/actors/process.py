@@ -28,11 +28,11 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from ctrl.agents.actors.shared_memory import Layout, SharedArrays
 from ctrl.agents.actors.shared_weights import SharedWeights
+from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import PolicyState, policy_leaves
-from ctrl.agents.rollout import ended_unreported, keep_step, take_step
-from ctrl.agents.trajectories import TrajectoryBuffer
-from ctrl.agents.utils.nan_checks import NonFiniteError, check_finite
+from ctrl.agents.rollout import keep_step, take_step
+from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.utils.normalisation import Moments, added_moments, running_moments
 
 PATIENCE_AT_THE_END = 5.0
@@ -54,14 +54,23 @@ class Job:
     """Layout of the memory that the actor shares with the learner, see `memory_layout`."""
 
 
+class EndedEpisode(NamedTuple):
+    """End of an episode inside a window."""
+
+    step: int
+    """Step of the window."""
+    env: int
+    info: dict[str, Any]
+    """The env's info, numbers and text only."""
+
+
 class WindowDone(NamedTuple):
     """Message to the learner: a slot holds a complete window."""
 
     slot: int
     version: int
     """Version of the weights that acted."""
-    infos: list[tuple[int, int, dict[str, Any]]]
-    """(step, env, info) of each episode that ended, numbers and text only."""
+    ended: list[EndedEpisode]
 
 
 class Failed(NamedTuple):
@@ -73,7 +82,7 @@ class Failed(NamedTuple):
     """Message of the error if it is a `NonFiniteError`, otherwise empty."""
 
 
-def memory_layout(buffer: TrajectoryBuffer, state: PolicyState, moments: Layout, slots: int) -> Layout:
+def memory_layout(buffer: WindowBuffer, state: PolicyState, moments: Layout, slots: int) -> Layout:
     """Return the layout of the memory that one actor shares with the learner.
 
     :param buffer: a buffer of one window, with the shapes to be stored
@@ -96,12 +105,12 @@ def state_leaves(state: PolicyState) -> list[torch.Tensor]:
     return [leaf.cpu() for leaf in policy_leaves(state)]
 
 
-def plain_infos(infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield env and info where episodes end, reduced to numbers, text and an `episode` of these, cheap to send."""
+def ended_episodes(step: int, infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[EndedEpisode]:
+    """Yield the episodes that end in a step. Infos are reduced to numbers, text and an `episode` of these."""
     for env, info in enumerate(infos):
         if ends[env] or "episode" in info:
             episode = {"episode": _plain(info["episode"])} if "episode" in info else {}
-            yield env, {**_plain(info), **episode}
+            yield EndedEpisode(step, env, {**_plain(info), **episode})
 
 
 def _plain(info: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _plain(info: dict[str, Any]) -> dict[str, Any]:
 class ActorProcess:
     """Acting loop of one actor, until its connection is closed."""
 
-    def __init__(self, job: Job, seed: int, memory: SharedArrays, published_fd: int, connection: Connection) -> None:
+    def __init__(self, job: Job, seed: int, memory: SharedArrays, weights_fd: int, connection: Connection) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - for envs that draw from the global generator
@@ -123,17 +132,11 @@ class ActorProcess:
         self.normalize = unwrap_vec_normalize(self.env)
         self.policy = job.policy
         self.policy.set_training_mode(False)
-        self.published = SharedWeights(self.policy, self.normalize, published_fd)
-        self.version = self.published.read()
+        self.shared_weights = SharedWeights(self.policy, self.normalize, weights_fd)
+        self.version = self.shared_weights.read()
         self.env.seed(seed)
-        self.buffer = TrajectoryBuffer(
-            job.window,
-            self.policy.observation_space,
-            self.policy.action_space,
-            "cpu",
-            n_envs=self.env.num_envs,
-            window=job.window,
-        )
+        spaces = self.policy.observation_space, self.policy.action_space
+        self.buffer = WindowBuffer(job.window, *spaces, n_envs=self.env.num_envs, window=job.window)
         self.actor = self.policy.actor(self.policy.initial_state(self.env.num_envs))
         self.before = self._moments()
         self.obs: Any = self.env.reset()
@@ -144,7 +147,7 @@ class ActorProcess:
         """Act until the learner closes the connection."""
         while (slot := self._free_slot()) is not None:
             if self.memory.arrays["steps"]:  # before the first step, reading would drop the first observations' moments
-                self.version = self.published.read()
+                self.version = self.shared_weights.read()
                 self.before = self._moments()
             window = WindowDone(slot, self.version, self._window(slot))
             try:
@@ -165,26 +168,24 @@ class ActorProcess:
     def _moments(self) -> Moments:
         return {} if self.normalize is None else running_moments(self.normalize)
 
-    def _window(self, slot: int) -> list[tuple[int, int, dict[str, Any]]]:
-        """Act for a window, put it into `slot`, and return the infos of episodes that ended."""
+    def _window(self, slot: int) -> list[EndedEpisode]:
+        """Act for a window, put it into `slot`, and return the episodes that ended."""
         self.buffer.reset()
-        told, infos = [], []
+        ended: list[EndedEpisode] = []
         for step in range(self.job.window):
             infos = self._step()
-            told += [(step, env, info) for env, info in plain_infos(infos, self.starts)]
-        check_finite(self.obs, "observation", int(self.memory.arrays["steps"]))
-        self.buffer.add_following(self.obs, self.starts, ended_unreported(infos))
+            ended += ended_episodes(step, infos, self.starts)
         self._store(slot, added_moments(self.before, self._moments()))
-        return told
+        return ended
 
     def _step(self) -> list[dict[str, Any]]:
         now = int(self.memory.arrays["steps"])
-        taken = take_step(self.actor, self.env, self.buffer, self.obs, torch.as_tensor(self.starts), now)
-        self.actor.tell_rewards(taken.rewards)
-        keep_step(taken, self.starts, self.actor, self.buffer, self.job.gamma, now)
-        self.obs, self.starts = taken.following, np.asarray(taken.ends, dtype=bool)
+        step = take_step(self.actor, self.env, self.buffer, self.obs, torch.as_tensor(self.starts), now)
+        self.actor.tell_rewards(step.rewards)
+        keep_step(step, self.starts, self.actor, self.buffer, self.job.gamma, now)
+        self.obs, self.starts = step.next_obs, np.asarray(step.ends, dtype=bool)
         self.memory.arrays["steps"][...] = now + 1
-        return taken.infos
+        return step.infos
 
     def _store(self, slot: int, added: Moments) -> None:
         arrays = self.memory.arrays
@@ -218,14 +219,14 @@ def _report(connection: Connection, error: BaseException) -> None:
         connection.send(Failed("".join(traceback.format_exception(error)), not_finite))
 
 
-def main(connection_fd: int, lifeline: int, job_fd: int, published_fd: int, memory_fd: int, seed: int) -> int:
+def main(connection_fd: int, lifeline: int, job_fd: int, weights_fd: int, memory_fd: int, seed: int) -> int:
     """Act until the learner closes the connection; return 0, or 1 after an error, which is sent to the learner."""
     threading.Thread(target=_end_with_the_learner, args=[lifeline], daemon=True).start()
     connection = Connection(connection_fd)
     process: ActorProcess | None = None
     try:
         job = _job(job_fd)
-        process = ActorProcess(job, seed, SharedArrays(job.layout, memory_fd), published_fd, connection)
+        process = ActorProcess(job, seed, SharedArrays(job.layout, memory_fd), weights_fd, connection)
         process.run()
     except BaseException as error:
         _report(connection, error)

@@ -18,12 +18,12 @@ Moments = dict[str, np.ndarray]
 
 def running_moments(normalize: VecNormalize) -> Moments:
     """Return a copy of the running mean, variance and count of observations and returns."""
-    told: Moments = {}
+    moments: Moments = {}
     for name, running in _running(normalize).items():
-        told[f"{name}/mean"] = np.array(running.mean, dtype=np.float64)
-        told[f"{name}/var"] = np.array(running.var, dtype=np.float64)
-        told[f"{name}/count"] = np.array(running.count, dtype=np.float64)
-    return told
+        moments[f"{name}/mean"] = np.array(running.mean, dtype=np.float64)
+        moments[f"{name}/var"] = np.array(running.var, dtype=np.float64)
+        moments[f"{name}/count"] = np.array(running.count, dtype=np.float64)
+    return moments
 
 
 def set_running_moments(normalize: VecNormalize, moments: Moments) -> None:

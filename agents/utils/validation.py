@@ -11,7 +11,9 @@ import torch
 
 
 def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None) -> int:
-    """Return the number of windows in a minibatch of `batch_size` steps; None stands for a quarter of the rollout.
+    """Return the number of windows in a minibatch of `batch_size` steps.
+
+    None stands for a quarter of the rollout's windows, rounded down, at least one.
 
     :raises ValueError: where `window` does not divide `n_steps` or `batch_size`
     """

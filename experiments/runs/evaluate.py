@@ -19,6 +19,7 @@ from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import Windows
 from ctrl.agents.utils.nan_checks import check_finite
+from ctrl.agents.vector_env import as_vec_env
 from ctrl.experiments.config import EvaluateConfig, TrainConfig
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.options import COMPRESSIVE_CORES, RunOptions, TaskOptions, merge_pairs
@@ -153,7 +154,7 @@ def reconstruction_errors(model: MemoryAlgorithm, config: TrainConfig) -> dict[s
         return {}
     found: dict[str, list[float]] = {}
     task = make_task(replace(config.task, num_envs=WINDOW_ENVS), seed=evaluation_seed(config.seed), training=True)
-    env = model._wrap_env(task, monitor_wrapper=False)  # images come with channels first, as in training
+    env = as_vec_env(task, monitor_wrapper=False)  # images come with channels first, as in training
     try:
         for windows in held_out_windows(model.policy, env, length=config.ppo.window or config.ppo.n_steps):
             with torch.no_grad():
@@ -185,7 +186,7 @@ def held_out_windows(policy: MemoryPolicy, env: VecEnv, *, length: int) -> Itera
             observations, rewards, starts, _ = env.step(policy.env_actions(acted.actions))
             actor.tell_rewards(rewards)
             buffer.add_step(seen, acted, rewards, started)
-        yield buffer.all_windows(policy).windows
+        yield buffer.windows(policy)
 
 
 @dataclass(frozen=True)

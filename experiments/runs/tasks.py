@@ -20,10 +20,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from ctrl.agents import GymnasiumVecEnv
 from ctrl.envs import TASKS, Rules, Scores, external
 from ctrl.experiments.errors import UserError, unknown
-from ctrl.experiments.options import TaskOptions
+from ctrl.experiments.options import SEEDS_PER_RUN, TaskOptions
 
-SEEDS_PER_RUN = 10_000
-"""Number of task seeds reserved for a run, one for each copy of the task."""
 EVALUATION_SEEDS = 1_200_000_000
 """First task seed of evaluations; training reaches it only with run seeds from 120,000 on."""
 

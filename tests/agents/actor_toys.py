@@ -19,9 +19,9 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ctrl.agents import MemoryImpala
+from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch
+from ctrl.agents.impala.vtrace import VTrace
 from ctrl.agents.policy_data import Evaluated
-from ctrl.agents.trajectories import TrajectoryBatch
-from ctrl.agents.vtrace import VTrace
 
 WINDOW, WINDOWS = 6, 4
 """Number of steps in a window, and of windows in an update."""
@@ -192,7 +192,7 @@ def fill_once(model: MemoryImpala) -> TrajectoryBatch:
         model._setup_learn(0)
     callback.init_callback(model)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
-    return model.rollout_buffer.all_windows(model.policy)
+    return trajectory_batch(model.rollout_buffer, model.policy)
 
 
 def evaluated(model: MemoryImpala, batch: TrajectoryBatch) -> Evaluated:

@@ -192,11 +192,11 @@ def test_dict_observations_are_cut_alike() -> None:
 def test_an_ignored_step_has_no_advantage_and_the_step_before_bootstraps_from_it() -> None:
     """Rewards are 10 * step + 0.5, values 10 * step + 0.1; env 0 is cut at step 2, env 1 not at all."""
     for terminated, value in ((False, 30.1), (True, 0.0)):
-        buffer = filled(steps=3, window=3, gamma=0.5, gae_lambda=0.5)
-        buffer.pos = 3
+        buffer = filled(steps=3, window=3)
         buffer.values[2, 0] = 30.1
         buffer.ignore_step(0, terminated=terminated)
-        buffer.compute_returns_and_advantage(torch.tensor([1e6, 0.0]), np.array([True, False]))
+        buffer.add_following(np.zeros((2, 1)), np.array([True, False]), np.zeros(2, dtype=bool))
+        buffer.compute_returns_and_advantage(np.array([1e6, 0.0]), gamma=0.5, gae_lambda=0.5)
         assert buffer.loss_mask.tolist() == [[True, True], [True, True], [False, True]]
         assert buffer.advantages[2, 0] == 0
         assert buffer.advantages[1, 0] == pytest.approx(10.5 + 0.5 * value - 10.1)

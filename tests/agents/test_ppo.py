@@ -31,8 +31,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import ctrl
 from ctrl.agents import MemoryPPO
-from ctrl.agents.algorithm import Statistics
 from ctrl.agents.buffers import WindowBatch
+from ctrl.agents.utils.statistics import Statistics
 from ctrl.agents.utils.validation import batch_windows
 
 STEPS = 24 * 3
@@ -137,7 +137,7 @@ def losses(change: Callable[[WindowBatch], WindowBatch], **options: Any) -> dict
     batch = batch._replace(old_log_prob=now.log_prob, old_values=now.values, returns=now.values)
     statistics = Statistics()
     model._loss_and_gradients(change(batch), model._clip_schedule(1), statistics, first=True)
-    return statistics.means()
+    return statistics.summary()
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,12 @@ def test_clip_ranges_follow_their_schedules() -> None:
 
 def test_batches_are_counted_in_steps_and_made_of_windows() -> None:
     assert batch_windows(n_steps=128, window=16, n_envs=8, batch_size=64) == 4
-    assert batch_windows(n_steps=128, window=16, n_envs=8, batch_size=None) == 16
-    assert batch_windows(n_steps=8, window=8, n_envs=1, batch_size=None) == 1
+
+
+@pytest.mark.parametrize(("windows", "expected"), [(1, 1), (2, 1), (3, 1), (4, 1), (7, 1), (8, 2), (64, 16)])
+def test_a_batch_is_a_quarter_of_the_windows_by_default(windows: int, expected: int) -> None:
+    assert batch_windows(n_steps=16 * windows, window=16, n_envs=1, batch_size=None) == expected
+    assert batch_windows(n_steps=16, window=16, n_envs=windows, batch_size=None) == expected
 
 
 def test_window_is_the_rollout_unless_given() -> None:

@@ -36,9 +36,9 @@ from torch import Tensor
 
 import ctrl
 from ctrl.agents import MemoryPPO
-from ctrl.agents.algorithm import drift
 from ctrl.agents.buffers import WindowBatch
 from ctrl.agents.policy_data import PolicyState
+from ctrl.agents.utils.statistics import drift
 from ctrl.agents.utils.validation import burn_in_steps
 
 N_STEPS, WINDOW, ENVS = 24, 8, 3

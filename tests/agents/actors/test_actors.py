@@ -37,6 +37,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from ctrl.agents import ActorError, MemoryImpala, NonFiniteError
 from ctrl.agents.actors.pool import POLL_SECONDS
 from ctrl.agents.actors.process import PATIENCE_AT_THE_END
+from ctrl.agents.impala.trajectories import trajectory_batch
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is left is looked up in /proc")
 START = 20.0
@@ -70,7 +71,7 @@ def seeds(model: MemoryImpala) -> list[int]:
 
 def assert_contiguous(model: MemoryImpala) -> None:
     """Check that each window comes from one process, and that its steps follow each other."""
-    windows = model.rollout_buffer.all_windows(model.policy)
+    windows = trajectory_batch(model.rollout_buffer, model.policy)
     _, episode, step, place = torch.cat([windows.windows.observations, windows.following[:, None]], 1).unbind(2)  # type: ignore[list-item]
     assert torch.equal(place, place[:, :1].expand_as(place))
     first = torch.cat([windows.windows.reset, windows.following_starts[:, None]], dim=1)

@@ -31,9 +31,8 @@ from torch import Tensor
 import ctrl
 from ctrl.agents import MemoryImpala, check_memory, paper_impala
 from ctrl.agents.actors.envs import threads_beside
-from ctrl.agents.algorithm import Statistics
-from ctrl.agents.impala import REWARD_CLIPPING
-from ctrl.agents.trajectories import TrajectoryBatch
+from ctrl.agents.impala.trajectories import REWARD_CLIPPING, TrajectoryBatch
+from ctrl.agents.utils.statistics import Statistics
 
 TIMES = ("time/fps", "time/time_elapsed")
 
@@ -66,7 +65,7 @@ def losses(change: Callable[[TrajectoryBatch], TrajectoryBatch], **options: Any)
     model._lags = np.zeros(WINDOWS, dtype=np.int64)
     statistics = Statistics()
     model._add_gradients(change(batch), 1.0, statistics)
-    return statistics.means()
+    return statistics.summary()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +121,7 @@ def test_losses_are_weighted() -> None:
     model.ent_coef, model.vf_coef = 10.0, 0.3
     statistics = Statistics()
     model._add_gradients(above, 1.0, statistics, targets(model, above))
-    found = statistics.means()
+    found = statistics.summary()
     assert found["train/value_loss"] == pytest.approx(1, rel=1e-4)
     assert found["train/policy_gradient_loss"] == pytest.approx(-float(now.log_prob.mean()), rel=1e-4)
     assert -math.log(3) < found["train/entropy_loss"] < -0.5

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ctrl import Tier
 from ctrl.agents import MemoryImpala
-from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
+from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch
 
 UPDATES = 4
 FAST: dict[str, Any] = {"learning_rate": 1e-2, "memory_learning_rate": 1e-2}
@@ -39,7 +40,7 @@ def assert_faithful(model: MemoryImpala) -> None:
     found, logged, middle = [], [], []
 
     def look(model: MemoryImpala) -> None:
-        batch = model.rollout_buffer.all_windows(model.policy)
+        batch = trajectory_batch(model.rollout_buffer, model.policy)
         found.append(float(difference(model, batch).max()))
         middle.append(not batch.windows.reset[:, 0].all())
         if len(found) > 1:
@@ -105,14 +106,14 @@ def test_with_the_weights_that_an_actor_had_the_ratio_is_one(
     def look(model: MemoryImpala) -> None:
         assert model._actors is not None
         published[model._actors.version] = weights_of(model)
-        batch = model.rollout_buffer.all_windows(model.policy)
+        batch = trajectory_batch(model.rollout_buffer, model.policy)
         with_weights_of_now.append(float(difference(model, batch).max()))
         then = copy.copy(model)
         then.policy = copy.deepcopy(model.policy, {id(model.policy.action_dist): model.policy.action_dist})
         for rows, lag in zip(torch.arange(len(batch.rewards)).chunk(WINDOWS), model._lags.tolist(), strict=True):
             versions.append(model._actors.version - lag)
             then.policy.load_state_dict(published[versions[-1]])
-            planned = model.rollout_buffer.all_windows(then.policy)  # by the clock that the actor had
+            planned = trajectory_batch(model.rollout_buffer, then.policy)  # by the clock that the actor had
             found.append(float(difference(then, planned)[rows].max()))
 
     model.learn(1000 * UPDATE, [AtRolloutEnd(look), StopOnce(lambda: len(set(versions)) > 10)])
@@ -122,23 +123,23 @@ def test_with_the_weights_that_an_actor_had_the_ratio_is_one(
     assert len(set(versions)) > 10 and min(versions) == 0
 
 
-def snapshots_of_the_wrong_env(buffer: TrajectoryBuffer) -> None:
+def snapshots_of_the_wrong_env(buffer: WindowBuffer) -> None:
     for number, snapshot in list(buffer.snapshots.items()):
         core = type(snapshot.core)(*(leaf.roll(1, dims=0) for leaf in snapshot.core))
         buffer.snapshots[number] = snapshot._replace(core=core)
 
 
-def late_resets(buffer: TrajectoryBuffer) -> None:
+def late_resets(buffer: WindowBuffer) -> None:
     buffer.episode_starts = np.roll(buffer.episode_starts, 1, axis=0)
 
 
-def actions_of_the_wrong_step(buffer: TrajectoryBuffer) -> None:
+def actions_of_the_wrong_step(buffer: WindowBuffer) -> None:
     buffer.actions = np.roll(buffer.actions, 1, axis=0)
 
 
 @pytest.mark.parametrize("spoil", [snapshots_of_the_wrong_env, late_resets, actions_of_the_wrong_step])
-def test_the_check_notices(spoil: Callable[[TrajectoryBuffer], None]) -> None:
+def test_the_check_notices(spoil: Callable[[WindowBuffer], None]) -> None:
     model = make_impala(staggered_env(), **FAST).learn(2 * UPDATE)
     assert float(difference(model, fill_once(model)).max()) < 1e-5
     spoil(model.rollout_buffer)
-    assert float(difference(model, model.rollout_buffer.all_windows(model.policy)).max()) > 1e-3
+    assert float(difference(model, trajectory_batch(model.rollout_buffer, model.policy)).max()) > 1e-3

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import ctrl
 from ctrl.agents import MemoryImpala
-from ctrl.agents.trajectories import TrajectoryBatch
+from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch
 
 SAME_STEP, NEXT_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED
 ENVS = pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_stands_at_ignored_steps_makes_no_difference() -> None:
         buffer = model.rollout_buffer
         for array in (buffer.log_probs, buffer.values, buffer.rewards) if poison else ():
             array[~buffer.loss_mask] = poison
-        batch = buffer.all_windows(model.policy)
+        batch = trajectory_batch(buffer, model.policy)
         results.append(real(batch, targets(model, batch).vs, 0, 2) + real(batch, targets(model, batch).vs, 1, 2))
     assert results[0] == results[1]
 
@@ -184,7 +184,7 @@ def test_the_same_through_the_queue(mode: AutoresetMode | None) -> None:
     starts = set()
 
     def look(model: MemoryImpala) -> None:
-        batch = model.rollout_buffer.all_windows(model.policy)
+        batch = trajectory_batch(model.rollout_buffer, model.policy)
         vs = targets(model, batch).vs
         for row in (0, 2):  # the windows of the env whose episodes are all of 3 steps
             steps = batch.windows.observations[row, :, 2].int().tolist()  # type: ignore[index]

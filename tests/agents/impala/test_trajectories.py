@@ -21,8 +21,9 @@ from torch import Tensor
 
 import ctrl
 from ctrl.agents import MemoryImpala
+from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch
 from ctrl.agents.policy_data import Acted, PolicyState
-from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
 
 COPY, EPISODE, STEP, PLACE = range(4)
 LEAST = 10
@@ -101,7 +102,7 @@ def test_what_reaches_the_learner_is_what_happened(mode: AutoresetMode | None, n
     gapless, resets = [], []
 
     def check(model: MemoryImpala) -> None:
-        batch = model.rollout_buffer.all_windows(model.policy)
+        batch = trajectory_batch(model.rollout_buffer, model.policy)
         check_windows(batch, mode)
         for rows in torch.arange(len(batch.rewards)).chunk(WINDOWS):
             first, reset = batch.windows.observations[rows, 0], batch.windows.reset[rows, 0]  # type: ignore[index]
@@ -124,49 +125,49 @@ def test_what_reaches_the_learner_is_what_happened(mode: AutoresetMode | None, n
     assert 0 < sum(resets) < len(resets) / 2, "windows must start both at resets and in mid-episode"
 
 
-def to_the_next_env(buffer: TrajectoryBuffer) -> None:
+def to_the_next_env(buffer: WindowBuffer) -> None:
     for number, snapshot in list(buffer.snapshots.items()):
         core = type(snapshot.core)(*(leaf.roll(1, dims=0) for leaf in snapshot.core))
         buffer.snapshots[number] = snapshot._replace(core=core)
 
 
-def to_the_next_window(buffer: TrajectoryBuffer) -> None:
+def to_the_next_window(buffer: WindowBuffer) -> None:
     buffer.snapshots[0], buffer.snapshots[WINDOW] = buffer.snapshots[WINDOW], buffer.snapshots[0]
 
 
-def another_actors(buffer: TrajectoryBuffer) -> None:
+def another_actors(buffer: WindowBuffer) -> None:
     """Change the steps as if they came from another process, whose env is at the same position."""
     buffer.observations[..., PLACE] += 1
     buffer.following[..., PLACE] += 1
 
 
-def late_resets(buffer: TrajectoryBuffer) -> None:
+def late_resets(buffer: WindowBuffer) -> None:
     buffer.episode_starts = np.roll(buffer.episode_starts, 1, axis=0)
 
 
-def following_of_another_window(buffer: TrajectoryBuffer) -> None:
+def following_of_another_window(buffer: WindowBuffer) -> None:
     buffer.following = buffer.following[::-1].copy()
 
 
 @pytest.mark.parametrize(
     "spoil", [to_the_next_env, to_the_next_window, another_actors, late_resets, following_of_another_window]
 )
-def test_what_is_mixed_up_is_noticed(spoil: Callable[[TrajectoryBuffer], None]) -> None:
+def test_what_is_mixed_up_is_noticed(spoil: Callable[[WindowBuffer], None]) -> None:
     model = bookkeeper()
     for _ in range(3):
         check_windows(fill_once(model), None)
         assert not model.rollout_buffer.episode_starts[0].all() or model.num_timesteps == UPDATE
     spoil(model.rollout_buffer)
     with pytest.raises(AssertionError):
-        check_windows(model.rollout_buffer.all_windows(model.policy), None)
+        check_windows(trajectory_batch(model.rollout_buffer, model.policy), None)
 
 
 # The buffer alone, filled by hand
 
 
-def window_of(first: int, space: spaces.Space[Any], envs: int = 2) -> tuple[TrajectoryBuffer, PolicyState]:
+def window_of(first: int, space: spaces.Space[Any], envs: int = 2) -> tuple[WindowBuffer, PolicyState]:
     """Return one window of 3 steps, numbered from `first` on, whose entries encode step and env."""
-    buffer = TrajectoryBuffer(3, space, spaces.Discrete(100), "cpu", n_envs=envs, window=3)
+    buffer = WindowBuffer(3, space, spaces.Discrete(100), "cpu", n_envs=envs, window=3)
     state = PolicyState(BookkeepingCore(1).initial_state(envs)._replace(count=torch.full((envs,), first)), *2 * [None])
 
     def shown(step: int) -> Any:
@@ -176,7 +177,8 @@ def window_of(first: int, space: spaces.Space[Any], envs: int = 2) -> tuple[Traj
     for step in range(first, first + 3):
         told = torch.tensor([10.0 * step + env for env in range(envs)])
         buffer.add_step(shown(step), Acted(told.long(), told + 0.1, -told), told.numpy() + 0.5, np.zeros(envs, bool))
-    buffer.bootstrap(np.array([buffer.pos - 1]), np.array([1]), np.array([first + 0.25]))
+    buffer.add_truncation([1], state, None)
+    buffer.bootstrap(np.array([first + 0.25]))
     buffer.ignore_step(0, terminated=True)
     buffer.add_following(shown(first + 3), np.array([False, True]), np.array([first == 7, False]))
     return buffer, state
@@ -189,7 +191,7 @@ BOX = spaces.Box(-1e3, 1e3, (1,), np.float32)
     "space", [BOX, spaces.Dict({"x": BOX, "y": spaces.Box(0, 255, (1,), np.uint8)})], ids=["box", "dict"]
 )
 def test_windows_are_loaded_into_their_places(space: spaces.Space[Any]) -> None:
-    whole = TrajectoryBuffer(6, space, spaces.Discrete(100), "cpu", n_envs=2, window=3)
+    whole = WindowBuffer(6, space, spaces.Discrete(100), "cpu", n_envs=2, window=3)
     for number, first in enumerate([7, 2]):
         assert not whole.full
         part, state = window_of(first, space)
@@ -213,12 +215,12 @@ def test_windows_are_loaded_into_their_places(space: spaces.Space[Any]) -> None:
     assert whole.following_starts.tolist() == [[False, True]] * 2
     assert whole.following_over.tolist() == [[True, False], [False, False]]
     assert [whole.snapshots[start].core.count.tolist() for start in (0, 3)] == [[7, 7], [2, 2]]
-    assert whole.ends(1).T.tolist() == [[False] * 3, [False, False, True]]
+    assert whole.ends.T.tolist() == [[False] * 6, [False, False, True] * 2]
 
 
 def test_what_is_loaded_is_a_copy() -> None:
     """The slot goes back to its actor, which writes the next window into it."""
-    whole = TrajectoryBuffer(3, BOX, spaces.Discrete(100), "cpu", n_envs=2, window=3)
+    whole = WindowBuffer(3, BOX, spaces.Discrete(100), "cpu", n_envs=2, window=3)
     part, state = window_of(2, BOX)
     whole.load(part.arrays(), state, 0)
     for array in part.arrays().values():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl.agents.vtrace import VTrace, vtrace
+from ctrl.agents.impala.vtrace import VTrace, vtrace
 
 N, T = 3, 7
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -9,36 +10,24 @@ from typing import Any, ClassVar, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
 import ctrl
 from ctrl.agents.actors.envs import built_env, maker_of, same_env, threads_beside, wrapped_env
 from ctrl.agents.actors.pool import Actors, check_sendable, closing
-from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm, Statistics
-from ctrl.agents.buffers import select
+from ctrl.agents.actors.process import EndedEpisode
+from ctrl.agents.algorithm import FALLING_RATE
+from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.impala.learner import VTraceLearner
+from ctrl.agents.impala.trajectories import REWARD_CLIPPING
 from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policy_data import Evaluated, PolicyState
-from ctrl.agents.rollout import ended_unreported
-from ctrl.agents.trajectories import TrajectoryBatch, TrajectoryBuffer
-from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.validation import check_env, check_numbers
-from ctrl.agents.vtrace import VTrace, vtrace
 
 Self = TypeVar("Self", bound="MemoryImpala")
-
-REWARD_CLIPPING: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda rewards: rewards,
-    "abs_one": lambda rewards: rewards.clamp(-1, 1),
-    "soft_asymmetric": lambda rewards: 5 * torch.where(rewards < 0, 0.3, 1.0) * torch.tanh(rewards / 5),
-}
-"""Reward clipping by name, as in the original's code; applied to rewards before any discounting."""
 
 
 def paper_impala(rate: int = 4) -> dict[str, Any]:
@@ -56,7 +45,7 @@ def paper_impala(rate: int = 4) -> dict[str, Any]:
     return {"learning_rate": 1.5e-5, "ent_coef": 2e-3, "windows_per_update": 4, "policy_kwargs": policy_kwargs}
 
 
-class MemoryImpala(MemoryAlgorithm):
+class MemoryImpala(VTraceLearner):
     """IMPALA with a memory core in its policy: actors in processes of their own, one learner, V-trace.
 
         model = MemoryImpala("MlpMemoryPolicy", "CartPole-v1", policy_kwargs={"core": "compressive"})
@@ -81,33 +70,24 @@ class MemoryImpala(MemoryAlgorithm):
     Callbacks see each step of a window when the window reaches the learner, with `rewards`, `dones` and `infos`. With
     actor processes, `infos` are empty except at the ends of episodes, and hold numbers and text only.
 
-    :param policy: "MlpMemoryPolicy", "CnnMemoryPolicy", "MultiInputMemoryPolicy", or a class
+    Arguments that are not listed are those of `MemoryPPO`.
+
     :param env: a gymnasium id or env, a stable-baselines3 `VecEnv`, a gymnasium `VectorEnv`, or a function that returns
         one of these. Every actor gets a copy, so a vector env of k envs makes k times `num_actors` envs. The function
         is for envs that can't be pickled, such as those that have processes of their own
-    :param learning_rate: of everything but the compressors; a number or a function of the progress left (1 to 0). By
-        default it falls from 1e-3 to 0 over a call of `learn`; see there for training in several calls
-    :param memory_learning_rate: of the compressors; a number or a function of the progress left
     :param num_actors: processes that act; 0 for none
     :param n_steps: T, steps of a window
     :param windows_per_update: windows of one actor's envs that an update learns from
     :param batch_size: steps of one backward pass, a multiple of `n_steps`; None for all of an update's steps. The
         gradients of an update's passes are added up, so it affects memory and time only (except that the reconstruction
         loss is a mean over the compressions of each pass)
-    :param gamma: discount factor
     :param vtrace_lambda: trade-off between bias and variance of the targets
     :param rho_bar: clip of the importance weights in the temporal differences and in the policy gradient
     :param c_bar: clip of the importance weights that carry later temporal differences back
     :param reward_clipping: "abs_one" (to -1 … 1) or "soft_asymmetric" (5 tanh(r / 5), 0.3 times that below 0), as in
         the original; None for rewards as they are
-    :param normalize_values: whether the value head learns in units of a running mean and scale of returns, as in
-        `ValueNormalisation`, and advantages are divided by that scale. Training then does not depend on the rewards'
-        scale, unless the policy sees the rewards (`previous_reward`) or they are clipped: `reward_clipping` comes
-        first, on rewards as they are
-    :param ent_coef: weight of the entropy in the loss
-    :param vf_coef: weight of the value loss in the loss
-    :param max_grad_norm: gradient clip of everything but the compressors
-    :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
+    :param normalize_values: as in `MemoryPPO`; advantages are divided by the scale, too. `reward_clipping` comes first,
+        on rewards as they are
     :param use_rms_prop: RMSProp instead of Adam for everything but the compressors, as in the original
     :param rms_prop_eps: epsilon of RMSProp, inside the root
     :param window_slots: whole windows of an actor that may wait for the learner. An actor continues as soon as the
@@ -115,11 +95,6 @@ class MemoryImpala(MemoryAlgorithm):
         older
     :param actor_timeout: seconds that a step of an actor's envs may take; its start may take a minute more
     :param max_restarts: restarts of all actors together in one call of `learn`
-    :param stats_window_size: number of episodes over which the reported means are taken
-    :param tensorboard_log: folder for TensorBoard, or None
-    :param policy_kwargs: see `MemoryPolicy`, above all `core` and `core_kwargs`
-    :param verbose: 0 silent, 1 info, 2 debug
-    :param seed: seed of all random numbers
     :param device: device of the learner's policy; actors use the CPU
     :raises ValueError: where an argument or a space does not fit, or an env can't be sent to another process
     """
@@ -129,8 +104,6 @@ class MemoryImpala(MemoryAlgorithm):
         *("reward_clipping", "normalize_values", "ent_coef", "vf_coef", "max_grad_norm", "memory_max_grad_norm"),
         *("use_rms_prop", "seed", "n_envs"),
     )
-    rollout_buffer: TrajectoryBuffer
-    _actors: Actors | None = None
 
     @answering_other_names
     def __init__(
@@ -167,20 +140,6 @@ class MemoryImpala(MemoryAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_numbers(
-            at_least_1={
-                "windows_per_update": windows_per_update,
-                "batch_size": batch_size,
-                "window_slots": window_slots,
-            },
-            positive={"rho_bar": rho_bar, "c_bar": c_bar, "rms_prop_eps": rms_prop_eps, "actor_timeout": actor_timeout},
-            not_negative={"vtrace_lambda": vtrace_lambda},
-            at_most_1={"vtrace_lambda": vtrace_lambda},
-            at_least_0={"num_actors": num_actors, "max_restarts": max_restarts},
-            optional=("batch_size",),
-        )
-        if reward_clipping not in list(REWARD_CLIPPING):
-            raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {reward_clipping!r}")
         if use_rms_prop:
             policy_kwargs = _with_rms_prop(policy_kwargs, rms_prop_eps)
         self._env_maker = maker_of(env)
@@ -215,6 +174,7 @@ class MemoryImpala(MemoryAlgorithm):
         self.c_bar = c_bar
         self.reward_clipping = reward_clipping
         self.use_rms_prop = use_rms_prop
+        self.rms_prop_eps = rms_prop_eps
         self.window_slots = window_slots
         self.actor_timeout = actor_timeout
         self.max_restarts = max_restarts
@@ -222,7 +182,20 @@ class MemoryImpala(MemoryAlgorithm):
             self._setup_model()
             self._check_sendable()
 
+    def _check_arguments(self) -> None:
+        check_numbers(
+            at_least_1=self._named("windows_per_update", "batch_size", "window_slots"),
+            positive=self._named("rho_bar", "c_bar", "rms_prop_eps", "actor_timeout"),
+            not_negative=self._named("vtrace_lambda"),
+            at_most_1=self._named("vtrace_lambda"),
+            at_least_0=self._named("num_actors", "max_restarts"),
+            optional=("batch_size",),
+        )
+        if self.reward_clipping not in list(REWARD_CLIPPING):
+            raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {self.reward_clipping!r}")
+
     def _setup_model(self) -> None:
+        self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.batch_size is not None and self.batch_size % self.n_steps:
@@ -233,209 +206,60 @@ class MemoryImpala(MemoryAlgorithm):
         self.rollout_buffer = self._buffer(self.windows_per_update)
         self._make_memory_policy()
 
-    def _buffer(self, windows: int) -> TrajectoryBuffer:
-        return TrajectoryBuffer(
+    def _buffer(self, windows: int) -> WindowBuffer:
+        return WindowBuffer(
             windows * self.n_steps,
             self.observation_space,
             self.action_space,
             device=self.device,
-            gamma=self.gamma,
             n_envs=self.n_envs,
             window=self.n_steps,
         )
 
     # Acting
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Fill the buffer with an update's windows, from actors or this process; False if a callback stopped it."""
+        self._lags = np.zeros(self.windows_per_update, dtype=np.int64)
         if self._actors is None:
-            return super().collect_rollouts(env, callback, rollout_buffer, rollout_buffer.buffer_size)
+            return super().collect_rollouts(env, callback, rollout_buffer, self.rollout_buffer.buffer_size)
         self.rollout_buffer.reset()
         callback.on_rollout_start()
-        self._lags = np.zeros(self.windows_per_update, dtype=np.int64)
         for number in range(self.windows_per_update):
-            told = self._load_window(self._actors, number)
-            if not self._tell_steps(number, told, callback):
+            ended = self._load_window(self._actors, number)
+            if not self._show_steps(number, ended, callback):
                 return False
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _load_window(self, actors: Actors, number: int) -> list[tuple[int, int, dict[str, Any]]]:
-        """Load the next window of any actor into the buffer, and return the infos of episodes that ended in it."""
+    def _load_window(self, actors: Actors, number: int) -> list[EndedEpisode]:
+        """Load the next window of any actor into the buffer, and return the episodes that ended in it."""
         window = actors.receive()
         self.rollout_buffer.load(window.arrays, window.state, number)
         actors.release(window)
         self._lags[number] = actors.version - window.version
-        return window.infos
+        return window.ended
 
-    def _tell_steps(self, number: int, ended: list[tuple[int, int, dict[str, Any]]], callback: BaseCallback) -> bool:
+    def _show_steps(self, number: int, ended: list[EndedEpisode], callback: BaseCallback) -> bool:
         """Show the callback the steps of a window, one after the other; return False if it stopped training."""
-        buffer = self.rollout_buffer
-        ends = buffer.ends(number)
-        by_step: dict[int, dict[int, dict[str, Any]]] = {}
-        for step, env, info in ended:
-            by_step.setdefault(step, {})[env] = info
+        buffer, ends = self.rollout_buffer, self.rollout_buffer.ends
+        infos_of: defaultdict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for episode in ended:
+            infos_of[episode.step][episode.env] = episode.info
         for step in range(self.n_steps):
-            told = by_step.get(step, {})
-            infos = [told.get(env, {}) for env in range(self.n_envs)]
-            rewards, dones = buffer.rewards[number * self.n_steps + step], ends[step]
+            infos = [infos_of[step].get(env, {}) for env in range(self.n_envs)]
+            row = number * self.n_steps + step
+            rewards, dones = buffer.rewards[row], ends[row]
             self.num_timesteps += self.n_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            if told:
+            if infos_of[step]:
                 self._update_info_buffer(infos, dones)
         return True
 
-    def _collect_step(self, env: VecEnv, callback: BaseCallback) -> list[dict[str, Any]] | None:
-        infos = super()._collect_step(env, callback)
-        if infos is not None and self.rollout_buffer.pos % self.n_steps == 0:
-            check_finite(self._last_obs, "observation", self.num_timesteps)
-            starts = np.asarray(self._last_episode_starts)
-            self.rollout_buffer.add_following(self._last_obs, starts, ended_unreported(infos))  # type: ignore[arg-type]
-        return infos
-
-    def _finish_rollout(self, infos: list[dict[str, Any]]) -> None:
-        self._lags = np.zeros(self.windows_per_update, dtype=np.int64)
-
-    # Learning
-
-    def train(self) -> None:
-        """Make one update from the windows in the buffer, and publish the new weights."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rates()
-        everything = self.rollout_buffer.all_windows(self.policy)
-        counted = int(everything.loss_mask.sum())
-        if not counted:
-            return  # the env ignored every action, so there is nothing to learn from
-        statistics = Statistics()
-        self.policy.zero_grad()
-        passes = self._passes(len(everything.rewards))
-        for rows, targets in zip(passes, self._targets_beforehand(everything, passes), strict=True):
-            batch: TrajectoryBatch = select(everything, rows)
-            self._add_gradients(batch, int(batch.loss_mask.sum()) / counted, statistics, targets)
-        self._optimize(statistics)
-        self._n_updates += 1
-        self._log_training(statistics)
-        if self._actors is None:
-            self._log_staleness(everything.windows)
-        self._adapt(statistics)
-        if self._actors is not None:
-            self._actors.publish()
-
-    def _passes(self, windows: int) -> tuple[Tensor, ...]:
-        """Return the indices of each backward pass's windows, in order."""
-        size = windows if self.batch_size is None else self.batch_size // self.n_steps
-        passes: tuple[Tensor, ...] = torch.arange(windows, device=self.device).split(size)
-        return passes
-
-    def _targets_beforehand(self, everything: TrajectoryBatch, passes: tuple[Tensor, ...]) -> list[VTrace | None]:
-        """Return the V-trace targets of each pass, or None where the pass computes its own.
-
-        The units of the value head must follow the returns of all passes before the first gradient. Several passes
-        therefore need their targets beforehand, which costs one more forward pass. A single pass does not.
-        """
-        if len(passes) == 1 or not self.normalize_values:
-            return [None] * len(passes)
-        told: list[VTrace | None] = []
-        returns = []
-        for rows in passes:
-            batch: TrajectoryBatch = select(everything, rows)
-            with torch.no_grad():
-                targets = self._targets(batch, self.policy.evaluate_windows(batch.windows))
-            told.append(targets)
-            returns.append(targets.vs[batch.loss_mask])
-        self._count_returns(torch.cat(returns))
-        return told
-
-    def _add_gradients(
-        self, batch: TrajectoryBatch, share: float, statistics: Statistics, targets: VTrace | None = None
-    ) -> None:
-        """Add the gradients of some of an update's windows.
-
-        :param share: these windows' share of the update's counted steps
-        :param targets: V-trace targets, where they are known beforehand; None to compute them here
-        """
-        if not share:
-            return
-        evaluated = self.policy.evaluate_windows(batch.windows, diagnose=not statistics.values)
-        mask = batch.loss_mask
-        if targets is None:
-            targets = self._targets(batch, evaluated)
-            self._count_returns(targets.vs[mask])
-        units = self.policy.value_normalisation
-        policy_loss = -(evaluated.log_prob * units.rescaled(targets.pg_advantages))[mask].mean()
-        outputs = self.policy.value_outputs(evaluated.latent_vf)
-        value_loss = (outputs - units.normalised(targets.vs))[mask].square().mean()
-        entropy = -evaluated.log_prob if evaluated.entropy is None else evaluated.entropy
-        entropy_loss = -entropy[mask].mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        reconstruction_loss = evaluated.unrolled.reconstruction_loss
-        check_finite(loss, "loss", self.num_timesteps)
-        check_finite(reconstruction_loss, "reconstruction_loss", self.num_timesteps)
-        # The two losses share no parameter, so one backward pass serves both.
-        (share * (loss + reconstruction_loss)).backward()
-        statistics.add("train/policy_gradient_loss", policy_loss)
-        statistics.add("train/value_loss", value_loss)
-        statistics.add("train/entropy_loss", entropy_loss)
-        statistics.add("train/loss", loss)
-        explained = explained_variance(evaluated.values[mask].detach().cpu().numpy(), targets.vs[mask].cpu().numpy())
-        statistics.add("train/explained_variance", torch.tensor(explained))
-        self._note_ratios(batch, targets, statistics)
-        for name, value in evaluated.unrolled.diagnostics.items():
-            statistics.add(f"memory/{name}", value)
-
-    @torch.no_grad()
-    def _targets(self, batch: TrajectoryBatch, evaluated: Evaluated) -> VTrace:
-        """Return V-trace targets and advantages under the current policy.
-
-        At a step whose action the env ignored, the observation was the last of an episode. The step's target is the
-        value of that observation, or 0 if the episode was terminated, and nothing from later steps reaches it.
-        """
-        state = PolicyState(evaluated.unrolled.state, *self._previous_inputs(batch))
-        bootstrap_value = self.policy.values_after(batch.following, state, batch.following_starts)
-        values = evaluated.values.masked_fill(batch.over, 0.0)
-        rewards = REWARD_CLIPPING[self.reward_clipping](batch.rewards) + batch.bootstraps
-        log_ratio = torch.where(batch.loss_mask, evaluated.log_prob - batch.old_log_prob, 0.0)
-        return vtrace(
-            behaviour_log_prob=torch.zeros_like(log_ratio),
-            target_log_prob=log_ratio,
-            rewards=torch.where(batch.loss_mask, rewards, values),
-            discounts=self.gamma * (~batch.ends).float(),
-            values=values,
-            bootstrap_value=bootstrap_value.masked_fill(batch.following_over, 0.0),
-            rho_bar=self.rho_bar,
-            c_bar=self.c_bar,
-            pg_rho_bar=self.rho_bar,
-            lambda_=self.vtrace_lambda,
-        )
-
-    def _previous_inputs(self, batch: TrajectoryBatch) -> tuple[Tensor, Tensor]:
-        """Return the last action and reward of each window, encoded as inputs of the next step."""
-        return self.policy.encode_action(batch.windows.actions[:, -1]), self.policy.encode_reward(batch.rewards[:, -1])
-
-    def _note_ratios(self, batch: TrajectoryBatch, targets: VTrace, statistics: Statistics) -> None:
-        rhos = targets.rhos[batch.loss_mask]
-        statistics.add("train/rho_mean", rhos.mean())
-        statistics.add("train/rho_clip_fraction", (rhos > self.rho_bar).float().mean())
-        if not self._lags.any():
-            statistics.add("train/first_ratio_deviation", (rhos - 1).abs().max())
-
-    def _log_training(self, statistics: Statistics) -> None:
-        for name, value in statistics.means().items():
-            self.logger.record(name, value)
-        self.logger.record("train/policy_lag", float(self._lags.mean()))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
-        self.logger.record("memory/state_bytes", self.policy.core.state_bytes)
-        if self._actors is not None:
-            self.logger.record("time/actor_restarts", self._actors.restarts)
-
-    # Acting and learning
+    # Running actors
 
     def learn(
         self: Self,

@@ -1,0 +1,1 @@
+"""IMPALA: the algorithm, its learner, and V-trace."""
