@@ -13,8 +13,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
-from agent_toys import CORES, STAGGERED, AtRolloutEnd, ToldEpisodes
+from agent_toys import CORES, STAGGERED, ToldEpisodes, fill_once, make_model
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -40,6 +41,10 @@ def make_impala(
     options["policy_kwargs"] = {**small, **options.get("policy_kwargs", {})}
     sizes = {"num_actors": 0, "n_steps": WINDOW, "windows_per_update": WINDOWS}
     return MemoryImpala(policy, env, **{**sizes, "learning_rate": 3e-4, "seed": 0, "device": "cpu", **options})
+
+
+BOTH = pytest.mark.parametrize("make", [make_model, make_impala], ids=["ppo", "impala"])
+"""Both algorithms. An update of each has `UPDATE` steps in the staggered envs."""
 
 
 class PlacedEpisodes(ToldEpisodes):
@@ -185,13 +190,9 @@ class StopOnce(BaseCallback):
         return not self.condition()
 
 
-def fill_once(model: MemoryImpala) -> TrajectoryBatch:
+def collect(model: MemoryImpala) -> TrajectoryBatch:
     """Let a model without actors fill its buffer, without learning; return the buffer's windows."""
-    callback = AtRolloutEnd(lambda model: None)
-    if model.ep_info_buffer is None:
-        model._setup_learn(0)
-    callback.init_callback(model)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    fill_once(model)
     return trajectory_batch(model.rollout_buffer, model.policy)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -18,6 +19,7 @@ from torch import Tensor
 from ctrl import MemoryCore, Tier, Unrolled
 from ctrl.agents import GymnasiumVecEnv, MemoryPolicy, MemoryPPO
 from ctrl.agents.algorithm import MemoryAlgorithm
+from ctrl.agents.buffers import WindowBuffer
 
 CORES: dict[str, dict[str, Any]] = {
     "compressive": {"width": 8, "heads": 2, "layers": 2, "memory": [Tier(3), Tier(3, 2, "conv")]},
@@ -126,6 +128,21 @@ def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+MODES = pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
+"""All modes that `vectorized` takes."""
+
+
+class StopAfter(BaseCallback):
+    """Callback that ends learning after some steps."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.calls
+
+
 class AtRolloutEnd(BaseCallback):
     """Callback that calls a function with the model after each rollout, before the update."""
 
@@ -140,6 +157,25 @@ class AtRolloutEnd(BaseCallback):
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
         self.call(self.model)
+
+
+def fill_once(model: Any) -> None:
+    """Let a model that acts in this process fill its buffer, without learning."""
+    callback = AtRolloutEnd(lambda model: None)
+    if model.ep_info_buffer is None:
+        model._setup_learn(0)
+    callback.init_callback(model)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+
+
+def states_of_the_next_env(buffer: WindowBuffer) -> None:
+    for number, snapshot in list(buffer.snapshots.items()):
+        core = type(snapshot.core)(*(leaf.roll(1, dims=0) for leaf in snapshot.core))
+        buffer.snapshots[number] = snapshot._replace(core=core)
+
+
+def late_resets(buffer: WindowBuffer) -> None:
+    buffer.episode_starts = np.roll(buffer.episode_starts, 1, axis=0)
 
 
 class Scalars(KVWriter):

@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_toys import TRANSPARENT, AtRolloutEnd, BookkeepingCore, make_model, makers, staggered_env, vectorized
+from agent_toys import (
+    MODES,
+    TRANSPARENT,
+    AtRolloutEnd,
+    BookkeepingCore,
+    make_model,
+    makers,
+    staggered_env,
+    states_of_the_next_env,
+    vectorized,
+)
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-import ctrl
 from ctrl.agents import MemoryPPO
 from ctrl.agents.buffers import WindowBuffer, window_batches
 from ctrl.agents.policy_data import Acted, PolicyState
@@ -23,9 +32,7 @@ COPY, EPISODE, STEP = range(3)
 ROLLOUTS = 5
 
 
-@pytest.fixture(autouse=True)
-def bookkeeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ctrl._CORES, "bookkeeping", BookkeepingCore)
+pytestmark = pytest.mark.usefixtures("bookkeeping")
 
 
 def bookkeeper(env: Any, **options: Any) -> MemoryPPO:
@@ -49,7 +56,7 @@ def check_snapshots(model: MemoryPPO) -> None:
     assert torch.equal(unrolled.outputs[:, :, 0], windows.observations[:, :, STEP] + 1)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
+@MODES
 def test_snapshots_belong_to_their_windows(mode: AutoresetMode | None) -> None:
     model = bookkeeper(vectorized(makers(), mode))
     resets: list[float] = []
@@ -73,14 +80,11 @@ def test_a_shifted_snapshot_is_noticed(shift: str) -> None:
         snapshots = model.rollout_buffer.snapshots
         if shift == "to the next window":
             snapshots[0], snapshots[8] = snapshots[8], snapshots[0]
+        elif shift == "to the next env":
+            states_of_the_next_env(model.rollout_buffer)
         else:
             for number, snapshot in list(snapshots.items()):
-                core = snapshot.core
-                if shift == "to the next env":
-                    core = type(core)(*(leaf.roll(1, dims=0) for leaf in core))
-                else:
-                    core = core._replace(count=core.count + 1)
-                snapshots[number] = snapshot._replace(core=core)
+                snapshots[number] = snapshot._replace(core=snapshot.core._replace(count=snapshot.core.count + 1))
         with pytest.raises(AssertionError):
             check_snapshots(model)
 

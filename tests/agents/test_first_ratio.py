@@ -5,22 +5,36 @@ Episodes are staggered, rollouts start and end in their middle, and several upda
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from agent_toys import CORES, AtRolloutEnd, Scalars, make_model, makers, staggered_env, vectorized
+from actor_toys import BOTH, UPDATE, make_impala
+from agent_toys import (
+    CORES,
+    AtRolloutEnd,
+    fill_once,
+    late_resets,
+    make_model,
+    makers,
+    staggered_env,
+    states_of_the_next_env,
+    vectorized,
+    weights_of,
+)
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.logger import Logger
 
-from ctrl.agents import MemoryPPO
+from ctrl.agents.algorithm import MemoryAlgorithm
+from ctrl.agents.buffers import WindowBuffer
 
 UPDATES = 4
+FAST: dict[str, Any] = {"learning_rate": 1e-2, "memory_learning_rate": 1e-2}
 
 
-def difference(model: MemoryPPO) -> float:
+def difference(model: MemoryAlgorithm) -> float:
     """Return the largest difference of log-probabilities, and relative one of values, between learning and acting."""
     batch = model.rollout_buffer.all_windows(model.policy)
     model.policy.set_training_mode(True)
@@ -31,45 +45,47 @@ def difference(model: MemoryPPO) -> float:
     return max(float(tensor[batch.loss_mask].max()) for tensor in off)
 
 
-def learn_and_watch(model: MemoryPPO, updates: int = UPDATES) -> tuple[list[float], dict[str, list[Any]]]:
-    """Return the difference at the end of each rollout, and all logged values."""
-    scalars = Scalars()
-    model.set_logger(Logger(None, [scalars]))
+def assert_faithful(model: MemoryAlgorithm) -> None:
+    before = weights_of(model)
     found: list[float] = []
-    callback = AtRolloutEnd(lambda model: found.append(difference(model)))
-    model.learn(updates * model.n_steps * model.n_envs, callback)
-    return found, scalars.values
+    logged: list[float] = []
 
+    def look(model: MemoryAlgorithm) -> None:
+        found.append(difference(model))
+        if len(found) > 1:
+            logged.append(model.logger.name_to_value["train/first_ratio_deviation"])
 
-def assert_faithful(model: MemoryPPO) -> None:
-    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    found, logged = learn_and_watch(model)
-    starts = model.rollout_buffer.episode_starts
-    assert len(found) == UPDATES and max(found) < 1e-5
-    # An update's values are written with the next rollout's; the last update's stay in the logger.
-    deviations = [*logged["train/first_ratio_deviation"], model.logger.name_to_value["train/first_ratio_deviation"]]
-    assert len(deviations) == UPDATES and max(deviations) < 1e-5
-    changed = [name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, before[name])]
+    model.learn(UPDATES * UPDATE, AtRolloutEnd(look), log_interval=100)
+    logged.append(model.logger.name_to_value["train/first_ratio_deviation"])
+    assert len(found) == len(logged) == UPDATES
+    assert max(found) < 1e-5 and max(logged) < 1e-5
+    changed = [name for name, tensor in weights_of(model).items() if not torch.equal(tensor, before[name])]
     assert len(changed) > len(before) / 2, "the weights must change for this test to mean anything"
-    assert not starts[:: model.rollout_buffer.window].all(), "some window must start in mid-episode"
+    buffer = model.rollout_buffer
+    assert not buffer.episode_starts[:: buffer.window].all(), "some window must start in mid-episode"
 
 
 @pytest.mark.parametrize("previous_reward", [False, True])
-@pytest.mark.parametrize("previous_action", [False, True])
+@pytest.mark.parametrize(
+    ("make", "previous_action"),
+    [(make_model, False), (make_model, True), (make_impala, True)],
+    ids=["ppo-observation", "ppo", "impala"],
+)
 @pytest.mark.parametrize("core", CORES)
-def test_first_ratio_is_one(core: str, previous_action: bool, previous_reward: bool) -> None:
+def test_first_ratio_is_one(core: str, make: Any, previous_action: bool, previous_reward: bool) -> None:
     inputs = {"previous_action": previous_action, "previous_reward": previous_reward}
-    assert_faithful(make_model(staggered_env(), core, learning_rate=1e-2, policy_kwargs=inputs))
+    assert_faithful(make(staggered_env(), core, policy_kwargs=inputs, **FAST))
 
 
+@BOTH
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
-def test_first_ratio_is_one_on_vector_envs(mode: AutoresetMode) -> None:
-    model = make_model(vectorized(makers(), mode), learning_rate=1e-2, policy_kwargs={"previous_reward": True})
+def test_first_ratio_is_one_on_vector_envs(mode: AutoresetMode, make: Any) -> None:
+    model = make(vectorized(makers(), mode), policy_kwargs={"previous_reward": True}, **FAST)
     assert_faithful(model)
-    masked = ~model.rollout_buffer.loss_mask
-    assert masked.any() == (mode == AutoresetMode.NEXT_STEP)
+    assert (~model.rollout_buffer.loss_mask).any() == (mode == AutoresetMode.NEXT_STEP)
 
 
+@BOTH
 @pytest.mark.parametrize(
     "action_space",
     [
@@ -81,29 +97,21 @@ def test_first_ratio_is_one_on_vector_envs(mode: AutoresetMode) -> None:
     ],
     ids=["box 2x2", "box float64", "box float16", "multi-discrete", "multi-binary"],
 )
-def test_first_ratio_is_one_for_every_kind_of_action(action_space: spaces.Space[Any]) -> None:
-    assert_faithful(make_model(staggered_env(action_space=action_space), learning_rate=1e-2))
+def test_first_ratio_is_one_for_every_kind_of_action(action_space: spaces.Space[Any], make: Any) -> None:
+    assert_faithful(make(staggered_env(action_space=action_space), **FAST))
 
 
-@pytest.mark.parametrize("breakage", ["snapshots of the wrong env", "late resets", "actions of the wrong step"])
-def test_the_check_notices(breakage: str) -> None:
-    """A buffer that mixes up its entries makes the ratio differ from 1."""
-    model = make_model(staggered_env(), learning_rate=1e-2)
-    learn_and_watch(model, updates=2)
-    buffer = model.rollout_buffer
-    model.learn(0, reset_num_timesteps=False)
-    callback = AtRolloutEnd(lambda model: None)
-    callback.init_callback(model)
-    model.collect_rollouts(model.env, callback, buffer, model.n_steps)  # type: ignore[arg-type]
+def actions_of_the_wrong_step(buffer: WindowBuffer) -> None:
+    buffer.actions = np.roll(buffer.actions, 1, axis=0)
+
+
+@BOTH
+@pytest.mark.parametrize("spoil", [states_of_the_next_env, late_resets, actions_of_the_wrong_step])
+def test_a_buffer_that_mixes_up_its_entries_is_noticed(spoil: Callable[[WindowBuffer], None], make: Any) -> None:
+    model = make(staggered_env(), **FAST).learn(2 * UPDATE)
+    fill_once(model)
     assert difference(model) < 1e-5
-    if breakage == "snapshots of the wrong env":
-        for number, snapshot in list(buffer.snapshots.items()):
-            core = type(snapshot.core)(*(leaf.roll(1, dims=0) for leaf in snapshot.core))
-            buffer.snapshots[number] = snapshot._replace(core=core)
-    elif breakage == "late resets":
-        buffer.episode_starts = np.roll(buffer.episode_starts, 1, axis=0)
-    else:
-        buffer.actions = np.roll(buffer.actions, 1, axis=0)
+    spoil(model.rollout_buffer)
     assert difference(model) > 1e-3
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from agent_toys import CORES, make_model, staggered_env
+from actor_toys import BOTH, UPDATE
+from agent_toys import CORES, AtRolloutEnd, make_model, staggered_env, weights_of
 
 from ctrl.agents import MemoryPPO
+from ctrl.agents.algorithm import MemoryAlgorithm
 
 LEARNERS = [name for name in CORES if name != "compressive"]
 
@@ -48,15 +50,6 @@ def test_the_optimizers_share_nothing_and_leave_nothing_out(core: str) -> None:
     assert len(parameters_of(model.policy.memory_optimizer)) == len(memory)
     assert (model.policy.memory_optimizer is not None) == (core in ("compressive", "adaptive"))
     assert memory == {name for name, _ in model.policy.named_parameters() if "compressors" in name}
-
-
-@pytest.mark.parametrize("core", CORES)
-def test_learning_leaves_requires_grad_as_it_was(core: str) -> None:
-    model = make_model(staggered_env(), core)
-    before = {name: parameter.requires_grad for name, parameter in model.policy.named_parameters()}
-    model.learn(2 * 24 * 3)
-    assert {name: parameter.requires_grad for name, parameter in model.policy.named_parameters()} == before
-    assert all(before.values())
 
 
 def test_each_loss_reaches_its_own_parameters() -> None:
@@ -112,13 +105,55 @@ class _Sink:
         pass
 
 
-def test_each_optimizer_follows_its_own_schedule() -> None:
-    model = make_model(
-        staggered_env(), learning_rate=lambda left: 1e-3 * left, memory_learning_rate=lambda left: 1e-2 * left + 1e-3
-    )
-    model.learn(4 * 24 * 3)
-    left = 0.0  # after the last rollout
-    assert [group["lr"] for group in model.policy.optimizer.param_groups] == [1e-3 * left]
-    assert model.policy.memory_optimizer is not None
-    assert [group["lr"] for group in model.policy.memory_optimizer.param_groups] == [1e-2 * left + 1e-3]
-    assert model.logger.name_to_value["memory/learning_rate"] == 1e-3
+@BOTH
+@pytest.mark.parametrize("core", CORES)
+def test_learning_leaves_requires_grad_as_it_was(core: str, make: Any) -> None:
+    model = make(staggered_env(), core)
+    before = {name: parameter.requires_grad for name, parameter in model.policy.named_parameters()}
+    model.learn(2 * UPDATE)
+    assert {name: parameter.requires_grad for name, parameter in model.policy.named_parameters()} == before
+    assert all(before.values())
+
+
+@BOTH
+def test_the_two_optimizers_are_apart(make: Any) -> None:
+    """The reconstruction loss trains compressors, with their own rate and clip, and nothing else."""
+    moved = {}
+    for frozen in ("learning_rate", "memory_learning_rate"):
+        # Normalised, the value head would also move with the statistics of returns.
+        model = make(staggered_env(), normalize_values=False, **{frozen: 1e-30})
+        before = weights_of(model)
+        model.learn(3 * UPDATE)
+        apart = {name: float((tensor - before[name]).abs().max()) for name, tensor in weights_of(model).items()}
+        moved[frozen] = {name for name, by in apart.items() if by > 1e-20}
+    compressors = {name for name in weights_of(model) if name.startswith("core.compressors")}
+    met = {name for name in weights_of(model) if name.endswith((".end", ".oldest_bucket"))}
+    moved["learning_rate"] -= met  # how far training has come, which no optimizer moves
+    assert moved["learning_rate"] == compressors != set()
+    assert not moved["memory_learning_rate"] & compressors and len(moved["memory_learning_rate"]) > 10
+
+
+@BOTH
+def test_each_optimizer_has_its_own_clip(make: Any) -> None:
+    model = make(staggered_env(), max_grad_norm=1e-3, memory_max_grad_norm=1e-7).learn(2 * UPDATE)
+    for optimizer, limit in ((model.policy.optimizer, 1e-3), (model.policy.memory_optimizer, 1e-7)):
+        assert optimizer is not None
+        grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        assert float(torch.cat(grads).norm()) == pytest.approx(limit, rel=1e-2)
+
+
+@BOTH
+def test_each_optimizer_follows_a_schedule_of_its_own(make: Any) -> None:
+    """The remaining share of training is 1 before the first of two updates, 1/2 in the first and 0 in the second."""
+    schedules = {"learning_rate": lambda left: 1e-3 + left, "memory_learning_rate": lambda left: 1e-4 + 2 * left}
+    model = make(staggered_env(), **schedules)
+    found: list[list[float]] = []
+
+    def look(model: MemoryAlgorithm) -> None:
+        optimizers = (model.policy.optimizer, model.policy.memory_optimizer)
+        found.append([group["lr"] for optimizer in optimizers for group in optimizer.param_groups])
+
+    look(model.learn(2 * UPDATE, AtRolloutEnd(look)))
+    assert found == [pytest.approx(rates) for rates in ([1.001, 2.0001], [0.501, 1.0001], [1e-3, 1e-4])]
+    logged = [model.logger.name_to_value[f"{part}/learning_rate"] for part in ("train", "memory")]
+    assert logged == found[-1]

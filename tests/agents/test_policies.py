@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_toys import CORES, AtRolloutEnd, make_model, makers, set_units, staggered_env
+from agent_toys import CORES, fill_once, make_model, makers, set_units, staggered_env
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -27,10 +27,7 @@ def trained(core: str = "compressive", **options: Any) -> MemoryPPO:
         for parameter in model.policy.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     set_units(model.policy)
-    callback = AtRolloutEnd(lambda model: None)
-    model._setup_learn(0)
-    callback.init_callback(model)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
+    fill_once(model)
     return model
 
 

@@ -7,77 +7,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from actor_toys import BOTH
 from agent_toys import (
     CORES,
+    MODES,
     TRANSPARENT,
     UNIT,
     AtRolloutEnd,
-    BookkeepingCore,
+    StopAfter,
     make_model,
     makers,
-    same_weights,
     set_units,
     staggered_env,
     vectorized,
-    weights_of,
 )
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 import ctrl
 from ctrl.agents import MemoryPPO
 from ctrl.agents.buffers import WindowBatch
 from ctrl.agents.utils.statistics import Statistics
-from ctrl.agents.utils.validation import batch_windows
 
 STEPS = 24 * 3
-TIMES = ("time/fps", "time/time_elapsed")
-
-
-def run(core: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the weights and the logged values after three updates on an env with its own random numbers."""
-    env = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
-    model = make_model(env, core, seed=seed)
-    model.learn(3 * STEPS)
-    logged = {key: value for key, value in model.logger.name_to_value.items() if key not in TIMES}
-    return weights_of(model), logged
-
-
-@pytest.mark.parametrize("core", ["compressive", "lstm"])
-def test_a_seed_gives_the_same_run_twice(core: str) -> None:
-    weights, logged = run(core, seed=7)
-    again, logged_again = run(core, seed=7)
-    assert same_weights(weights, again)
-    assert logged == logged_again and logged["train/loss"] != 0
-    other, logged_other = run(core, seed=8)
-    assert not same_weights(weights, other)
-    assert logged != logged_other
-
-
 # Stopping and going on
 
 
-class StopAfter(BaseCallback):
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def _on_step(self) -> bool:
-        return self.n_calls < self.calls
-
-
-@pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
+@pytest.mark.usefixtures("bookkeeping")
+@MODES
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 7, 30])
-def test_after_a_callback_stopped_it_learning_goes_on_where_the_env_is(
-    mode: AutoresetMode | None, stop: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_callback_stopped_it_learning_goes_on_where_the_env_is(mode: AutoresetMode | None, stop: int) -> None:
     """One of the stops is at step 5, the last step of the first episode."""
-    monkeypatch.setitem(ctrl._CORES, "bookkeeping", BookkeepingCore)
     env = vectorized(makers(), mode)
     model = make_model(env, "bookkeeping", policy_kwargs={**TRANSPARENT, "previous_action": False})
     model.learn(2 * STEPS, StopAfter(stop))
@@ -217,16 +180,6 @@ def test_clip_ranges_follow_their_schedules() -> None:
 # Arguments
 
 
-def test_batches_are_counted_in_steps_and_made_of_windows() -> None:
-    assert batch_windows(n_steps=128, window=16, n_envs=8, batch_size=64) == 4
-
-
-@pytest.mark.parametrize(("windows", "expected"), [(1, 1), (2, 1), (3, 1), (4, 1), (7, 1), (8, 2), (64, 16)])
-def test_a_batch_is_a_quarter_of_the_windows_by_default(windows: int, expected: int) -> None:
-    assert batch_windows(n_steps=16 * windows, window=16, n_envs=1, batch_size=None) == expected
-    assert batch_windows(n_steps=16, window=16, n_envs=windows, batch_size=None) == expected
-
-
 def test_window_is_the_rollout_unless_given() -> None:
     model = make_model(staggered_env(), window=None, batch_size=None)
     assert model.rollout_buffer.window == 24
@@ -240,14 +193,27 @@ def test_window_is_the_rollout_unless_given() -> None:
         ({"window": 7}, "window must divide n_steps, got window = 7 and n_steps = 24"),
         ({"window": 0}, "window must be a whole number of at least 1, got 0"),
         ({"window": 48}, "window must divide n_steps, got window = 48 and n_steps = 24"),
-        ({"n_steps": 0}, "n_steps must be a whole number of at least 1, got 0"),
         ({"batch_size": 20}, "batch_size .* multiple of window = 8, got batch_size = 20"),
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"n_epochs": 1.5}, "n_epochs must be a whole number of at least 1, got 1.5"),
+        ({"clip_range": "0.2"}, "clip_range must be a finite number, got '0.2'"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_when_the_model_is_built(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(staggered_env(), **options)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_steps": 0}, "n_steps must be a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0, got -1.0"),
         ({"memory_max_grad_norm": 0}, "memory_max_grad_norm must be above 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
         ({"memory_learning_rate": float("nan")}, "memory_learning_rate must be a finite number, got nan"),
-        ({"clip_range": "0.2"}, "clip_range must be a finite number, got '0.2'"),
         ({"gamma": 2}, "gamma must be at most 1, got 2"),
         ({"ent_coef": -0.1}, "ent_coef must be at least 0, got -0.1"),
         ({"device": "cuda"}, "device is 'cuda', but torch sees no CUDA device"),
@@ -270,9 +236,9 @@ def test_window_is_the_rollout_unless_given() -> None:
     ],
     ids=str,
 )
-def test_bad_arguments_are_refused_when_the_model_is_built(options: dict[str, Any], message: str) -> None:
+def test_bad_arguments_of_both_are_refused(options: dict[str, Any], message: str, make: Any) -> None:
     with pytest.raises(ValueError, match=message):
-        make_model(staggered_env(), **options)
+        make(staggered_env(), **options)
 
 
 @pytest.mark.parametrize("core", CORES)

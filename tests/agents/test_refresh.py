@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +15,14 @@ import pytest
 import torch
 from agent_toys import (
     CORES,
+    MODES,
     STAGGERED,
     TRANSPARENT,
     AtRolloutEnd,
     BookkeepingCore,
+    StopAfter,
     ToldEpisodes,
+    fill_once,
     make_model,
     makers,
     set_units,
@@ -47,14 +49,6 @@ REFRESH = [1, 5, 8, 13, 16, "recompute"]
 """Burn-in steps: less than a window, one window, more than one, two windows, and the whole rollout."""
 
 
-def collect(model: MemoryPPO) -> WindowBatch:
-    """Collect a rollout without learning from it, and return its windows."""
-    callback = AtRolloutEnd(lambda model: None)
-    callback.init_callback(model)
-    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)  # type: ignore[arg-type]
-    return model.rollout_buffer.all_windows(model.policy)
-
-
 def spoiled(batch: WindowBatch) -> WindowBatch:
     """Return the batch with spoiled states before the windows, to show that they are not needed."""
     state = batch.windows.core_state
@@ -73,12 +67,12 @@ def assert_alike(found: Any, expected: Any, rows: Tensor, atol: float = 1e-5) ->
         torch.testing.assert_close(one[rows], other[rows], atol=atol, rtol=0)
 
 
+def apart(one: Any, other: Any) -> float:
+    """Return the largest difference between two states."""
+    return max(float((a - b).abs().amax()) for a, b in zip(one, other, strict=True) if a.numel())
+
+
 # The steps that are replayed: books compared with an env that shows its position
-
-
-@pytest.fixture
-def bookkeeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ctrl._CORES, "bookkeeping", BookkeepingCore)
 
 
 def bookkeeper(env: Any, refresh: Any) -> MemoryPPO:
@@ -109,11 +103,8 @@ def first_known(batch: WindowBatch, refresh: Any) -> Tensor:
     return torch.tensor(rows)
 
 
-@pytest.mark.usefixtures("bookkeeping")
-@pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
-@pytest.mark.parametrize("refresh", REFRESH)
-def test_burn_in_is_the_steps_before_the_window(mode: AutoresetMode | None, refresh: Any) -> None:
-    model = bookkeeper(vectorized(makers(), mode), refresh)
+def watched_books(refresh: Any) -> tuple[list[Tensor], AtRolloutEnd]:
+    """Return a callback that compares the books of each rollout, and its list of the refreshed windows."""
     rows: list[Tensor] = []
 
     def check(model: MemoryPPO) -> None:
@@ -122,17 +113,17 @@ def test_burn_in_is_the_steps_before_the_window(mode: AutoresetMode | None, refr
         if len(rows) == 1:
             assert torch.equal(rows[0], first_known(batch, refresh))
 
-    model.learn(4 * STEPS, AtRolloutEnd(check))
+    return rows, AtRolloutEnd(check)
+
+
+@pytest.mark.usefixtures("bookkeeping")
+@MODES
+@pytest.mark.parametrize("refresh", REFRESH)
+def test_burn_in_is_the_steps_before_the_window(mode: AutoresetMode | None, refresh: Any) -> None:
+    model = bookkeeper(vectorized(makers(), mode), refresh)
+    rows, check = watched_books(refresh)
+    model.learn(4 * STEPS, check)
     assert len(rows) == 4 and not rows[0].all() and all(found.all() for found in rows[1:])
-
-
-class StopAfter(BaseCallback):
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def _on_step(self) -> bool:
-        return self.n_calls < self.calls
 
 
 @pytest.mark.usefixtures("bookkeeping")
@@ -142,15 +133,8 @@ def test_after_a_stop_only_what_follows_it_is_known(refresh: Any, stop: int) -> 
     """A step at which a callback stops training is in no rollout, even if it is a rollout's last step."""
     model = bookkeeper(staggered_env(), refresh)
     model.learn(9 * STEPS, StopAfter(stop))
-    rows: list[Tensor] = []
-
-    def check(model: MemoryPPO) -> None:
-        batch = model.rollout_buffer.all_windows(model.policy)
-        rows.append(books_are_right(model, batch))
-        if len(rows) == 1:
-            assert torch.equal(rows[0], first_known(batch, refresh))
-
-    model.learn(2 * STEPS, AtRolloutEnd(check), reset_num_timesteps=False)
+    rows, check = watched_books(refresh)
+    model.learn(2 * STEPS, check, reset_num_timesteps=False)
     assert len(rows) == 2 and not rows[0].all() and rows[1].all()
 
 
@@ -275,14 +259,11 @@ def test_states_are_what_the_weights_of_now_make_of_the_steps_before(core: str, 
             assert known(batch)[rows].all()
             assert_alike(type(state)(*(leaf[rows] for leaf in state)), expected, torch.arange(ENVS))
             stored = type(state)(*(leaf[rows] for leaf in batch.windows.core_state))
-            apart = max(
-                float((one - other).abs().amax()) for one, other in zip(stored, expected, strict=True) if one.numel()
-            )
-            moved.append((start < burn_in and first > 0, apart))
+            moved.append((start < burn_in and first > 0, apart(stored, expected)))
 
     model.learn(4 * STEPS, CallbackList([recorder, AtRolloutEnd(check)]))
-    old = [apart for reaches_back, apart in moved if reaches_back]
-    new = [apart for reaches_back, apart in moved if not reaches_back]
+    old = [by for reaches_back, by in moved if reaches_back]
+    new = [by for reaches_back, by in moved if not reaches_back]
     assert len(old) >= 3 and max(old) > 1e-3, "the weights must have changed since the stored states were made"
     assert not new or max(new) < 1e-5, "in one rollout they have not"
 
@@ -295,7 +276,8 @@ def test_unchanged_weights_remember_what_acting_remembered(core: str, refresh: A
     model.learn(0)
     set_units(model.policy)
     for _ in range(3):
-        batch = collect(model)
+        fill_once(model)
+        batch = model.rollout_buffer.all_windows(model.policy)
         model.policy.set_training_mode(True)
         assert_alike(model._refreshed(spoiled(batch)).windows.core_state, batch.windows.core_state, known(batch))
         with torch.no_grad():
@@ -324,9 +306,7 @@ def test_every_minibatch_remembers_with_the_weights_of_its_time(core: str) -> No
         state = batch.windows.core_state
         assert not any(leaf.requires_grad for leaf in state), "no gradient goes into the burn-in"
         now = model.policy.remember(batch.burn_in.steps)
-        drifts.append(
-            max(float((one - other).abs().amax()) for one, other in zip(state, now, strict=True) if one.numel())
-        )
+        drifts.append(apart(state, now))
         return compute(batch, *args, **kwargs)
 
     model._loss_and_gradients = spy  # type: ignore[method-assign]
@@ -358,58 +338,12 @@ def test_without_refresh_nothing_more_is_kept_or_computed() -> None:
     assert list(model.rollout_buffer.snapshots) == [0, 8, 16]
 
 
-def test_it_is_saved_and_learning_goes_on(tmp_path: Path) -> None:
-    model = refreshing("gru", 13).learn(2 * STEPS)
-    model.save(tmp_path / "agent")
-    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
-    assert loaded.refresh == 13 and loaded.rollout_buffer.burn_in == 13
-    weights = []
-    for agent in (model, loaded):
-        agent.set_env(staggered_env())
-        agent.set_random_seed(5)
-        weights.append(weights_of(agent.learn(STEPS, reset_num_timesteps=False)))
-    for name, tensor in weights[0].items():  # a reset removes the difference of their histories
-        torch.testing.assert_close(tensor, weights[1][name], atol=1e-4, rtol=0)
-
-
-def test_an_old_agent_has_none(tmp_path: Path) -> None:
-    """An old agent was saved before the option `refresh` existed."""
-    model = make_model(staggered_env(), "gru")
-    del model.refresh
-    model.save(tmp_path / "agent")
-    assert MemoryPPO.load(tmp_path / "agent", device="cpu").refresh == "none"
-
-
-def test_recompute_goes_as_far_back_as_a_rollout() -> None:
-    assert [burn_in_steps(refresh, 24) for refresh in ("none", "recompute", 1, 24)] == [0, 24, 1, 24]
-
-
-@pytest.mark.parametrize("refresh", [0, -3, True, 1.5, "all", "5", None, 25])
-def test_a_refresh_that_makes_no_sense_is_refused(refresh: Any) -> None:
-    limit = "at most n_steps.*got refresh = 25 and n_steps = 24"
-    told = limit if refresh == 25 else f"refresh must be 'none', 'recompute' or .* at least 1, got {refresh!r}"
-    with pytest.raises(ValueError, match=told):
-        refreshing("gru", refresh)
-
-
 # Staleness
 
 
 def staleness(model: MemoryPPO) -> float:
     value: float = model.logger.name_to_value["memory/staleness"]
     return value
-
-
-def test_drift_is_relative_to_what_was_written() -> None:
-    clock = torch.tensor([[3, 4]])
-    before = (clock, torch.tensor([[1.0, 9.0, 5.0]]), torch.tensor([[7.0]]))
-    then = (clock + 9, torch.tensor([[3.0, 9.0, 0.0]]), torch.tensor([[4.0]]))
-    now = (clock + 50, torch.tensor([[3.0, 9.0, 0.5]]), torch.tensor([[4.0]]))
-    assert drift(before, then, now) == pytest.approx(0.5 / 5)  # 5 is the length of (3, 0, 4): the 9 was left alone
-    assert drift(before, then, then) == 0
-    assert drift(before, before, before) == 0
-    assert drift((clock,), (clock,), (clock,)) is None
-    assert drift((torch.zeros(2, 0),), (torch.zeros(2, 0),), (torch.zeros(2, 0),)) is None
 
 
 @pytest.mark.parametrize("refresh", ["none", 13])

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from actor_toys import BOTH, make_impala
 from agent_toys import STAGGERED, make_model, makers, same_weights, staggered_env, vectorized, weights_of
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -19,12 +20,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from ctrl.agents import MemoryImpala, MemoryPPO, MlpMemoryPolicy
 
 STEPS = 24 * 3
-BOTH = pytest.mark.parametrize("core", ["compressive", "lstm"])
+CORES = pytest.mark.parametrize("core", ["compressive", "lstm"])
 
 
-def trained(core: str = "compressive") -> MemoryPPO:
-    options: dict[str, Any] = {"memory_learning_rate": 2e-3, "policy_kwargs": {"previous_reward": True}}
-    return make_model(staggered_env(), core, **options).learn(2 * STEPS)
+def trained(core: str = "compressive", make: Any = make_model, **options: Any) -> Any:
+    kwargs = {"previous_reward": True}
+    return make(staggered_env(), core, memory_learning_rate=2e-3, policy_kwargs=kwargs, **options).learn(2 * STEPS)
 
 
 def assert_same_optimizer(one: torch.optim.Optimizer | None, other: torch.optim.Optimizer | None) -> None:
@@ -49,27 +50,43 @@ def predictions(model: MemoryPPO, envs: int = 4, steps: int = 12) -> list[Any]:
     return found
 
 
-@BOTH
+@CORES
 def test_all_that_was_learned_is_kept(core: str, tmp_path: Path) -> None:
     model = trained(core)
     model.save(tmp_path / "agent")
     loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
-    assert same_weights(weights_of(loaded), weights_of(model))
     assert_same_optimizer(loaded.policy.optimizer, model.policy.optimizer)
     assert_same_optimizer(loaded.policy.memory_optimizer, model.policy.memory_optimizer)
     assert (loaded.policy.memory_optimizer is None) == (core == "lstm")
     for one, other in zip(predictions(loaded), predictions(model), strict=True):
         np.testing.assert_array_equal(one, other)
-    names = ("n_steps", "window", "batch_size", "memory_learning_rate", "memory_max_grad_norm", "num_timesteps")
-    assert {name: getattr(loaded, name) for name in names} == {name: getattr(model, name) for name in names}
+    assert loaded.num_timesteps == model.num_timesteps
 
 
-@BOTH
-def test_learning_goes_on_as_if_nothing_had_happened(core: str, tmp_path: Path) -> None:
+IMPALA: dict[str, Any] = {"reward_clipping": "abs_one", "rho_bar": 2.0, "window_slots": 3}
+
+
+@pytest.mark.parametrize(
+    ("make", "core", "options"),
+    [
+        (make_model, "compressive", {}),
+        (make_model, "lstm", {}),
+        (make_impala, "compressive", IMPALA),
+        (make_impala, "lstm", {**IMPALA, "use_rms_prop": True}),
+    ],
+    ids=["ppo-compressive", "ppo-lstm", "impala-compressive", "impala-lstm"],
+)
+def test_learning_goes_on_as_if_nothing_had_happened(
+    make: Any, core: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     """Both the loaded and the original agent start over in the same fresh envs, with the same random numbers."""
-    model = trained(core)
+    model = trained(core, make, **options)
     model.save(tmp_path / "agent")
-    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    loaded = type(model).load(tmp_path / "agent", device="cpu")
+    assert same_weights(weights_of(loaded), weights_of(model))
+    names = {*model.logged_hparams, *options, "memory_learning_rate", "memory_max_grad_norm"}
+    names |= {"actor_timeout", "max_restarts"} if make is make_impala else set()
+    assert {name: getattr(loaded, name) for name in names} == {name: getattr(model, name) for name in names}
     results = []
     for agent in (model, loaded):
         agent.set_env(staggered_env())
@@ -80,29 +97,32 @@ def test_learning_goes_on_as_if_nothing_had_happened(core: str, tmp_path: Path) 
     assert same_weights(*results)
 
 
-def test_forgetting_an_optimizer_would_be_noticed(tmp_path: Path) -> None:
-    model = trained()
+@BOTH
+def test_forgetting_an_optimizer_would_be_noticed(make: Any, tmp_path: Path) -> None:
+    model = trained(make=make)
     model.save(tmp_path / "agent")
     results = []
-    for forget in (False, True):
-        loaded = MemoryPPO.load(tmp_path / "agent", staggered_env(), device="cpu")
+    for forgotten in (None, "optimizer", "memory_optimizer"):
+        loaded = type(model).load(tmp_path / "agent", staggered_env(), device="cpu")
         loaded.set_random_seed(5)
-        if forget:
-            assert loaded.policy.memory_optimizer is not None
-            loaded.policy.memory_optimizer.state.clear()
+        if forgotten:
+            getattr(loaded.policy, forgotten).state.clear()
         results.append(weights_of(loaded.learn(STEPS)))
-    assert not same_weights(*results)
+    assert not same_weights(results[0], results[1]) and not same_weights(results[0], results[2])
 
 
 @BOTH
+@CORES
 @pytest.mark.parametrize("envs", [1, 5])
-def test_load_with_another_number_of_envs(core: str, envs: int, tmp_path: Path) -> None:
-    trained(core).save(tmp_path / "agent")
+def test_load_with_another_number_of_envs(core: str, envs: int, make: Any, tmp_path: Path) -> None:
+    model = trained(core, make)
+    model.save(tmp_path / "agent")
     env = DummyVecEnv(makers((STAGGERED * 2)[:envs]))  # type: ignore[arg-type]
-    loaded = MemoryPPO.load(tmp_path / "agent", env, device="cpu")
+    loaded = type(model).load(tmp_path / "agent", env, device="cpu")
     before = weights_of(loaded)
     loaded.learn(24 * envs)
     assert loaded.n_envs == envs and loaded.rollout_buffer.n_envs == envs
+    assert loaded.num_timesteps == 24 * envs
     assert loaded.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
     assert not same_weights(weights_of(loaded), before)
 
@@ -167,7 +187,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors_in(part)]
 
 
-@BOTH
+@CORES
 def test_what_is_saved(core: str, tmp_path: Path) -> None:
     """The file has weights and optimizers by name, none with a graph, and no other tensors."""
     model = trained(core)
@@ -180,7 +200,7 @@ def test_what_is_saved(core: str, tmp_path: Path) -> None:
     assert not any(tensor.grad_fn is not None or tensor.requires_grad for tensor in tensors_in(dict(parameters)))
 
 
-@BOTH
+@CORES
 def test_a_policy_alone_can_be_saved(core: str, tmp_path: Path) -> None:
     model = trained(core)
     model.policy.save(str(tmp_path / "policy"))
@@ -193,6 +213,28 @@ def test_a_policy_alone_can_be_saved(core: str, tmp_path: Path) -> None:
     expected, state = model.predict(obs, deterministic=True)
     assert actions.tolist() == expected.tolist()
     assert again.tolist() == model.predict(obs, state, deterministic=True, reward=np.ones(2))[0].tolist()
+
+
+def test_with_burn_in_learning_goes_on(tmp_path: Path) -> None:
+    model = make_model(staggered_env(), "gru", refresh=13).learn(2 * STEPS)
+    model.save(tmp_path / "agent")
+    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    assert loaded.refresh == 13 and loaded.rollout_buffer.burn_in == 13
+    weights = []
+    for agent in (model, loaded):
+        agent.set_env(staggered_env())
+        agent.set_random_seed(5)
+        weights.append(weights_of(agent.learn(STEPS, reset_num_timesteps=False)))
+    for name, tensor in weights[0].items():  # a reset removes the difference of their histories
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-4, rtol=0)
+
+
+def test_an_old_agent_has_no_burn_in(tmp_path: Path) -> None:
+    """An old agent was saved before the option `refresh` existed."""
+    model = make_model(staggered_env(), "gru")
+    del model.refresh
+    model.save(tmp_path / "agent")
+    assert MemoryPPO.load(tmp_path / "agent", device="cpu").refresh == "none"
 
 
 def test_learning_rate_functions_survive(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import timeit
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,80 +12,31 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from vector_env_toys import (
+    ACTION_SPACES,
+    COPIES,
+    DISABLED,
+    NEXT_STEP,
+    OBSERVATION_SPACES,
+    SAME_STEP,
+    Constant,
+    Ends,
+    Pulse,
+    Walk,
+    sync,
+)
 
+import ctrl.envs
 from ctrl.agents.vector_env import GymnasiumVecEnv
 
-COPIES, STEPS = 3, 40
-SAME_STEP, NEXT_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED
+STEPS = 40
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
-
-OBSERVATION_SPACES: dict[str, spaces.Space[Any]] = {
-    "box": spaces.Box(-9.0, 9.0, (2,), np.float32),
-    "image": spaces.Box(0, 255, (4, 5, 1), np.uint8),
-    "discrete": spaces.Discrete(7),
-    "multi_discrete": spaces.MultiDiscrete([3, 4]),
-    "multi_binary": spaces.MultiBinary(6),
-    "dict": spaces.Dict({"position": spaces.Box(-9.0, 9.0, (2,), np.float32), "room": spaces.Discrete(5)}),
-}
-ACTION_SPACES: dict[str, spaces.Space[Any]] = {
-    "discrete": spaces.Discrete(4),
-    "box": spaces.Box(-1.0, 1.0, (2, 3), np.float32),
-    "multi_discrete": spaces.MultiDiscrete([2, 5]),
-    "multi_binary": spaces.MultiBinary(3),
-}
-
-
-class Walk(gym.Env[Any, Any]):
-    """Env with episodes of 1 to 6 random steps that are terminated, truncated or both, and infos of all kinds."""
-
-    metadata = {"render_modes": ["rgb_array"]}
-
-    def __init__(self, observation: str = "box", action: str = "discrete", render_mode: str | None = None) -> None:
-        self.observation_space = OBSERVATION_SPACES[observation]
-        self.action_space = ACTION_SPACES[action]
-        self.render_mode = render_mode
-        self.speed = 1
-        self.options: Any = None
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.step_count, self.options = 0, options
-        self.limit, self.end = int(self.np_random.integers(1, 7)), int(self.np_random.integers(3))
-        info = {"limit": self.limit, "start": "here"}
-        return self._observe(), info if self.limit % 2 else {"even": True, **info}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.step_count += 1
-        ended = self.step_count >= self.limit
-        info: dict[str, Any] = {"count": self.step_count, "place": self.np_random.random(2), "deep": {"kind": "walk"}}
-        if self.step_count % 2:
-            info["odd"] = float(self.step_count)
-            info["deep"]["odd"] = True
-        if ended:
-            info["is_success"] = self.end == 0
-        reward = float(self.np_random.normal() + np.sum(action))
-        return self._observe(), reward, ended and self.end != 1, ended and self.end != 0, info
-
-    def _observe(self) -> Any:
-        self.observation_space.seed(int(self.np_random.integers(2**31)))
-        return self.observation_space.sample()
-
-    def hello(self, name: str, loud: bool = False) -> str:
-        return f"hello {name}" + "!" * loud
-
-    def render(self) -> Any:
-        return np.full((4, 6, 3), self.step_count, dtype=np.uint8)
-
-
-def sync(mode: AutoresetMode, make: Callable[[], gym.Env[Any, Any]] = Walk, **options: Any) -> GymnasiumVecEnv:
-    return GymnasiumVecEnv(SyncVectorEnv([make] * COPIES, autoreset_mode=mode, **options))
 
 
 def dummy(make: Callable[[], gym.Env[Any, Any]] = Walk) -> DummyVecEnv:
@@ -122,45 +74,38 @@ def assert_same(ours: Any, reference: Any, where: str = "") -> None:
         np.testing.assert_array_equal(one, other, err_msg=where)
 
 
-@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
-@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED], ids=lambda mode: mode.name)
-def test_same_as_dummy_vec_env(mode: AutoresetMode, observation: str) -> None:
-    def make() -> Walk:
-        return Walk(observation)
-
-    reference, ours = dummy(make), sync(mode, make)
-    actions = action_table(reference.action_space)
-    ends = 0
+def assert_same_runs(ours: VecEnv, reference: VecEnv) -> None:
+    """Compare all that two envs return for the same seed and actions, over several episodes."""
+    actions, ends = action_table(reference.action_space), 0
     for step, expected in zip(run(ours, actions), run(reference, actions), strict=True):
         assert_same(step, expected)
         ends += len(expected) > 2 and expected[2].sum()
     assert ends > 3 * COPIES
 
 
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+@pytest.mark.parametrize("mode", [SAME_STEP, DISABLED], ids=lambda mode: mode.name)
+def test_same_as_dummy_vec_env(mode: AutoresetMode, observation: str) -> None:
+    assert_same_runs(sync(mode, partial(Walk, observation)), dummy(partial(Walk, observation)))
+
+
+@pytest.mark.parametrize("keys", [None, ["position"]], ids=["box", "dict"])
+def test_vec_normalize_over_it(keys: list[str] | None) -> None:
+    make = partial(Walk, "dict" if keys else "box")
+    assert_same_runs(*(VecNormalize(env, norm_obs_keys=keys) for env in (sync(SAME_STEP, make), dummy(make))))
+
+
+def test_native_recall_is_dummy_recall() -> None:
+    ours = GymnasiumVecEnv(ctrl.envs.RecallVectorEnv(COPIES, length=4, num_cues=3))
+    assert_same_runs(ours, dummy(partial(ctrl.envs.RecallEnv, length=4, num_cues=3)))
+
+
 @pytest.mark.parametrize("observation", ["box", "dict"])
 def test_async_is_the_same_too(observation: str) -> None:
-    def make() -> Walk:
-        return Walk(observation)
-
-    reference = dummy(make)
+    make = partial(Walk, observation)
     ours = GymnasiumVecEnv(AsyncVectorEnv([make] * COPIES, autoreset_mode=SAME_STEP))
-    actions = action_table(reference.action_space)
     try:
-        for step, expected in zip(run(ours, actions), run(reference, actions), strict=True):
-            assert_same(step, expected)
-        assert not ours.has_attr("nothing")
-        assert ours.get_attr("speed", indices=[0, 2]) == [1, 1]
-        assert callable(ours.get_attr("hello", indices=[1])[0])  # not called
-        assert ours.get_attr("np_random_seed", indices=[1]) == [6]
-        assert ours.env_method("hello", "you", loud=True) == ["hello you!"] * COPIES
-        ours.set_attr("speed", [4])
-        assert ours.get_attr("speed", indices=1) == [[4]]
-        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-            ours.env_method("nothing")
-        for subset in (lambda: ours.set_attr("speed", 2, indices=0), lambda: ours.env_method("hello", indices=[1, 2])):
-            with pytest.raises(NotImplementedError, match="only do it for all of its envs"):
-                subset()
-        assert_same(ours.step(actions[0])[1].shape, (COPIES,))  # no worker was lost
+        assert_same_runs(ours, dummy(make))
     finally:
         ours.close()
 
@@ -168,10 +113,7 @@ def test_async_is_the_same_too(observation: str) -> None:
 @pytest.mark.parametrize("observation", ["box", "dict"])
 def test_next_step_is_the_same_without_its_reset_steps(observation: str) -> None:
     """Actions depend on each env's own step number, so that both forms get the same action at the same step."""
-
-    def make() -> Walk:
-        return Walk(observation)
-
+    make = partial(Walk, observation)
     ours, actions = sync(NEXT_STEP, make), action_table(ACTION_SPACES["discrete"], 2 * STEPS)
     expected = _by_env(run(dummy(make), actions))
     ours.seed(5)
@@ -223,19 +165,6 @@ def _without_end(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in info.items() if key not in of_end}
 
 
-class Ends(Walk):
-    """Env whose episodes have two steps and the given end: 0 terminated, 1 truncated, 2 both."""
-
-    def __init__(self, end: int) -> None:
-        super().__init__()
-        self.told = end
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        result = super().reset(**kwargs)
-        self.limit, self.end = 2, self.told
-        return result
-
-
 @MODES
 def test_only_a_mere_truncation_is_a_time_limit(mode: AutoresetMode) -> None:
     makes = [lambda end=end: Ends(end) for end in range(3)]
@@ -256,87 +185,11 @@ def test_only_a_mere_truncation_is_a_time_limit(mode: AutoresetMode) -> None:
         assert [info.get("reset_step", False) for info in infos] == [mode == NEXT_STEP] * 3
 
 
-class Pulse(VectorEnv[Any, Any, Any]):
-    """Native vector env. Env i has episodes of i + 2 steps; it observes (episode, step), its reward is action + step.
-
-    It returns the same buffers at each step, `final_obs` is a batch (of dicts), and no info has a mask.
-    """
-
-    def __init__(self, mode: Any, as_dict: bool = False) -> None:
-        self.num_envs, self.as_dict = COPIES, as_dict
-        self.metadata = {"autoreset_mode": mode}
-        box = spaces.Box(0.0, 99.0, (2,), np.float32)
-        self.single_observation_space = spaces.Dict({"seen": box}) if as_dict else box
-        self.observation_space = batch_space(self.single_observation_space, COPIES)
-        self.single_action_space = spaces.Discrete(9)
-        self.action_space = batch_space(self.single_action_space, COPIES)
-        self.seen, self.final = np.zeros((COPIES, 2), np.float32), np.zeros((COPIES, 2), np.float32)
-        self.rewards = np.zeros(COPIES)
-        self.ended, self.level = np.zeros(COPIES, dtype=bool), 3
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        mask = (options or {}).get("reset_mask")
-        if mask is None:
-            self.seen[:] = 0
-            self.ended[:] = False
-        else:
-            self._restart(mask)
-            self.seen[~mask] = 77  # rubbish where no reset was asked for
-        return self._form(self.seen), {"level": 3}
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        mode = self.metadata["autoreset_mode"]
-        late = self.ended.copy() if mode == NEXT_STEP else np.zeros(COPIES, dtype=bool)
-        self.seen[~late, 1] += 1
-        self.rewards[:] = np.where(late, 0, actions + self.seen[:, 1])
-        self.ended[:] = ~late & (self.seen[:, 1] == np.arange(COPIES) + 2)
-        infos: dict[str, Any] = {"level": 3, "steps": self.seen[:, 1], "seen": self.seen}
-        if mode == SAME_STEP and self.ended.any():
-            self.final[:] = self.seen
-            infos = {
-                "final_obs": self._form(self.final),
-                "final_info": {**infos, "steps": self.final[:, 1], "seen": self.final},
-                **infos,
-            }
-            late = self.ended
-        self._restart(late)
-        return self._form(self.seen), self.rewards, self.ended & True, self.ended & False, infos
-
-    def _restart(self, mask: npt.NDArray[np.bool_]) -> None:
-        self.seen[mask, 0] += 1
-        self.seen[mask, 1] = 0
-
-    def _form(self, seen: npt.NDArray[np.float32]) -> Any:
-        return {"seen": seen} if self.as_dict else seen
-
-    def names(self) -> list[str]:
-        return ["a", "b", "c"]
-
-    def silent(self) -> None:
-        return None
-
-
-class Restless(Pulse):
-    """`Pulse` whose partial reset returns wrong rows for the other envs, as an env in DISABLED mode may.
-
-    The wrapper must keep the rows of the other envs. The env itself keeps their true state for the next step.
-    """
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        before = self.seen.copy()
-        result = super().reset(seed=seed, options=options)
-        mask = (options or {}).get("reset_mask")
-        rubbish = self.seen.copy()
-        if mask is not None:
-            self.seen[~mask] = before[~mask]
-        return self._form(rubbish), result[1]
-
-
 @pytest.mark.parametrize("as_dict", [False, True])
 @MODES
 def test_native_env_by_hand(mode: AutoresetMode, as_dict: bool) -> None:
     """The test keeps all returned values until the end, so a buffer that is used twice would be noticed."""
-    ours = GymnasiumVecEnv(Restless(mode, as_dict))
+    ours = GymnasiumVecEnv(Pulse(mode, as_dict))
     first: Any = ours.reset()
     kept: list[Any] = [ours.step(np.array([1, 2, 3])) for _ in range(12)]
 
@@ -382,18 +235,6 @@ def test_reset_forgets_the_running_and_the_ended_episodes() -> None:
     assert ours.step(np.zeros(COPIES))[3][2]["episode"].items() >= {"r": 10.0, "l": 4}.items()
 
 
-def test_native_recall_is_dummy_recall() -> None:
-    import ctrl.envs
-
-    def make() -> gym.Env[Any, Any]:
-        return ctrl.envs.RecallEnv(length=4, num_cues=3)
-
-    ours = GymnasiumVecEnv(ctrl.envs.RecallVectorEnv(COPIES, length=4, num_cues=3))
-    actions = action_table(ours.action_space)
-    for step, expected in zip(run(ours, actions), run(dummy(make), actions), strict=True):
-        assert_same(step, expected)
-
-
 @pytest.mark.parametrize("action", ACTION_SPACES)
 def test_actions_arrive_in_the_dtype_of_their_space(action: str) -> None:
     received: list[Any] = []
@@ -415,14 +256,6 @@ def test_actions_arrive_in_the_dtype_of_their_space(action: str) -> None:
         ours.step(actions[:2])
 
 
-class Constant:
-    """Model for `evaluate_policy` that always takes action 2."""
-
-    def predict(self, observations: Any, state: Any = None, **_: Any) -> tuple[Any, Any]:
-        count = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        return np.full(count, 2), state
-
-
 @MODES
 def test_evaluate_policy_counts_true_returns_and_lengths(mode: AutoresetMode) -> None:
     """There is no warning about a missing Monitor, and reset steps don't count."""
@@ -434,18 +267,6 @@ def test_evaluate_policy_counts_true_returns_and_lengths(mode: AutoresetMode) ->
     if mode == NEXT_STEP:  # the same episodes end in another order
         results = [(sorted(returns), sorted(lengths)) for returns, lengths in results]  # type: ignore[arg-type]
     np.testing.assert_allclose(results[1], results[0], atol=1e-6)
-
-
-@pytest.mark.parametrize("observation", ["box", "dict"])
-def test_vec_normalize_over_it(observation: str) -> None:
-    def make() -> Walk:
-        return Walk(observation)
-
-    keys = ["position"] if observation == "dict" else None
-    reference, ours = (VecNormalize(env, norm_obs_keys=keys) for env in (dummy(make), sync(SAME_STEP, make)))
-    actions = action_table(reference.action_space)
-    for step, expected in zip(run(ours, actions), run(reference, actions), strict=True):
-        assert_same(step, expected)
 
 
 def test_vec_normalize_over_next_step_normalises_the_late_observation() -> None:
@@ -465,32 +286,27 @@ def test_vec_normalize_over_next_step_normalises_the_late_observation() -> None:
 
 
 @MODES
-def test_inner_monitor_has_priority_and_is_counted_once(mode: AutoresetMode) -> None:
+@pytest.mark.parametrize("counted", ["by a Monitor below", "by the vector env"])
+def test_episodes_that_are_counted_below_are_counted_once(counted: str, mode: AutoresetMode) -> None:
     """A reward wrapper above the Monitor must not change the reported return."""
 
     def make() -> gym.Env[Any, Any]:
         return gym.wrappers.TransformReward(Monitor(Ends(0)), lambda reward: 100.0)
 
-    ours = sync(mode, make)
+    if counted == "by a Monitor below":
+        ours = sync(mode, make)
+    elif mode == DISABLED:
+        pytest.skip("RecordEpisodeStatistics does not take it")
+    else:
+        ours = GymnasiumVecEnv(RecordEpisodeStatistics(SyncVectorEnv([lambda: Ends(0)] * COPIES, autoreset_mode=mode)))
     ours.reset()
-    episodes = [
-        info["episode"]
-        for action in action_table(ours.action_space, 6)
-        for info in ours.step(action)[3]
-        if "episode" in info
-    ]
-    assert len(episodes) == COPIES * (2 if mode == NEXT_STEP else 3)
-    assert all(abs(episode["r"]) < 50 and episode["l"] == 2 for episode in episodes)
-
-
-@pytest.mark.parametrize("mode", [SAME_STEP, NEXT_STEP], ids=lambda mode: mode.name)
-def test_vector_statistics_below_are_counted_once(mode: AutoresetMode) -> None:
-    ours = GymnasiumVecEnv(RecordEpisodeStatistics(SyncVectorEnv([lambda: Ends(0)] * COPIES, autoreset_mode=mode)))
-    ours.reset()
+    ended = 0
     for action in action_table(ours.action_space, 6):
         for done, info in zip(*ours.step(action)[2:], strict=True):
             assert ("episode" in info) == done
-            assert not done or info["episode"]["l"] == 2
+            assert not done or (info["episode"]["l"] == 2 and abs(info["episode"]["r"]) < 50)
+            ended += done
+    assert ended == COPIES * (2 if mode == NEXT_STEP else 3)
 
 
 def test_ppo_learns_on_a_next_step_env() -> None:
@@ -500,50 +316,6 @@ def test_ppo_learns_on_a_next_step_env() -> None:
     model = PPO("MlpPolicy", ours, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu").learn(256)
     assert model.ep_info_buffer
     assert all(episode["r"] == episode["l"] > 5 for episode in model.ep_info_buffer)
-
-
-def test_attributes_and_methods_of_sync_envs() -> None:
-    ours = sync(SAME_STEP, lambda: Monitor(Walk(render_mode="rgb_array")))
-    ours.reset()
-    ours.step(np.zeros(COPIES))
-    ours.set_attr("speed", 7, indices=[0, 2])
-    assert ours.get_attr("speed") == [7, 1, 7]
-    assert callable(ours.get_attr("hello", indices=1)[0])
-    assert ours.env_method("hello", "you", indices=[1], loud=True) == ["hello you!"]
-    assert ours.has_attr("limit")
-    assert not ours.has_attr("nothing")
-    assert ours.env_is_wrapped(Monitor) == [True] * COPIES
-    assert ours.env_is_wrapped(gym.wrappers.TimeLimit, indices=[0, 1]) == [False, False]
-    images = ours.get_images()
-    assert [image.shape for image in images if image is not None] == [(4, 6, 3)] * COPIES
-    picture = ours.render()
-    assert picture is not None
-    assert picture.shape == (8, 12, 3)
-
-
-def test_wrappers_of_sync_envs_are_found() -> None:
-    ours = sync(SAME_STEP, lambda: gym.wrappers.TimeLimit(Walk(), 5))
-    assert ours.env_is_wrapped(gym.wrappers.TimeLimit) == [True] * COPIES
-    with pytest.warns(UserWarning, match="need the render mode 'rgb_array', got None"):
-        assert list(ours.get_images()) == [None] * COPIES
-
-
-def test_attributes_and_methods_of_a_native_env() -> None:
-    ours = GymnasiumVecEnv(RecordEpisodeStatistics(Pulse(SAME_STEP)))
-    assert ours.get_attr("level", indices=[0, 1]) == [3, 3]
-    assert ours.get_attr("episode_count") == [0] * COPIES
-    ours.set_attr("level", 5)
-    assert ours.env.unwrapped.level == 5  # type: ignore[attr-defined]
-    assert ours.env_method("names", indices=[2, 0]) == ["c", "a"]
-    assert ours.env_method("silent", indices=[2]) == [None]
-    assert ours.env_is_wrapped(Monitor, indices=0) == [True]
-    assert ours.env_is_wrapped(gym.Wrapper) == [False] * COPIES
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        ours.get_attr("nothing")
-    with pytest.raises(NotImplementedError, match="only do it for all of its envs"):
-        ours.set_attr("level", 1, indices=[1])
-    with pytest.raises(ValueError, match="must return an entry for each env"):
-        ours.env_method("_form", np.zeros((COPIES + 1, 2)))
 
 
 def test_seeds_and_options_serve_once() -> None:
@@ -618,7 +390,6 @@ def test_breaches_of_the_vector_contract_are_named() -> None:
 
 def test_usual_step_has_no_loop_over_envs() -> None:
     """A step of 64 times as many envs must not cost 64 times as much, as a loop over envs would."""
-    import ctrl.envs
 
     def cost(num_envs: int) -> float:
         ours = GymnasiumVecEnv(ctrl.envs.RecallVectorEnv(num_envs, length=1000))

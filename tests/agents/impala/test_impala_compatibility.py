@@ -14,7 +14,6 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from actor_toys import UPDATE, WINDOW, WINDOWS, Everything, Locked, StopOnce, make_impala
 from agent_toys import (
     CORES,
@@ -34,7 +33,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 import ctrl.envs  # noqa: F401 - registers the tasks
-from ctrl.agents import GymnasiumVecEnv, MemoryImpala, check_memory
+from ctrl.agents import MemoryImpala, check_memory
 from ctrl.agents.actors.pickling import packed
 
 SIZES: dict[str, Any] = {"n_steps": WINDOW, "windows_per_update": WINDOWS}
@@ -268,62 +267,3 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
         [sys.executable, "-I", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert (done.stdout.strip(), done.returncode) == ("40", 0), done.stderr
-
-
-# Saving
-
-
-def trained(core: str = "compressive", **options: Any) -> MemoryImpala:
-    return make_impala(staggered_env(), core, memory_learning_rate=2e-3, **options).learn(2 * UPDATE)
-
-
-@pytest.mark.parametrize(("core", "options"), [("compressive", {}), ("lstm", {"use_rms_prop": True})])
-def test_learning_goes_on_as_if_nothing_had_happened(core: str, options: dict[str, Any], tmp_path: Path) -> None:
-    model = trained(core, reward_clipping="abs_one", rho_bar=2.0, window_slots=3, **options)
-    model.save(tmp_path / "agent")
-    loaded = MemoryImpala.load(tmp_path / "agent", device="cpu")
-    assert same_weights(weights_of(loaded), weights_of(model))
-    names = [*MemoryImpala.logged_hparams, "window_slots", "actor_timeout", "max_restarts", "memory_learning_rate"]
-    assert {name: getattr(loaded, name) for name in names} == {name: getattr(model, name) for name in names}
-    results = []
-    for agent in (model, loaded):
-        agent.set_env(staggered_env())
-        agent.set_random_seed(5)
-        agent.learn(2 * UPDATE, reset_num_timesteps=False)
-        results.append(weights_of(agent))
-        assert agent.num_timesteps == 4 * UPDATE
-    assert same_weights(*results)
-
-
-def test_both_optimizers_are_saved(tmp_path: Path) -> None:
-    model = trained()
-    model.save(tmp_path / "agent")
-    results = []
-    for forgotten in (None, "optimizer", "memory_optimizer"):
-        loaded = MemoryImpala.load(tmp_path / "agent", staggered_env(), device="cpu")
-        loaded.set_random_seed(5)
-        if forgotten:
-            getattr(loaded.policy, forgotten).state.clear()
-        results.append(weights_of(loaded.learn(UPDATE)))
-    assert not same_weights(results[0], results[1]) and not same_weights(results[0], results[2])
-
-
-def test_load_with_another_number_of_envs(tmp_path: Path) -> None:
-    trained("gru").save(tmp_path / "agent")
-    loaded = MemoryImpala.load(tmp_path / "agent", DummyVecEnv(makers(STAGGERED[:2])), device="cpu")  # type: ignore[arg-type]
-    loaded.learn(1)
-    assert loaded.num_timesteps == WINDOW * WINDOWS * 2
-    assert loaded.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
-
-
-def test_predict_goes_on_from_its_own_state() -> None:
-    model = trained("gru")
-    obs = np.zeros((4, 3), dtype=np.float32)
-    _, state = model.predict(obs, deterministic=True)
-    assert state is not None and [len(leaf) for leaf in state] == [4] * len(state)
-    _, later = model.predict(obs, state, deterministic=True)
-    _, again = model.predict(obs, state, np.ones(4, dtype=bool), deterministic=True)
-    assert later is not None and again is not None
-    assert not np.array_equal(later[0], state[0]) and np.array_equal(again[0], state[0])
-    assert isinstance(model.env, DummyVecEnv) and not isinstance(model.env, GymnasiumVecEnv)
-    assert bool(torch.isfinite(torch.as_tensor(later[0])).all())

@@ -13,13 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from actor_toys import UPDATE, WINDOW, WINDOWS, StopOnce, fill_once, make_impala, placed_makers
-from agent_toys import STAGGERED, TRANSPARENT, AtRolloutEnd, BookkeepingCore, set_units, vectorized
+from actor_toys import UPDATE, WINDOW, WINDOWS, StopOnce, collect, make_impala, placed_makers
+from agent_toys import (
+    MODES,
+    STAGGERED,
+    TRANSPARENT,
+    AtRolloutEnd,
+    BookkeepingCore,
+    late_resets,
+    set_units,
+    states_of_the_next_env,
+    vectorized,
+)
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-import ctrl
 from ctrl.agents import MemoryImpala
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch
@@ -28,13 +37,10 @@ from ctrl.agents.policy_data import Acted, PolicyState
 COPY, EPISODE, STEP, PLACE = range(4)
 LEAST = 10
 """Smallest number of windows from each process before training stops."""
-ENVS = pytest.mark.parametrize("mode", [None, *AutoresetMode], ids=lambda mode: getattr(mode, "name", "dummy"))
 ACTORS = pytest.mark.parametrize("num_actors", [0, 2])
 
 
-@pytest.fixture(autouse=True)
-def bookkeeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ctrl._CORES, "bookkeeping", BookkeepingCore)
+pytestmark = pytest.mark.usefixtures("bookkeeping")
 
 
 def bookkeeper(mode: AutoresetMode | None = None, **options: Any) -> MemoryImpala:
@@ -93,7 +99,7 @@ def check_snapshots(books: Any, batch: TrajectoryBatch) -> None:
 
 
 @ACTORS
-@ENVS
+@MODES
 def test_what_reaches_the_learner_is_what_happened(mode: AutoresetMode | None, num_actors: int) -> None:
     """The windows of each actor also follow each other without a gap."""
     model = bookkeeper(mode, num_actors=num_actors)
@@ -125,12 +131,6 @@ def test_what_reaches_the_learner_is_what_happened(mode: AutoresetMode | None, n
     assert 0 < sum(resets) < len(resets) / 2, "windows must start both at resets and in mid-episode"
 
 
-def to_the_next_env(buffer: WindowBuffer) -> None:
-    for number, snapshot in list(buffer.snapshots.items()):
-        core = type(snapshot.core)(*(leaf.roll(1, dims=0) for leaf in snapshot.core))
-        buffer.snapshots[number] = snapshot._replace(core=core)
-
-
 def to_the_next_window(buffer: WindowBuffer) -> None:
     buffer.snapshots[0], buffer.snapshots[WINDOW] = buffer.snapshots[WINDOW], buffer.snapshots[0]
 
@@ -141,21 +141,17 @@ def another_actors(buffer: WindowBuffer) -> None:
     buffer.following[..., PLACE] += 1
 
 
-def late_resets(buffer: WindowBuffer) -> None:
-    buffer.episode_starts = np.roll(buffer.episode_starts, 1, axis=0)
-
-
 def following_of_another_window(buffer: WindowBuffer) -> None:
     buffer.following = buffer.following[::-1].copy()
 
 
 @pytest.mark.parametrize(
-    "spoil", [to_the_next_env, to_the_next_window, another_actors, late_resets, following_of_another_window]
+    "spoil", [states_of_the_next_env, to_the_next_window, another_actors, late_resets, following_of_another_window]
 )
 def test_what_is_mixed_up_is_noticed(spoil: Callable[[WindowBuffer], None]) -> None:
     model = bookkeeper()
     for _ in range(3):
-        check_windows(fill_once(model), None)
+        check_windows(collect(model), None)
         assert not model.rollout_buffer.episode_starts[0].all() or model.num_timesteps == UPDATE
     spoil(model.rollout_buffer)
     with pytest.raises(AssertionError):

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from actor_toys import UPDATE, fill_once, make_impala
+from actor_toys import BOTH, UPDATE, collect, make_impala
 from agent_toys import (
     STAGGERED,
     AtRolloutEnd,
@@ -30,7 +30,6 @@ from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.utils.value_normalisation import DECAY, SMALLEST_SCALE, ValueNormalisation
 
 STEPS = 24 * 3
-BOTH = pytest.mark.parametrize("make", [make_model, make_impala])
 
 
 def counted(*batches: Tensor, head: nn.Linear | None = None) -> ValueNormalisation:
@@ -158,7 +157,7 @@ def test_an_update_that_learns_nothing_changes_no_value(make: Any) -> None:
     """The statistics change in the update, and the head changes with them."""
     model = make(paid(7.0), "gru", learning_rate=1e-2).learn(2 * UPDATE)
     model.lr_schedule = lambda left: 0.0
-    fill_once(model)
+    collect(model)
     seen = model.rollout_buffer.all_windows(model.policy).windows
     with torch.no_grad():
         before, scale = model.policy.evaluate_windows(seen).values, model.policy.value_normalisation.scale.item()
@@ -274,7 +273,7 @@ def test_impala_counts_the_targets_of_the_update() -> None:
     for passes in (1, 3):
         env = vectorized(makers(), AutoresetMode.NEXT_STEP)
         model = make_impala(env, "gru", batch_size=24 if passes == 3 else None)
-        batch = fill_once(model)
+        batch = collect(model)
         assert not batch.loss_mask.all() and len(model._passes(len(batch.rewards))) == passes
         targets = model._targets(batch, model.policy.evaluate_windows(batch.windows)).vs[batch.loss_mask]
         model.train()
