@@ -19,10 +19,10 @@ from ctrl.envs.tasks import (
     rare_cue,
     recall,
     rewrite,
-    select_nonmatching,
     t_maze,
 )
 from ctrl.envs.tasks.recall import RecallEnv, RecallVectorEnv
+from ctrl.envs.tasks.select_nonmatching import task as select_nonmatching
 
 TASKS: dict[str, Task] = {
     task.id: task

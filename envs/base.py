@@ -267,7 +267,8 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
             self._keys = keys if self._keys is None else np.where(mask, keys, self._keys)
             self._episodes[mask] = 0
         self._waiting &= ~mask
-        self._begin(mask, self._phase())
+        phase = np.arange(self.num_envs) / self.num_envs
+        self._begin(mask, phase if self.stagger else np.zeros(self.num_envs))
         assert self._state is not None
         return self.rules.observe(self._state), {}
 
@@ -277,12 +278,9 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
             raise gym.error.ResetNeeded("step() needs running episodes: call reset() first.")
         outcome = self.rules.advance(self._state, self._checked_actions(actions))
         self._state = outcome.state
-        infos = self._same_step(outcome) if self._restarts_in_the_same_step else self._next_step(outcome)
+        same_step = self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+        infos = self._same_step(outcome) if same_step else self._next_step(outcome)
         return self.rules.observe(self._state), outcome.rewards, outcome.terminated, outcome.truncated, infos
-
-    @property
-    def _restarts_in_the_same_step(self) -> bool:
-        return self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
 
     def _same_step(self, outcome: Outcome) -> dict[str, Any]:
         """Restart the copies whose episode ended, and return their final infos."""
@@ -348,10 +346,6 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         for name, values in self.rules.facts(outcome.state, outcome.success).items():
             infos |= {name: np.where(ended, values, values.dtype.type(0)), f"_{name}": ended.copy()}
         return infos
-
-    def _phase(self) -> npt.NDArray[np.float64]:
-        phase = np.arange(self.num_envs) / self.num_envs
-        return phase if self.stagger else np.zeros(self.num_envs)
 
     def _checked_actions(self, actions: npt.ArrayLike) -> Actions:
         array = np.asarray(actions)

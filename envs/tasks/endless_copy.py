@@ -10,37 +10,22 @@ form of the endless tasks of Pleines et al. 2023 (https://arxiv.org/abs/2309.172
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ctrl.envs.arguments import checked_integer
-from ctrl.envs.base import Actions, Bools, Observations, Outcome, TaskEnv, TaskVectorEnv
+from ctrl.envs.base import Observations, TaskEnv, TaskVectorEnv
 from ctrl.envs.randomness import Bits, derive, integers_below
 from ctrl.envs.scores import Scores, until_first_mistake
 from ctrl.envs.scripted import RandomAgent
 from ctrl.envs.task import Task
-from ctrl.envs.tasks.symbols import NO_ANSWER, AllCues, Guess, SymbolRules, Symbols
-
-
-class EndlessCopyState(NamedTuple):
-    """State of B copies, each at its own step of its own episode."""
-
-    keys: Bits
-    """[B] the episode's key: the symbols are functions of it."""
-    round: npt.NDArray[np.int64]
-    """[B] index of the round, from 1; also its number of symbols. `max_length + 1` after the last round."""
-    step: npt.NDArray[np.int64]
-    """[B] step of the round, from 0; the first query is at `1 + delay`."""
-    skip: npt.NDArray[np.int64]
-    """[B] steps of the first delay to leave out; 0 except in the first episodes of a staggered vector env."""
-    answer: Symbols
-    right: Bools
+from ctrl.envs.tasks.endless import EndlessRules, EndlessState, Plan, Rounds
+from ctrl.envs.tasks.symbols import AllCues, Guess, Symbols
 
 
 @dataclass(frozen=True)
-class EndlessCopyRules(SymbolRules[EndlessCopyState]):
+class EndlessCopyRules(EndlessRules):
     """The dynamics of `ctrl/EndlessCopy-v0` for a batch of copies."""
 
     delay: int = 4
@@ -64,84 +49,50 @@ class EndlessCopyRules(SymbolRules[EndlessCopyState]):
         answer that was right in one round is right again in the next. In round r the agent gets the r - 1 old symbols
         right if all of them are its symbol, and then the new one with probability 1 / num_symbols.
         """
-        answers = self.max_length * (self.max_length + 1) // 2
-        chance = 1 / self.num_symbols
+        answers, chance = self.queries(self.max_length), 1 / self.num_symbols
         same = sum((r - 1) * chance ** (r - 1) + chance**r for r in range(1, self.max_length + 1))
         return Scores(random=until_first_mistake(chance, answers), memoryless=same, perfect=answers)
 
     @property
     def memory_steps(self) -> int:
         """Number of steps from the first symbol to the first query of the last round."""
-        return self._rounds_end(self.max_length - 1) + 1 + self.delay
+        return self.steps_of(self.max_length - 1) + self.plan.first_query
 
     @property
-    def max_episode_steps(self) -> int:
-        """Number of steps in all rounds."""
-        return self._rounds_end(self.max_length)
+    def plan(self) -> Plan:
+        """Rounds of a new symbol, the delay and the queries."""
+        return Plan(self.max_length, first_query=1 + self.delay, idle=self.delay)
 
-    def begin(self, keys: Bits, phase: npt.NDArray[np.float64]) -> EndlessCopyState:
-        """Start episodes; a phase p shortens the first delay by p · delay steps."""
-        zero = np.zeros(len(keys), dtype=np.int64)
-        skip = (phase * self.delay).astype(np.int64)
-        return EndlessCopyState(keys.copy(), zero + 1, zero, skip, np.full_like(zero, NO_ANSWER), zero > 0)
+    def queries(self, rounds: Rounds) -> Rounds:
+        """Return the number of queries in the first `rounds` rounds, which is 1 + 2 + … + rounds."""
+        return rounds * (rounds + 1) // 2
 
-    def observe(self, state: EndlessCopyState) -> Observations:
+    def observe(self, state: EndlessState) -> Observations:
         """Show the new symbol, a query or nothing; nothing after the end."""
-        running = ~self._ended(state)
+        running = self.running(state)
         is_cue = running & (state.step == 0)
-        symbols = self._symbol(state.keys, state.round - 1)
-        return self.show_symbols(symbols, is_cue, cue=is_cue, answer=running & (state.step > self.delay))
+        symbols = self._symbol(state.keys, state.round)
+        return self.show_symbols(symbols, is_cue, cue=is_cue, answer=running & (state.step >= self.plan.first_query))
 
-    def advance(self, state: EndlessCopyState, actions: Actions) -> Outcome:
-        """Take one step; after the delay each action must name a symbol."""
-        is_query = state.step > self.delay
-        right = is_query & (actions == self.wanted(state))
-        complete = right & (state.step == self.delay + state.round)
-        first = (state.step == 0) & (state.round == 1)
-        after = state._replace(
-            round=state.round + complete,
-            step=np.where(complete, 0, state.step + 1 + state.skip * first),
-            answer=np.where(is_query, actions, NO_ANSWER),
-            right=right,
-        )
-        truncated = complete & (state.round == self.max_length)
-        return Outcome(after, right.astype(np.float64), is_query & ~right, truncated, truncated.copy())
-
-    def wanted(self, state: EndlessCopyState) -> Symbols:
+    def wanted(self, state: EndlessState) -> Symbols:
         """Return the symbol of the current query.
 
         Before the queries of a round it is the first symbol, after a mistake the symbol that was asked for.
         """
-        asked = state.step - 1 - self.delay - self._mistaken(state)
+        asked = state.step - self.plan.first_query - self.mistaken(state)
         return self._symbol(state.keys, np.maximum(asked, 0))
-
-    def progress(self, state: EndlessCopyState) -> tuple[Symbols, int]:
-        """Return the step of the episode, and the length of the longest episode."""
-        complete = state.round - 1
-        return complete * (1 + self.delay) + complete * state.round // 2 + state.step, self.max_episode_steps
-
-    def _rounds_end(self, rounds: int) -> int:
-        """Return the number of steps in the first `rounds` rounds."""
-        return rounds * (1 + self.delay) + rounds * (rounds + 1) // 2
 
     def _symbol(self, keys: Bits, index: npt.NDArray[np.int64]) -> Symbols:
         return integers_below(derive(keys, index), self.num_symbols)
 
-    def _mistaken(self, state: EndlessCopyState) -> Bools:
-        mistaken: Bools = (state.answer != NO_ANSWER) & ~state.right
-        return mistaken
 
-    def _ended(self, state: EndlessCopyState) -> Bools:
-        return self._mistaken(state) | (state.round > self.max_length)
-
-
-class EndlessCopyEnv(TaskEnv[EndlessCopyState]):
+class EndlessCopyEnv(TaskEnv[EndlessState]):
     """One copy of `ctrl/EndlessCopy-v0`; the fields of `EndlessCopyRules` are its arguments."""
 
     rules_class = EndlessCopyRules
 
 
-class EndlessCopyVectorEnv(TaskVectorEnv[EndlessCopyState]):
+class EndlessCopyVectorEnv(TaskVectorEnv[EndlessState]):
     """Native vector env of `ctrl/EndlessCopy-v0`; the fields of `EndlessCopyRules` are its arguments."""
 
     rules_class = EndlessCopyRules

@@ -10,7 +10,7 @@ import pytest
 
 from ctrl.envs import TASKS
 from ctrl.envs.randomness import seed_keys
-from ctrl.envs.tasks.rare_cue import RareCueEnv, RareCueRules, RareCueVectorEnv
+from ctrl.envs.tasks.rare_cue import RareCueRules, RareCueVectorEnv
 
 TASK = TASKS["ctrl/RareCue-v0"]
 
@@ -21,17 +21,6 @@ def watch(episodes: int, **arguments: Any) -> npt.NDArray[np.float32]:
     seen = [envs.reset(seed=0)[0]]
     seen.extend(envs.step(np.zeros(episodes, dtype=np.int64))[0] for _ in range(arguments["length"]))
     return np.stack(seen, axis=1)
-
-
-def test_an_episode_step_by_step() -> None:
-    env = RareCueEnv(length=2, num_cues=4, noise=0.0)
-    observation = env.reset(seed=0)[0]
-    cue = int(observation[:4].argmax())
-    assert observation.tolist() == [*np.eye(4)[cue], 1, 0]
-    steps = [env.step(np.int64(cue)) for _ in range(3)]
-    assert [step[0].tolist() for step in steps] == [[0] * 6, [0, 0, 0, 0, 0, 1], [0] * 6]
-    assert [step[1:4] for step in steps] == [(0.0, False, False), (0.0, False, False), (1.0, True, False)]
-    assert [step[4] for step in steps] == [{}, {}, {"is_success": True, "group": [0, 1, 1, 2][cue]}]
 
 
 @pytest.mark.parametrize(
@@ -89,48 +78,6 @@ def test_last_info_tells_the_group_of_the_cue_just_asked_for(mode: str) -> None:
     assert set(facts["group"].tolist()) == {0, 1, 2}
 
 
-def test_memory_and_steps_are_those_of_recall() -> None:
-    assert TASK.defaults == {"length": 32, "num_cues": 32, "noise": 0.5, "exponent": 1.0}
-    flags = watch(3, length=5)[0, :, -2:]
-    assert flags[:, 1].argmax() - flags[:, 0].argmax() == TASK.memory_steps(length=5)
-    assert TASK.rules(length=5).max_episode_steps == 6
-
-
-def test_scores_by_hand() -> None:
-    scores = TASK.scores(num_cues=3)
-    assert (scores.random, scores.perfect) == (1 / 3, 1.0)
-    assert scores.memoryless == pytest.approx(6 / 11)
-    assert TASK.scores(num_cues=5, exponent=0).memoryless == pytest.approx(0.2)
-
-
 def test_the_best_guess_is_the_first_cue() -> None:
     shares = watch(3000, length=1, num_cues=5)[:, 0, :5].mean(0)
     assert shares.argmax() == 0
-
-
-def test_text_and_picture() -> None:
-    lines, shapes = [], []
-    for mode, shown in (("ansi", lines), ("rgb_array", shapes)):
-        env = RareCueEnv(length=1, num_cues=17, render_mode=mode)
-        cue = int(env.reset(seed=3)[0][:17].argmax())
-        shown.append(env.render())
-    assert lines == [f"step 0/1  cue {cue}  (cue {cue})"]
-    assert [picture.shape for picture in shapes] == [(180, 288, 3)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"exponent": -0.5}, r"exponent must be a number of at least 0, got -0\.5"),
-        ({"exponent": float("inf")}, "exponent must be a number of at least 0, got inf"),
-        ({"exponent": float("nan")}, "exponent must be a number of at least 0, got nan"),
-        ({"exponent": True}, "exponent must be a number of at least 0, got True"),
-        ({"num_cues": 1}, "num_cues must be an integer of at least 2, got 1"),
-        ({"length": 0}, "length must be an integer of at least 1, got 0"),
-        ({"noise": 2}, "noise must be a number from 0 to 1, got 2"),
-    ],
-)
-def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
-    for make in (RareCueEnv, RareCueVectorEnv):
-        with pytest.raises(ValueError, match=message):
-            make(**arguments)

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ctrl.envs.tasks.rooms import (
+from ctrl.envs.tasks.select_nonmatching.rooms import (
     CASES,
     FORWARD,
     FREE,

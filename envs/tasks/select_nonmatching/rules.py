@@ -25,76 +25,39 @@ off (truncated) after `steps` steps in the rooms. Steps in the corridor don't co
 
 Actions: 0 turn left, 1 turn right, 2 forward; in the corridor they do nothing. The agent sees 7 × 7 cells. It stands in
 the middle of the last row and looks up. Nothing blocks its view; cells outside of the room are wall.
-`ctrl.envs.tasks.sprites` lists the channels of a cell ("symbolic") and draws it as 8 × 8 pixels ("pixels"). In the
-corridor all values are 0.
+`sprites` lists the channels of a cell ("symbolic") and draws it as 8 × 8 pixels ("pixels"). In the corridor all values
+are 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple, cast, get_args
+from functools import cached_property
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 
 from ctrl.envs.arguments import checked_integer
-from ctrl.envs.base import (
-    Actions,
-    Bools,
-    Observations,
-    Outcome,
-    Picture,
-    Rules,
-    TaskEnv,
-    TaskVectorEnv,
-    take,
-)
+from ctrl.envs.base import Actions, Observations, Outcome, Picture, Rules, take
 from ctrl.envs.randomness import Bits, derive, integers_below
 from ctrl.envs.scores import Scores
-from ctrl.envs.scripted import RandomAgent
-from ctrl.envs.task import Task
-from ctrl.envs.tasks import sprites
-from ctrl.envs.tasks.rooms import (
+from ctrl.envs.tasks.select_nonmatching import sprites
+from ctrl.envs.tasks.select_nonmatching.rooms import (
     CASES,
-    FORWARD,
     FREE,
     HEADINGS,
-    LEFT,
     NUM_SLOTS,
     PADS,
     PEDESTALS,
-    RIGHT,
     VIEW,
     Integers,
     pads_at_random,
     place_of,
     rooms,
 )
-
-Split = Literal["train", "held_out", "all"]
-Form = Literal["symbolic", "pixels"]
-
-
-@lru_cache
-def objects_of(split: Split) -> Integers:
-    """Return the objects of a split.
-
-    "held_out" has 9 of the 36 objects: one of each of the first 9 shapes, 3 of each colour. So "train" still has each
-    shape and each colour.
-    """
-    shapes, colours = len(sprites.SHAPES), len(sprites.COLOURS)
-    shape, colour = np.divmod(np.arange(shapes * colours), colours)
-    held_out = (shape < 9) & (colour == shape % colours)
-    return np.flatnonzero({"train": ~held_out, "held_out": held_out, "all": shape >= 0}[split])
-
-
-@lru_cache
-def _looks(form: Form) -> npt.NDArray[Any]:
-    """Return the appearance of each kind of cell, [NUM_KINDS, height, width, channels]; a symbolic cell is 1 × 1."""
-    return sprites.tiles() if form == "pixels" else sprites.channels()[:, None, None]
+from ctrl.envs.tasks.select_nonmatching.sprites import Form, Split, objects_of
 
 
 class SelectState(NamedTuple):
@@ -162,7 +125,7 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
     @cached_property
     def observation_space(self) -> spaces.Box[Any]:
         """[7, 7, channels] of 0 and 1, or a picture [56, 56, 3]."""
-        _, height, width, layers = _looks(self.observation).shape
+        _, height, width, layers = sprites.looks(self.observation).shape
         shape = (VIEW * height, VIEW * width, layers)
         if self.observation == "pixels":
             return spaces.Box(0, 255, shape, np.uint8)
@@ -251,12 +214,7 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
 
     def observe(self, state: SelectState) -> Observations:
         """Show the 7 × 7 cells around the agent, or nothing in the corridor."""
-        looks = _looks(self.observation)
-        kinds = self.cells(state)
-        _, height, width, layers = looks.shape
-        lines = kinds[:, :, None, :] * height + np.arange(height)[:, None]  # [B, 7, height, 7]
-        seen: Observations = looks.reshape(-1, width * layers).take(lines, axis=0)
-        return seen.reshape(len(kinds), VIEW * height, VIEW * width, layers)
+        return sprites.drawn(self.cells(state), self.observation)
 
     def cells(self, state: SelectState) -> Integers:
         """Return the kinds of the cells in view, [B, 7, 7]."""
@@ -277,17 +235,6 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         content[rows, PEDESTALS + trial.pedestal] = sprites.PEDESTAL + trial.match
         content[rows, PEDESTALS + 1 - trial.pedestal] = sprites.PEDESTAL + trial.other
         return content
-
-    def recognise(self, observations: Observations) -> Integers:
-        """Return the kinds of the cells in observations of either form, [B, 7, 7]."""
-        looks = _looks(self.observation)
-        count, height, width, layers = looks.shape
-        weights = np.random.default_rng(0).integers(1, 2**20, height * width * layers).astype(np.float64)
-        sums = looks.reshape(count, -1) @ weights  # exact, and different for each kind
-        cells = observations.reshape(-1, VIEW, height, VIEW, width, layers).swapaxes(2, 3)
-        order = np.argsort(sums)
-        kinds = order[np.searchsorted(sums[order], cells.reshape(-1, VIEW, VIEW, len(weights)) @ weights)]
-        return np.asarray(kinds)
 
     def advance(self, state: SelectState, actions: Actions) -> Outcome:
         """Turn, walk, step on the pad, touch an object, or wait in the corridor."""
@@ -355,93 +302,3 @@ class SelectNonmatchingObjectRules(Rules[SelectState]):
         """
         past_pad = one.pose[0] >= rooms(self.depth).moves.shape[0] // 2
         return int(11 * one.trial[0] - 20 * one.mistakes[0] + past_pad)
-
-
-class SelectNonmatchingObjectEnv(TaskEnv[SelectState]):
-    """One copy of `ctrl/SelectNonmatchingObject-v0`; the fields of its `Rules` are its arguments."""
-
-    rules_class = SelectNonmatchingObjectRules
-
-
-class SelectNonmatchingObjectVectorEnv(TaskVectorEnv[SelectState]):
-    """Native vector env of `ctrl/SelectNonmatchingObject-v0`; the fields of its `Rules` are its arguments."""
-
-    rules_class = SelectNonmatchingObjectRules
-
-
-class PerfectSelect:
-    """Agent that takes the shortest path and touches the object that was not in the glass case."""
-
-    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
-        self._rules = _rules_of(envs)
-        self._match = np.zeros(envs.num_envs, dtype=np.int64)
-
-    def __call__(self, observations: Observations, reset: Bools) -> Actions:
-        """Return the actions."""
-        seen = self._rules.recognise(observations)
-        shown = _shown(seen)
-        self._match = np.where(shown >= 0, shown, self._match)
-        return _walk(seen, left=seen[:, -1, 0] != sprites.PEDESTAL + self._match)
-
-
-class MemorylessSelect:
-    """Best known memoryless agent: it goes to the pad only if the match is one of k chosen objects.
-
-    Otherwise it waits at the start until the episode ends. So in room B the match is always one of the k objects. If
-    the other object is not, the agent can tell the two apart. With a larger k the agent goes to the pad more often, but
-    can tell the objects apart less often. It takes the k with the largest of the `selective_scores`. An agent that
-    always goes to the pad gains only the rewards of the pads.
-
-    Of the agents that take the shortest path or stay at the start, no other is better. Slower agents can gain a little
-    more: one more pad, at the end of an episode that this agent waits through.
-    """
-
-    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
-        self._rules = _rules_of(envs)
-        kept = objects_of(self._rules.split)[: int(self._rules.selective_scores.argmax()) + 1]
-        kinds = np.arange(sprites.NUM_KINDS)
-        self._is_kept = np.isin(kinds, [*(sprites.CASE + kept), *(sprites.PEDESTAL + kept)])
-        self._refuses = ~self._is_kept & (kinds >= sprites.CASE) & (kinds < sprites.PEDESTAL)
-
-    def __call__(self, observations: Observations, reset: Bools) -> Actions:
-        """Return the actions."""
-        seen = self._rules.recognise(observations)
-        left, right = self._is_kept[seen[:, -1, 0]], self._is_kept[seen[:, -1, -1]]
-        refuses = self._refuses[seen].any(axis=(1, 2))
-        return np.where(refuses, FORWARD, _walk(seen, left=right | ~left))  # at the start, forward leads into the wall
-
-
-def _rules_of(envs: VectorEnv[Any, Any, Any]) -> SelectNonmatchingObjectRules:
-    rules = cast(SelectNonmatchingObjectVectorEnv, envs.unwrapped).rules
-    return cast(SelectNonmatchingObjectRules, rules)
-
-
-def _shown(seen: Integers) -> Integers:
-    """Return the object in the glass case in view, −1 if there is none, [B]."""
-    cells = seen.reshape(len(seen), -1)
-    in_case = (cells >= sprites.CASE) & (cells < sprites.PEDESTAL)
-    return np.asarray(np.where(in_case, cells - sprites.CASE, -1).max(axis=1))
-
-
-def _walk(seen: Integers, *, left: Bools) -> Actions:
-    """Return the actions on the shortest path, [B].
-
-    :param seen: [B, 7, 7] the kinds of the cells in view
-    :param left: [B] True to touch the left one of two objects
-    """
-    beside, ahead = seen[:, -1], seen[:, -2, VIEW // 2]
-    chooses = (beside[:, [0, -1]] >= sprites.PEDESTAL).all(axis=1)
-    middle = VIEW // 2
-    turns_left = (beside[:, :middle] == sprites.PAD).any(axis=1) | (chooses & left)
-    turns_right = (beside[:, middle + 1 :] == sprites.PAD).any(axis=1) | (chooses & ~left)
-    blocked = (ahead == sprites.WALL) | ((ahead >= sprites.EMPTY_CASE) & (ahead < sprites.PEDESTAL))
-    return np.where(turns_left, LEFT, np.where(turns_right | blocked, RIGHT, FORWARD))
-
-
-TASK = Task(
-    id="ctrl/SelectNonmatchingObject-v0",
-    summary="take the object that was not shown in the room before; the paper's task as a grid world",
-    env=SelectNonmatchingObjectEnv,
-    vector_env=SelectNonmatchingObjectVectorEnv,
-    agents={"random": RandomAgent, "memoryless": MemorylessSelect, "perfect": PerfectSelect},
-)

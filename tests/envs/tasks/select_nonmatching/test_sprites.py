@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctrl.envs.tasks import sprites
+from ctrl.envs.tasks.select_nonmatching import sprites
 
 
 def test_kinds_differ_in_both_forms() -> None:
@@ -69,3 +69,9 @@ def test_scene_has_room_for_every_part() -> None:
         assert drawn.shape == (24 * rows, 24 * (9 + 7 + 3), 3)
         bar = drawn[-2 * 24, 24:-24]
         assert (bar == 255).all(-1).mean() == 0.5
+
+
+@pytest.mark.parametrize("form", ["symbolic", "pixels"])
+def test_every_kind_is_recognised(form: sprites.Form) -> None:
+    kinds = np.arange(98).reshape(2, 7, 7) % sprites.NUM_KINDS
+    np.testing.assert_array_equal(sprites.recognise(sprites.drawn(kinds, form), form), kinds)

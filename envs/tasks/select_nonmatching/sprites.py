@@ -1,4 +1,4 @@
-"""The cells of `ctrl/SelectNonmatchingObject-v0`, as channels and as tiles of 8 × 8 pixels.
+"""The objects and cells of `ctrl/SelectNonmatchingObject-v0`: cells as channels and as tiles of 8 × 8 pixels.
 
 A cell is one number, its *kind*. Below, o is an object: shape · 3 + colour.
 
@@ -14,11 +14,17 @@ PEDESTAL + o     "pedestal", the object's shape and its colour
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any, Literal
+
 import numpy as np
 import numpy.typing as npt
 
-from ctrl.envs.base import Picture
+from ctrl.envs.base import Observations, Picture
 
+Integers = npt.NDArray[np.int64]
+Split = Literal["train", "held_out", "all"]
+Form = Literal["symbolic", "pixels"]
 SHAPES: dict[str, tuple[str, ...]] = {
     "square": ("######", "######", "######", "######", "######", "######"),
     "frame": ("######", "#....#", "#....#", "#....#", "#....#", "######"),
@@ -51,6 +57,45 @@ def object_name(index: int) -> str:
     """Return the name of an object, such as "red ring"."""
     shape, colour = divmod(index, len(COLOURS))
     return f"{list(COLOURS)[colour]} {list(SHAPES)[shape]}"
+
+
+@lru_cache
+def objects_of(split: Split) -> Integers:
+    """Return the objects of a split.
+
+    "held_out" has 9 of the 36 objects: one of each of the first 9 shapes, 3 of each colour. So "train" still has each
+    shape and each colour.
+    """
+    shape, colour = np.divmod(np.arange(NUM_OBJECTS), len(COLOURS))
+    held_out = (shape < 9) & (colour == shape % len(COLOURS))
+    return np.flatnonzero({"train": ~held_out, "held_out": held_out, "all": shape >= 0}[split])
+
+
+@lru_cache
+def looks(form: Form) -> npt.NDArray[Any]:
+    """Return the appearance of each kind of cell, [NUM_KINDS, height, width, channels]; a symbolic cell is 1 × 1."""
+    return tiles() if form == "pixels" else channels()[:, None, None]
+
+
+def drawn(kinds: Integers, form: Form) -> Observations:
+    """Return the observations that show the kinds of cells [B, rows, columns]."""
+    count, rows, columns = kinds.shape
+    _, height, width, layers = looks(form).shape
+    lines = kinds[:, :, None, :] * height + np.arange(height)[:, None]  # [B, rows, height, columns]
+    seen: Observations = looks(form).reshape(-1, width * layers).take(lines, axis=0)
+    return seen.reshape(count, rows * height, columns * width, layers)
+
+
+def recognise(observations: Observations, form: Form) -> Integers:
+    """Return the kinds of cells that observations show, [B, rows, columns]; the inverse of `drawn`."""
+    kinds, height, width, layers = looks(form).shape
+    weights = np.random.default_rng(0).integers(1, 2**20, height * width * layers).astype(np.float64)
+    sums = looks(form).reshape(kinds, -1) @ weights  # exact, and different for each kind
+    count, high, wide, _ = observations.shape
+    shape = (count, high // height, height, wide // width, width, layers)
+    cells = observations.reshape(shape).swapaxes(2, 3).reshape(count, high // height, wide // width, -1)
+    order = np.argsort(sums)
+    return np.asarray(order[np.searchsorted(sums[order], cells @ weights)])
 
 
 def channels() -> npt.NDArray[np.float32]:
@@ -119,10 +164,10 @@ _FRAMES = {0: _DARK, 1: (255, 205, 60), 10: (60, 220, 90), -10: (235, 60, 60)}  
 
 
 def scene(
-    plan: npt.NDArray[np.int64],
+    plan: Integers,
     *,
     agent: tuple[int, int, int],
-    view: npt.NDArray[np.int64],
+    view: Integers,
     shown: int,
     time: float,
     reward: int,
@@ -155,7 +200,7 @@ def scene(
     return pixels
 
 
-def _zoomed(kinds: npt.NDArray[np.int64]) -> Picture:
+def _zoomed(kinds: Integers) -> Picture:
     """Return the tiles of cells [height, width] as one picture."""
     height, width = kinds.shape
     joined = tiles()[kinds].swapaxes(1, 2).reshape(height * TILE, width * TILE, 3)
