@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ctrl.experiments.errors import require
+from ctrl.experiments.errors import require, require_at_least, require_distinct
 from ctrl.experiments.options import (
     ImpalaOptions,
     KeyValues,
@@ -51,7 +51,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_cores((self.core,), self.memory, self.ppo)
         self.impala.check(self.algorithm, self.ppo)
-        require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
+        require_at_least(0, self, "seed")
         heads, width = self.heads, self.memory.width
         require(width is None or width % heads == 0, f"--heads must divide --width, got {heads} and {width}")
 
@@ -60,8 +60,8 @@ class TrainConfig:
         """Number of attention heads of a layer; 1 if the core has none."""
         from ctrl.experiments.runs.core_options import parameters
 
-        has_heads = "heads" in parameters(self.core)
-        return (self.memory.heads or int(parameters(self.core)["heads"].default)) if has_heads else 1
+        heads = parameters(self.core).get("heads")
+        return 1 if heads is None else self.memory.heads or int(heads.default)
 
     def to_json(self) -> dict[str, Any]:
         """Return the config as plain data."""
@@ -115,14 +115,12 @@ class CompareConfig:
     def __post_init__(self) -> None:
         self.impala.check(self.algorithm, self.ppo)
         require(bool(self.cores), "--cores must name at least one core")
-        require(len(set(self.cores)) == len(self.cores), f"--cores names one twice: {' '.join(self.cores)}")
-        require(self.seeds >= 1, f"--seeds must be at least 1, got {self.seeds}")
-        require(self.jobs is None or self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+        require_distinct(self, "cores")
+        require_at_least(1, self, "seeds", "jobs")
         for core, rate in self.rates.items():
             require(core in self.cores, f"--learning-rates names {core!r}, which is not among --cores")
-            require(
-                isinstance(rate, int | float) and rate > 0, f"--learning-rates: {core} must be above 0, got {rate!r}"
-            )
+            positive = isinstance(rate, int | float) and rate > 0
+            require(positive, f"--learning-rates: {core} must be above 0, got {rate!r}")
         require_cores(self.cores, self.memory, self.ppo)
 
     @property
@@ -158,10 +156,8 @@ class EvaluateConfig:
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        require(self.seed is None or self.seed >= 0, f"--seed must not be negative, got {self.seed}")
+        require_at_least(1, self, "episodes", "num_envs")
+        require_at_least(0, self, "seed")
         _ = parse_pairs(self.env_kwargs, "--env-kwargs")
 
 
@@ -192,7 +188,7 @@ class EnvsConfig:
         require(self.sheet is None or not self.json, "--sheet draws a picture; it does not go with --json")
         require(self.check is not None or not self.env_kwargs, "--env-kwargs needs --check ID")
         require(self.check is not None or self.steps is None, "--steps needs --check ID")
-        require(self.steps is None or self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
+        require_at_least(1, self, "steps")
         _ = self.env_arguments
 
     @property
@@ -216,4 +212,4 @@ class DemoConfig:
     """Number of runs at the same time."""
 
     def __post_init__(self) -> None:
-        require(self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+        require_at_least(1, self, "jobs")

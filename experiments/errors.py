@@ -19,6 +19,24 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def flag(name: str) -> str:
+    """Return the flag of an option: `--num-envs` for `num_envs`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def require_at_least(least: int, options: object, *names: str) -> None:
+    """Raise a `UserError` unless each of the named options is left open (None) or at least `least`."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value >= least, f"{flag(name)} must be at least {least}, got {value}")
+
+
+def require_distinct(options: object, name: str) -> None:
+    """Raise a `UserError` if the named option, a sequence of names, has one twice."""
+    values = getattr(options, name)
+    require(len(set(values)) == len(values), f"{flag(name)} names one twice: {' '.join(values)}")
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], *, show: int = 12) -> UserError:
     """Build the error for a name that is not among `choices`. It lists at most `show` of them, the closest first."""
     names = sorted(choices)

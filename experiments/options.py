@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ctrl.experiments.errors import UserError, require, unknown
+from ctrl.experiments.errors import UserError, flag, require, require_at_least, unknown
 
 RAW_CORES = ("transformer_xl", "gtrxl")
 """Cores with attention but without compression."""
@@ -91,7 +91,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         require(bool(self.env), "--env must not be empty")
-        require(self.num_envs >= 1, f"--num-envs must be at least 1, got {self.num_envs}")
+        require_at_least(1, self, "num_envs")
         require(
             self.num_envs <= SEEDS_PER_RUN,
             f"--num-envs must be at most SEEDS_PER_RUN = {SEEDS_PER_RUN}, got {self.num_envs}: with more copies, runs "
@@ -163,9 +163,7 @@ class MemoryOptions:
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "chrono_horizon"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require_at_least(1, self, "width", "layers", "heads", "chrono_horizon")
         gain = self.novelty_gain
         require(gain is None or 0 <= gain < math.inf, f"--novelty-gain must be a number, at least 0, got {gain}")
         _ = self.tiers
@@ -235,33 +233,21 @@ class PPOOptions:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             finite = value is None or isinstance(value, str) or math.isfinite(value)
-            require(finite, f"--{name.replace('_', '-')} must be finite, got {value}")
-        for name in ("ent_coef", "vf_coef"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"--{name.replace('_', '-')} must be at least 0, got {value}")
+            require(finite, f"{flag(name)} must be finite, got {value}")
+        require_at_least(0, self, "ent_coef", "vf_coef")
         positive = ("learning_rate", "memory_learning_rate", "n_steps", "n_epochs", "clip_range", "batch_size")
         for name in (*positive, "max_grad_norm", "memory_max_grad_norm"):
             value = getattr(self, name)
-            if value is None:
-                continue
-            require(value > 0, f"--{name.replace('_', '-')} must be above 0, got {value}")
+            require(value is None or value > 0, f"{flag(name)} must be above 0, got {value}")
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)
-            require(
-                value is None or 0 <= value <= 1, f"--{name.replace('_', '-')} must be between 0 and 1, got {value}"
-            )
-        window = self.n_steps if self.window is None else self.window
-        require(
-            window >= 1 and self.n_steps % window == 0,
-            f"--window must divide --n-steps, got {window} and {self.n_steps}",
-        )
-        self._check_refresh()
-
-    def _check_refresh(self) -> None:
-        if self.refresh in (None, "none", "recompute"):
-            return
-        told = f"--refresh is none, recompute or from 1 step to --n-steps = {self.n_steps}, got {self.refresh!r}"
-        require(self.refresh.isdecimal() and 1 <= int(self.refresh) <= self.n_steps, told)
+            require(value is None or 0 <= value <= 1, f"{flag(name)} must be between 0 and 1, got {value}")
+        window, n_steps = self.window, self.n_steps
+        fits = window is None or (window >= 1 and n_steps % window == 0)
+        require(fits, f"--window must divide --n-steps, got {window} and {n_steps}")
+        if self.refresh not in (None, "none", "recompute"):
+            fits = self.refresh.isdecimal() and 1 <= int(self.refresh) <= n_steps
+            require(fits, f"--refresh is none, recompute or from 1 step to --n-steps = {n_steps}, got {self.refresh!r}")
 
     @property
     def of_ppo_alone(self) -> list[str]:
@@ -331,7 +317,7 @@ class ImpalaOptions:
 
 
 def _flags(names: list[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+    return ", ".join(map(flag, names))
 
 
 _EVAL_HELP = (
@@ -357,13 +343,8 @@ class RunOptions:
     """Number of CPU threads that torch may use."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"--steps must be at least 1, got {self.steps}")
-        for name in ("eval_episodes", "eval_every"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"--{name.replace('_', '-')} must not be negative, got {value}")
-        for name in ("checkpoint_every", "threads"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require_at_least(1, self, "steps", "checkpoint_every", "threads")
+        require_at_least(0, self, "eval_episodes", "eval_every")
 
     @property
     def checkpoint_interval(self) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ctrl.experiments.errors import require, unknown
+from ctrl.experiments.errors import flag, require, require_at_least, require_distinct, unknown
 from ctrl.experiments.options import (
     MemoryOptions,
     Out,
@@ -111,16 +111,15 @@ class AblateConfig:
     ppo: PPOOptions = field(default_factory=lambda: PPO)
 
     def __post_init__(self) -> None:
-        require(self.seeds >= 1, f"--seeds must be at least 1, got {self.seeds}")
-        require(self.jobs is None or self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
-        require(len(set(self.variants)) == len(self.variants), f"--variants names one twice: {' '.join(self.variants)}")
+        require_at_least(1, self, "seeds", "jobs")
+        require_distinct(self, "variants")
         require(not (self.resume and self.overwrite), "--resume keeps what --overwrite removes; give one of them")
         require(not self.resume or self.out is not None, "--resume needs the folder to go on in; name it with --out")
         require(self.table is not None or not self.markdown, "--markdown needs --table FILE")
         require_cores((CORE,), self.memory, self.ppo)
         for name in ("compressor", "reconstruction", "compression_gradient"):
-            value, option = getattr(self.memory, name), f"--{name.replace('_', '-')}"
-            require(value is None, f"{option} is what --variants chooses, got {value!r}")
+            value = getattr(self.memory, name)
+            require(value is None, f"{flag(name)} is what --variants chooses, got {value!r}")
         _ = self.chosen
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import ctrl
-from ctrl.experiments.errors import require
+from ctrl.experiments.errors import flag, require
 
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "memory": ("memory", "slots"),
@@ -55,6 +55,5 @@ def check_options(cores: Sequence[str], *groups: CoreOptions) -> None:
     """Raise a `UserError` for a given option that none of the cores has."""
     for name in (name for group in groups for name in group.of_some_cores):
         having = cores_with(name)
-        flag = f"--{name.replace('_', '-')}"
-        told = f"{flag} is no option of {', '.join(cores)}; it is one of {', '.join(having)}"
+        told = f"{flag(name)} is no option of {', '.join(cores)}; it is one of {', '.join(having)}"
         require(not set(having).isdisjoint(cores), told)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ctrl.experiments.errors import require
+from ctrl.experiments.errors import require, require_at_least, require_distinct
 from ctrl.experiments.options import RECURRENT_CORES, MemoryOptions, PPOOptions, Switch, open_option, require_cores
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -31,8 +31,7 @@ class SuiteConfig:
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all)")] = ()
     """Tasks to train on, such as `recall-250 copy-4-8`."""
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
-        *(REFERENCE, "transformer_xl"),
-        *("lstm", "gru"),
+        *(REFERENCE, "transformer_xl", "lstm", "gru"),
     )
     """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
@@ -61,15 +60,11 @@ class SuiteConfig:
     ppo: PPOOptions = field(default_factory=PPOOptions)
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "cores"):
-            values = getattr(self, name)
-            require(len(set(values)) == len(values), f"--{name} names one twice: {' '.join(values)}")
+        require_distinct(self, "tasks")
+        require_distinct(self, "cores")
         require(bool(self.cores), "--cores must name at least one core")
         require_cores((*self.cores, REFERENCE), self.memory, self.ppo)
-        for name in ("seeds", "num_envs", "eval_episodes"):
-            value = getattr(self, name)
-            require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        require(self.jobs is None or self.jobs >= 1, f"--jobs must be at least 1, got {self.jobs}")
+        require_at_least(1, self, "seeds", "jobs", "num_envs", "eval_episodes")
         require(0 < self.steps_scale <= 1000, f"--steps-scale must be above 0 and at most 1000, got {self.steps_scale}")
 
     def rates(self, core: str) -> tuple[float, ...]:

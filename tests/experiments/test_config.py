@@ -93,10 +93,10 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (PPOOptions, {"refresh": "-5"}, "--refresh is none, recompute or from 1 step to --n-steps = 64, got '-5'"),
         (PPOOptions, {"n_steps": 64, "refresh": "65"}, "from 1 step to --n-steps = 64, got '65'"),
         (RunOptions, {"steps": 0}, "--steps must be at least 1, got 0"),
-        (RunOptions, {"eval_episodes": -1}, "--eval-episodes must not be negative, got -1"),
-        (RunOptions, {"eval_every": -1}, "--eval-every must not be negative, got -1"),
+        (RunOptions, {"eval_episodes": -1}, "--eval-episodes must be at least 0, got -1"),
+        (RunOptions, {"eval_every": -1}, "--eval-every must be at least 0, got -1"),
         (RunOptions, {"threads": 0}, "--threads must be at least 1, got 0"),
-        (TrainConfig, {"seed": -1}, "--seed must not be negative, got -1"),
+        (TrainConfig, {"seed": -1}, "--seed must be at least 0, got -1"),
         (TrainConfig, {"core": "lstmm"}, "unknown core 'lstmm'; did you mean 'lstm'"),
         (TrainConfig, {"memory": MemoryOptions(width=30, heads=4)}, "--heads must divide --width, got 4 and 30"),
         (TrainConfig, {"memory": MemoryOptions(width=30)}, "--heads must divide --width, got 4 and 30"),
@@ -119,7 +119,7 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (CompareConfig, {"learning_rates": ("lstm=fast",)}, "lstm must be above 0, got 'fast'"),
         (EvaluateConfig, {"path": Path("x"), "episodes": 0}, "--episodes must be at least 1, got 0"),
         (EvaluateConfig, {"path": Path("x"), "num_envs": 0}, "--num-envs must be at least 1, got 0"),
-        (EvaluateConfig, {"path": Path("x"), "seed": -1}, "--seed must not be negative, got -1"),
+        (EvaluateConfig, {"path": Path("x"), "seed": -1}, "--seed must be at least 0, got -1"),
         (DemoConfig, {"jobs": 0}, "--jobs must be at least 1, got 0"),
     ],
 )
@@ -207,15 +207,18 @@ def test_what_is_left_open_is_left_to_the_agent() -> None:
     assert replace(PPOOptions(), batch_size=256).arguments()["batch_size"] == 256
 
 
-def test_checkpoints_come_every_tenth_unless_asked_otherwise() -> None:
-    assert RunOptions(steps=1000).checkpoint_interval == 100
-    assert RunOptions(steps=5).checkpoint_interval == 1
-    assert RunOptions(steps=1000, checkpoint_every=7).checkpoint_interval == 7
-
-
-def test_evaluations_come_every_tenth_unless_asked_otherwise() -> None:
-    assert RunOptions(steps=1000).evaluation_interval == 100
-    assert RunOptions(steps=5).evaluation_interval == 1
-    assert RunOptions(steps=1000, eval_every=7).evaluation_interval == 7
-    assert RunOptions(eval_every=0).evaluation_interval is None
-    assert RunOptions(eval_every=7, eval_episodes=0).evaluation_interval is None
+@pytest.mark.parametrize(
+    ("options", "checkpoints", "evaluations"),
+    [
+        ({"steps": 1000}, 100, 100),
+        ({"steps": 5}, 1, 1),
+        ({"steps": 1000, "checkpoint_every": 7, "eval_every": 9}, 7, 9),
+        ({"steps": 1000, "eval_every": 0}, 100, None),
+        ({"steps": 1000, "eval_every": 7, "eval_episodes": 0}, 100, None),
+    ],
+)
+def test_checkpoints_and_evaluations_come_every_tenth_unless_asked_otherwise(
+    options: dict[str, int], checkpoints: int, evaluations: int | None
+) -> None:
+    run = RunOptions(**options)
+    assert (run.checkpoint_interval, run.evaluation_interval) == (checkpoints, evaluations)
