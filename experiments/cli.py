@@ -6,50 +6,31 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Protocol, cast
+from typing import Annotated, Any, Union
 
 import tyro
 from rich.console import Console
 
 from ctrl.experiments.bench.config import BenchConfig
 from ctrl.experiments.compare.ablation_config import AblateConfig
-from ctrl.experiments.config import (
-    CompareConfig,
-    DemoConfig,
-    EnvsConfig,
-    EvaluateConfig,
-    TrainConfig,
-)
+from ctrl.experiments.config import CompareConfig, DemoConfig, EnvsConfig, EvaluateConfig, TrainConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.suite.config import SuiteConfig
 
-Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("train")]
-    | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
-    | Annotated[AblateConfig, tyro.conf.subcommand("ablate")]
-    | Annotated[SuiteConfig, tyro.conf.subcommand("suite")]
-    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
-    | Annotated[EnvsConfig, tyro.conf.subcommand("envs")]
-    | Annotated[DemoConfig, tyro.conf.subcommand("demo")]
-    | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-)
-AnyConfig = (
-    TrainConfig | CompareConfig | AblateConfig | SuiteConfig | EvaluateConfig | EnvsConfig | DemoConfig | BenchConfig
-)
+# Modules are imported only when used: `ctrl --help` needs no gymnasium, no SB3 and no matplotlib.
+COMMANDS: dict[str, tuple[type, str]] = {
+    "train": (TrainConfig, "runs.training"),
+    "compare": (CompareConfig, "compare.compare"),
+    "ablate": (AblateConfig, "compare.ablation"),
+    "suite": (SuiteConfig, "suite.suite"),
+    "evaluate": (EvaluateConfig, "runs.evaluate"),
+    "envs": (EnvsConfig, "tasks.listing"),
+    "demo": (DemoConfig, "compare.demo"),
+    "bench": (BenchConfig, "bench.bench"),
+}
+"""Subcommands by name: the options of each, and the module that runs it."""
 
 DESCRIPTION = "Compressive memory for reinforcement learning: train, compare and evaluate agents with memory."
-
-# Imported only when used: `ctrl --help` needs no gymnasium, no SB3 and no matplotlib.
-MODULES: dict[type, str] = {
-    TrainConfig: "runs.training",
-    CompareConfig: "compare.compare",
-    AblateConfig: "compare.ablation",
-    SuiteConfig: "suite.suite",
-    EvaluateConfig: "runs.evaluate",
-    EnvsConfig: "tasks.listing",
-    DemoConfig: "compare.demo",
-    BenchConfig: "bench.bench",
-}
 
 EXAMPLES = {
     None: ["ctrl demo", "ctrl train --help"],
@@ -96,13 +77,6 @@ EXAMPLES = {
 }
 
 
-class CommandModule(Protocol):
-    """Interface of the module of a subcommand."""
-
-    def run_command(self, config: AnyConfig, console: Console) -> int:
-        """Run the subcommand and return its exit code."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `ctrl` and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.
 
@@ -137,8 +111,8 @@ def run(arguments: Sequence[str] | None) -> int:
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
-        module = importlib.import_module(f"ctrl.experiments.{MODULES[type(config)]}")
-        return cast(CommandModule, module).run_command(config, console)
+        name = next(module for options, module in COMMANDS.values() if type(config) is options)
+        return int(importlib.import_module(f"ctrl.experiments.{name}").run_command(config, console))
     except UserError as error:
         errors.print(f"error: {error}", style="bold red", soft_wrap=True, markup=False)
         return 2
@@ -147,11 +121,12 @@ def run(arguments: Sequence[str] | None) -> int:
         return 130
 
 
-def parse(arguments: Sequence[str]) -> AnyConfig:
+def parse(arguments: Sequence[str]) -> object:
     """Parse the command line into a config; `--help` prints the examples below the options and exits."""
+    commands: Any = Union[tuple(Annotated[one, tyro.conf.subcommand(name)] for name, (one, _) in COMMANDS.items())]  # noqa: UP007
     try:
-        config: AnyConfig = tyro.cli(
-            Command,
+        config: object = tyro.cli(
+            commands,
             prog="ctrl",
             description=DESCRIPTION,
             args=list(arguments) or ["--help"],
