@@ -6,7 +6,6 @@ was stopped.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,14 +23,14 @@ from ctrl.experiments.compare.ablation_results import (
     markdown_table,
 )
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.errors import UserError
 from ctrl.experiments.report import provenance, tensorboard
 from ctrl.experiments.report.summary import SCHEMA, FailedRun, RunSummary, count_text
+from ctrl.experiments.report.tables import print_failures, print_places
 from ctrl.experiments.runs.build import build_model
-from ctrl.experiments.runs.jobs import Job, run_jobs
+from ctrl.experiments.runs.jobs import Job, failed_runs, read_finished, require_same_options, run_jobs
 from ctrl.experiments.runs.run_folder import MARKER, SUMMARY, open_folder, read_json, slug, write_json
 from ctrl.experiments.runs.tasks import make_task
-from ctrl.experiments.runs.training import FINISHED
 
 TABLE = "table.md"
 
@@ -68,21 +67,9 @@ class Ablation:
         self.jobs = jobs
         self.command = command
 
-    def runs(self) -> list[AblationRun]:
-        """Return the runs that finished."""
-        return [
-            AblationRun.of(job.label, job.result, job.points())
-            for job in self.jobs
-            if isinstance(job.result, RunSummary)
-        ]
-
-    @property
-    def failures(self) -> list[FailedRun]:
-        """Runs that did not finish."""
-        return [job.result for job in self.jobs if isinstance(job.result, FailedRun)]
-
     def to_json(self) -> dict[str, Any]:
         """Return the results so far as plain data."""
+        done = [(job, job.result) for job in self.jobs if isinstance(job.result, RunSummary)]
         return {
             "schema": SCHEMA,
             "command": self.command,
@@ -93,8 +80,8 @@ class Ablation:
             "options": {part: asdict(getattr(self.config, part)) for part in ("task", "run", "memory", "ppo")},
             "versions": provenance.versions(),
             "machine": provenance.machine(),
-            "runs": [run.to_json() for run in self.runs()],
-            "failures": [asdict(failure) for failure in self.failures],
+            "runs": [asdict(AblationRun.of(job.label, result, job.points())) for job, result in done],
+            "failures": [asdict(failure) for failure in failed_runs(self.jobs)],
         }
 
     def write(self) -> None:
@@ -109,46 +96,10 @@ def resumed(job: Job) -> Job:
 
     :raises UserError: if the finished run had other options
     """
-    if not (job.place.folder / SUMMARY).is_file():
-        return job
-    summary = RunSummary.from_json(read_json(job.place.folder / SUMMARY))
-    if summary.status != FINISHED or (job.config.run.eval_episodes and summary.evaluation is None):
-        return job
-    options = TrainConfig.from_json(read_json(job.place.folder / MARKER)["options"])
-    require(options == job.config, f"{job.place.folder} holds a run with other options; name another --out")
-    job.result = summary
+    job.result = read_finished(job.place.folder)
+    if job.result is not None:
+        require_same_options(job, "name another --out")
     return job
-
-
-def ablate(
-    config: AblateConfig, runs: Sequence[tuple[Variant, TrainConfig]], folder: Path, console: Console, command: str
-) -> tuple[Ablation, int]:
-    """Train every variant with every seed and write the results.
-
-    :param config: options of the ablation
-    :param runs: runs that `plan` made of it
-    :param folder: folder for the results; with `config.resume` it may hold earlier runs
-    :param console: shows the progress
-    :param command: command line to keep with the results
-    :return: the ablation, and the exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C
-    """
-    jobs = [Job.within(folder, variant.name, run, command) for variant, run in runs]
-    if config.resume:
-        jobs = [resumed(job) for job in jobs]
-    write_json(folder / MARKER, {"command": command, "ablation": _plain(config)})
-    ablation = Ablation(config, folder, jobs, command)
-    tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
-    left = [job for job in jobs if job.result is None]
-    parallel = min(config.jobs or provenance.usable_cores(), len(left))
-    console.print(f"{len(left)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
-    if not run_jobs(left, parallel, console, ablation.write):
-        return ablation, 128 + signal.SIGINT
-    ablation.write()
-    return ablation, 1 if ablation.failures else 0
-
-
-def _plain(config: AblateConfig) -> dict[str, Any]:
-    return asdict(config) | {"out": str(config.out), "table": None}
 
 
 def show(data: dict[str, Any], console: Console) -> None:
@@ -162,8 +113,7 @@ def show(data: dict[str, Any], console: Console) -> None:
         "paper: its bits per character on Enwik8, lower is better"
     )
     console.print(ablation_table(aggregate(_runs(data)), data["task"], caption))
-    for failure in (FailedRun(**failure) for failure in data["failures"]):
-        console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True)
+    print_failures((FailedRun(**failure) for failure in data["failures"]), console)
 
 
 def _runs(data: dict[str, Any]) -> list[AblationRun]:
@@ -194,11 +144,18 @@ def run_command(config: AblateConfig, console: Console) -> int:
             show(data, console)
         return 0
     runs = plan(config)  # first, so that an error leaves earlier results alone
-    folder = _open(config)
-    ablation, exit_code = ablate(config, runs, folder, console, provenance.command())
+    folder, command = _open(config), provenance.command()
+    jobs = [Job.within(folder, variant.name, run, command) for variant, run in runs]
+    if config.resume:
+        jobs = [resumed(job) for job in jobs]
+    write_json(folder / MARKER, {"command": command, "ablation": asdict(config) | {"out": str(folder)}})
+    tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
+    ablation = Ablation(config, folder, jobs, command)
+    left = [job for job in jobs if job.result is None]
+    exit_code = run_jobs(left, config.jobs or provenance.usable_cores(), folder, console, ablation.write)
+    ablation.write()
     show(ablation.to_json(), console)
-    for name, line in (("numbers", folder / SUMMARY), *tensorboard.how_to_look(folder / "tensorboard")):
-        console.print(f"{name:>11}: {line}", soft_wrap=True)
+    print_places(console, ("numbers", folder / SUMMARY), *tensorboard.how_to_look(folder / "tensorboard"))
     return exit_code
 
 

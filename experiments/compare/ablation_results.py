@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 
 from ctrl.experiments.compare.ablation_config import REFERENCE, VARIANTS
+from ctrl.experiments.report import tables
 from ctrl.experiments.report.summary import MISSING, Point, RunSummary, count_text, number_text, titled
 
 LEVEL = 0.9
@@ -68,10 +66,6 @@ class AblationRun:
             reconstruction_error={place: round(error, 5) for place, error in run.reconstruction_error.items()},
             curve=thinned(curve),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the run as plain data."""
-        return asdict(self)
 
     @property
     def seconds_per_step(self) -> float:
@@ -202,17 +196,9 @@ def ablation_table(results: Sequence[VariantResult], title: str, caption: str) -
     :param title: line above the table
     :param caption: lines below the table
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in COLUMNS:
-        left = name in COLUMNS[:2]
-        table.add_column(name, justify="left" if left else "right", style="bold" if left else "", no_wrap=True)
-    for result in results:
-        table.add_row(*result_cells(result))
-    return titled(title, table, caption)
+    return titled(title, tables.terminal_table(COLUMNS, map(result_cells, results)), caption)
 
 
 def markdown_table(results: Sequence[VariantResult]) -> str:
     """Return the same table as markdown."""
-    rules = tuple("---" if name in COLUMNS[:2] else "---:" for name in COLUMNS)
-    rows = (COLUMNS, rules, *(result_cells(result) for result in results))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return tables.markdown_table(COLUMNS, map(result_cells, results))

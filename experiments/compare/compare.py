@@ -6,7 +6,6 @@ and does not stop the others.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,7 +19,6 @@ from ctrl.experiments.report import provenance, tensorboard
 from ctrl.experiments.report.plots import learning_curves, metric_of, save_figure
 from ctrl.experiments.report.summary import (
     SCHEMA,
-    FailedRun,
     Point,
     RunSummary,
     aggregate,
@@ -28,9 +26,10 @@ from ctrl.experiments.report.summary import (
     count_text,
     duration_text,
 )
+from ctrl.experiments.report.tables import print_failures, print_places
 from ctrl.experiments.runs.build import Match, build_model, match_width, parameter_count
 from ctrl.experiments.runs.core_options import of_core
-from ctrl.experiments.runs.jobs import Job, run_jobs
+from ctrl.experiments.runs.jobs import Job, failed_runs, run_jobs
 from ctrl.experiments.runs.run_folder import MARKER, SUMMARY, open_folder, slug, write_json
 from ctrl.experiments.runs.tasks import MEMORYLESS, known_scores, make_task, reference_scores
 
@@ -56,15 +55,13 @@ def plan(config: CompareConfig, console: Console) -> list[TrainConfig]:
 
 
 def _train_config(config: CompareConfig, core: str) -> TrainConfig:
-    learning_rate = config.rates.get(core, config.ppo.learning_rate)
-    run = replace(config.run, threads=config.run.threads or 1)
     return TrainConfig(
         core=core,
         algorithm=config.algorithm,
         task=config.task,
-        run=run,
+        run=replace(config.run, threads=config.run.threads or 1),
         memory=of_core(config.memory, core),
-        ppo=replace(of_core(config.ppo, core), learning_rate=learning_rate),
+        ppo=replace(of_core(config.ppo, core), learning_rate=config.rates.get(core, config.ppo.learning_rate)),
         impala=config.impala,
     )
 
@@ -95,11 +92,6 @@ class Comparison:
         done = [job.result for job in self.jobs if isinstance(job.result, RunSummary)]
         return sorted(done, key=lambda run: (self.config.cores.index(run.core), run.seed))
 
-    @property
-    def failures(self) -> list[FailedRun]:
-        """Runs that did not finish."""
-        return [job.result for job in self.jobs if isinstance(job.result, FailedRun)]
-
     def write(self) -> None:
         """Write the results so far to `summary.json`."""
         scores = known_scores(self.config.task)
@@ -114,7 +106,9 @@ class Comparison:
             "machine": provenance.machine(),
             "cores": {core.core: asdict(core) for core in aggregate(self.runs)},
             "runs": [run.to_json() for run in self.runs],
-            "failures": [_failure(failure) for failure in self.failures],
+            "failures": [
+                {"core": run.label, "seed": run.seed, "message": run.message} for run in failed_runs(self.jobs)
+            ],
         }
         write_json(self.folder / SUMMARY, data)
 
@@ -144,47 +138,15 @@ class Comparison:
             baselines = {ROW_NAMES.get(name, name): score for name, score in scores.items()}
             caption = f"{run.eval_episodes} held-out episodes a seed, after {count_text(run.steps)} steps of training"
             console.print(comparison_table(aggregate(self.runs), self.config.task.title, baselines, caption))
-        for failure in self.failures:
-            console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True)
+        print_failures(failed_runs(self.jobs), console)
         picture = self.draw()
-        self._say_where(console, picture)
-
-    def _say_where(self, console: Console, picture: Path | None) -> None:
-        lines = {
-            "wall time": duration_text(time.perf_counter() - self.start),
-            "picture": str(picture) if picture else "none",
-            "numbers": str(self.folder / SUMMARY),
-            **dict(tensorboard.how_to_look(self.folder / "tensorboard")),
-        }
-        for name, text in lines.items():
-            console.print(f"{name:>11}: {text}", soft_wrap=True)
-
-
-def _failure(run: FailedRun) -> dict[str, Any]:
-    return {"core": run.label, "seed": run.seed, "message": run.message}
-
-
-def compare(
-    config: CompareConfig, runs: Sequence[TrainConfig], folder: Path, console: Console, command: str
-) -> tuple[Comparison, int]:
-    """Train every core with every seed and write the results.
-
-    :param config: options of the comparison
-    :param runs: runs that `plan` made of it
-    :param folder: folder for the results
-    :param console: shows the progress
-    :param command: command line to keep with the results
-    :return: the comparison, and the exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C
-    """
-    write_json(folder / MARKER, {"command": command, "comparison": asdict(config) | {"out": str(folder)}})
-    jobs = [Job.within(folder, run.core, run, command) for run in runs]
-    comparison = Comparison(config, folder, jobs, command)
-    tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
-    parallel = min(config.jobs or runs_at_a_time(config), len(jobs))
-    console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
-    if not run_jobs(jobs, parallel, console, comparison.write):
-        return comparison, 128 + signal.SIGINT
-    return comparison, 1 if comparison.failures else 0
+        print_places(
+            console,
+            ("wall time", duration_text(time.perf_counter() - self.start)),
+            ("picture", picture or "none"),
+            ("numbers", self.folder / SUMMARY),
+            *tensorboard.how_to_look(self.folder / "tensorboard"),
+        )
 
 
 def runs_at_a_time(config: CompareConfig) -> int:
@@ -196,7 +158,11 @@ def run_command(config: CompareConfig, console: Console) -> int:
     """Run `ctrl compare` and return its exit code."""
     runs = plan(config, console)  # first, so that an error leaves earlier results alone
     folder = open_folder(config.out, overwrite=config.overwrite, name=f"{slug(config.task.env)}-compare")
-    comparison, exit_code = compare(config, runs, folder, console, provenance.command())
+    command = provenance.command()
+    write_json(folder / MARKER, {"command": command, "comparison": asdict(config) | {"out": str(folder)}})
+    tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
+    comparison = Comparison(config, folder, [Job.within(folder, run.core, run, command) for run in runs], command)
+    exit_code = run_jobs(comparison.jobs, config.jobs or runs_at_a_time(config), folder, console, comparison.write)
     comparison.show(console)
     comparison.write()
     return exit_code

@@ -77,6 +77,7 @@ def evaluate(
     :param seed: task seed of the first copy
     :param deterministic: take the likeliest action instead of sampling
     """
+    scores = known_scores(task)
     successes: list[float] = []
     grouped: dict[int, list[float]] = {}
     player = Player(model.policy) if isinstance(model, MemoryAlgorithm) else model
@@ -102,14 +103,9 @@ def evaluate(
         success=float(np.mean(successes)) if successes else None,
         seed=seed,
         deterministic=deterministic,
-        normalised=_normalised(task, float(np.mean(returns))),
+        normalised=None if scores is None else scores.normalised(float(np.mean(returns))),
         groups=_by_name(task, grouped),
     )
-
-
-def _normalised(task: TaskOptions, score: float) -> float | None:
-    scores = known_scores(task)
-    return None if scores is None else scores.normalised(score)
 
 
 def _by_name(task: TaskOptions, grouped: dict[int, list[float]]) -> dict[str, GroupEvaluation]:
@@ -207,48 +203,27 @@ class OwnRun:
         return None
 
 
-@dataclass(frozen=True)
-class Order:
-    """Options of an evaluation: those given to `ctrl evaluate`, and the run's own in place of the others."""
-
-    task: TaskOptions
-    episodes: int
-    seed: int
-    device: str
-    threads: int | None
-
-    @classmethod
-    def of(cls, config: EvaluateConfig, model: Path) -> Order:
-        """Complete the options that `config` leaves open.
-
-        :raises UserError: if the task is not known
-        """
-        own = OwnRun.of(model)
-        run = RunOptions() if own is None else own.run
-        episodes = config.episodes or run.eval_episodes or RunOptions.eval_episodes
-        seed = (0 if own is None else own.seed) if config.seed is None else config.seed
-        task = replace(find_task(config, model, own), num_envs=min(config.num_envs or MOST_ENVS, episodes))
-        return cls(task, episodes, seed, config.device or run.device, run.threads)
-
-
 def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluation]:
-    """Load a model and evaluate it with the options of `ctrl evaluate`.
+    """Load a model and evaluate it with the options of `ctrl evaluate`; those left open are the run's own.
 
     :return: the model's file, the task and the results
+    :raises UserError: if there is no such model, or its task is not known
     """
     path = find_model(config.path)
-    order = Order.of(config, path)
-    if order.threads is not None:
-        torch.set_num_threads(order.threads)  # another order of summing could change the likeliest action
-    seed = evaluation_seed(order.seed)
-    env = make_task(order.task, seed=seed, training=False)
+    own = OwnRun.of(path)
+    run = RunOptions() if own is None else own.run
+    episodes = config.episodes or run.eval_episodes or RunOptions.eval_episodes
+    task = replace(find_task(config, path, own), num_envs=min(config.num_envs or MOST_ENVS, episodes))
+    seed = evaluation_seed((0 if own is None else own.seed) if config.seed is None else config.seed)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)  # another order of summing could change the likeliest action
+    env = make_task(task, seed=seed, training=False)
     try:
-        model = load_model(path, env, order.device)
-        deterministic = not config.stochastic
-        brought = evaluate(model, env, order.task, episodes=order.episodes, seed=seed, deterministic=deterministic)
+        model = load_model(path, env, config.device or run.device)
+        brought = evaluate(model, env, task, episodes=episodes, seed=seed, deterministic=not config.stochastic)
     finally:
         env.close()
-    return path, order.task, brought
+    return path, task, brought
 
 
 def find_model(path: Path) -> Path:
@@ -300,8 +275,7 @@ def evaluation_table(path: Path, task: TaskOptions, brought: Evaluation) -> Rend
         table.add_row(f"  {name}", f"{group.success:.3f} of {group.episodes}")
     table.add_row("length", f"{brought.length_mean:.1f} steps")
     table.add_row("actions", "the likeliest" if brought.deterministic else "sampled")
-    arguments = f" ({', '.join(task.env_kwargs)})" if task.env_kwargs else ""
-    return titled(f"{path} on {task.env}{arguments}", table)
+    return titled(f"{path} on {task.title}", table)
 
 
 def run_command(config: EvaluateConfig, console: Console) -> int:

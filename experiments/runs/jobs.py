@@ -1,4 +1,7 @@
-"""Parallel training runs, each in a process of its own. A run that fails is reported and does not stop the others."""
+"""Parallel training runs, each in a process of its own: what `ctrl compare`, `ctrl ablate` and `ctrl suite` share.
+
+A run that fails is reported and does not stop the others. Results are written whenever a run ends.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from ctrl.experiments.config import TrainConfig
+from ctrl.experiments.errors import require
 from ctrl.experiments.report.summary import (
     FailedRun,
     Point,
@@ -26,7 +30,7 @@ from ctrl.experiments.report.summary import (
     recent,
 )
 from ctrl.experiments.runs.progress import point_text, training_progress
-from ctrl.experiments.runs.run_folder import CURVE, HELD_OUT, SUMMARY, read_json
+from ctrl.experiments.runs.run_folder import CURVE, HELD_OUT, MARKER, SUMMARY, differences, read_json
 from ctrl.experiments.runs.training import FINISHED, Place
 
 POLL_SECONDS = 0.25
@@ -125,16 +129,46 @@ def _worker_env() -> dict[str, str]:
     return {**os.environ, **threads}
 
 
-def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, on_end: Callable[[], None]) -> bool:
+def failed_runs(jobs: Sequence[Job]) -> list[FailedRun]:
+    """Return the runs that have ended and did not finish."""
+    return [job.result for job in jobs if isinstance(job.result, FailedRun)]
+
+
+def read_finished(folder: Path) -> RunSummary | None:
+    """Return the summary of the run in a folder; None unless the run has finished and was evaluated, if it is to be."""
+    if not (folder / SUMMARY).is_file():
+        return None
+    summary = RunSummary.from_json(read_json(folder / SUMMARY))
+    evaluates = read_json(folder / MARKER)["options"]["run"]["eval_episodes"] > 0
+    return None if summary.status != FINISHED or (evaluates and summary.evaluation is None) else summary
+
+
+def require_same_options(job: Job, remedy: str) -> None:
+    """Raise a `UserError`, which ends in `remedy`, if the run in the folder of `job` had other options."""
+    there = TrainConfig.from_json(read_json(job.place.folder / MARKER)["options"])
+    changes = list(differences(there.to_json(), job.config.to_json()))
+    require(not changes, f"{job.place.folder} holds a run with other options ({'; '.join(changes)}); {remedy}")
+
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C."""
+
+
+def run_jobs(jobs: Sequence[Job], parallel: int, folder: Path, console: Console, on_end: Callable[[], None]) -> int:
     """Run all jobs in their order, `parallel` at a time.
 
     :param jobs: jobs that are not started yet
     :param parallel: largest number of processes at a time
+    :param folder: folder of the results, to be shown
     :param console: shows the progress
     :param on_end: called whenever a run has ended, and after Ctrl-C
-    :return: True if all ran; False after Ctrl-C, once the runs have saved their results so far
+    :return: the exit code: 0 if all runs finished, 1 if one failed, `INTERRUPTED` after Ctrl-C, once the runs have
+        saved their results so far
     """
-    with _display(jobs, console) as display:
+    parallel = min(parallel, len(jobs))
+    console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
+    display = Display(jobs, console)
+    with display.progress if console.is_terminal else nullcontext():
         try:
             _run_all(jobs, parallel, display, on_end)
         except KeyboardInterrupt:
@@ -143,11 +177,11 @@ def run_jobs(jobs: Sequence[Job], parallel: int, console: Console, on_end: Calla
             for job in jobs:
                 job.poll()
             on_end()
-            return False
+            return INTERRUPTED
         except BaseException:
             _stop(jobs)  # after any other error, no process is left behind
             raise
-    return True
+    return 1 if failed_runs(jobs) else 0
 
 
 def _stop(jobs: Sequence[Job]) -> None:
@@ -203,13 +237,3 @@ def result_text(result: RunSummary | FailedRun) -> str:
     if result.evaluation is None:
         return f"done in {duration_text(result.wall_seconds)}"
     return f"{evaluation_text(result.evaluation)} in {duration_text(result.wall_seconds)}"
-
-
-@contextmanager
-def _display(jobs: Sequence[Job], console: Console) -> Iterator[Display]:
-    display = Display(jobs, console)
-    if not console.is_terminal:
-        yield display
-        return
-    with display.progress:
-        yield display

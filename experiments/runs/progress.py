@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Protocol
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -15,24 +12,17 @@ PLAIN_LINES = 10
 """Number of lines that a whole run prints if there is no terminal."""
 
 
-class Reporter(Protocol):
-    """Receiver of the progress of a training run."""
+class Reporter:
+    """Receiver of the progress of a training run; this one shows nothing.
+
+    A worker process has it: its parent reads the `curve.csv` of the run instead.
+    """
 
     def advance(self, steps: int) -> None:
         """Take the number of env steps so far."""
 
     def record(self, point: Point) -> None:
         """Take the results of the latest training episodes."""
-
-
-class SilentReporter:
-    """Reporter that shows nothing; the parent process reads the `curve.csv` of the run instead."""
-
-    def advance(self, steps: int) -> None:
-        """Show nothing."""
-
-    def record(self, point: Point) -> None:
-        """Show nothing."""
 
 
 class StepsColumn(ProgressColumn):
@@ -65,7 +55,7 @@ def point_text(point: Point) -> str:
     return " · ".join(parts)
 
 
-class LiveReporter:
+class LiveReporter(Reporter):
     """Progress bar with steps/s, return and success; plain lines if the output is no terminal."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:
@@ -81,9 +71,7 @@ class LiveReporter:
             self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self._progress.stop()
 

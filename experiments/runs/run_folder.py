@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Yield a text for each entry that differs between two pieces of plain data, with its name."""
+    there, now = json.loads(json.dumps([there, now]))
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in sorted({*there, *now}):
+            yield from differences(there.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
+    elif there != now:
+        yield f"{name} is {there!r} there and {now!r} now"

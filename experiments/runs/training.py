@@ -21,6 +21,7 @@ from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.report import provenance, tensorboard
 from ctrl.experiments.report.summary import RunSummary, recent, run_table
+from ctrl.experiments.report.tables import print_places
 from ctrl.experiments.runs.build import build_model, parameter_count
 from ctrl.experiments.runs.evaluate import evaluate_run, reconstruction_errors
 from ctrl.experiments.runs.progress import LiveReporter, Reporter
@@ -184,10 +185,5 @@ def run_command(config: TrainConfig, console: Console) -> int:
         console.print(outcome.summary.message, style="yellow" if outcome.exit_code > 1 else "bold red", soft_wrap=True)
     if outcome.summary.status != FAILED:
         console.print(run_table(outcome.summary))
-        _say_what_next(folder, console)
+        print_places(console, ("evaluate", f"ctrl evaluate {folder}"), *tensorboard.how_to_look(place.tensorboard))
     return outcome.exit_code
-
-
-def _say_what_next(folder: Path, console: Console) -> None:
-    for name, line in (("evaluate", f"ctrl evaluate {folder}"), *tensorboard.how_to_look(folder / "tensorboard")):
-        console.print(f"{name:>11}: {line}", soft_wrap=True)

@@ -18,7 +18,7 @@ def main(folder: Path, parent: int) -> int:
     :param parent: process id of the parent; the run stops when the parent ends
     """
     from ctrl.experiments.config import TrainConfig
-    from ctrl.experiments.runs.progress import SilentReporter
+    from ctrl.experiments.runs.progress import Reporter
     from ctrl.experiments.runs.training import Place, prepared, train
 
     job = read_json(folder / MARKER)
@@ -26,7 +26,7 @@ def main(folder: Path, parent: int) -> int:
     try:
         config = TrainConfig.from_json(job["options"])
         with prepared(config) as model:
-            outcome = train(model, config, place, SilentReporter(), parent=parent)
+            outcome = train(model, config, place, Reporter(), parent=parent)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

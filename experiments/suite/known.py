@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ctrl.experiments.errors import UserError, require
-from ctrl.experiments.runs.run_folder import read_json, write_json
+from ctrl.experiments.runs.run_folder import differences, read_json
 from ctrl.experiments.suite.config import SuiteConfig
-from ctrl.experiments.suite.results import RESULTS, Results, SuiteRun, differences
+from ctrl.experiments.suite.results import Results, SuiteRun, results_file
 
 KNOWN = "known.json"
 """File with the copy of these results in the folder of a suite."""
@@ -19,40 +19,38 @@ KNOWN = "known.json"
 class Known:
     """Runs that are taken over and not repeated."""
 
-    runs: dict[str, SuiteRun]
+    runs: dict[str, SuiteRun] = field(default_factory=dict)
     """Runs by the name of their job."""
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     """Notes on the origin of the runs."""
-    code: str
+    code: str = ""
     """Fingerprint of the code that made the runs."""
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
     """Options of the suite that made the runs."""
 
 
-def copy_known(config: SuiteConfig, code: str, folder: Path | None = None) -> None:
-    """Check the results that `config.known` names, and copy them into the folder of a suite.
+def load_known(config: SuiteConfig, code: str) -> dict[str, Any] | None:
+    """Return the results that `config.known` names, as plain data; None if it names none.
 
     :param config: options of the suite
     :param code: fingerprint of the present code
-    :param folder: folder of the suite; None to check the results only
-    :raises UserError: if they were made by other code or with other options
+    :raises UserError: if the results were made by other code or with other options
     """
     if config.known is None:
-        return
-    path = config.known / RESULTS if config.known.is_dir() else config.known
+        return None
+    path = results_file(config.known)
     data = read_json(path)
     known = known_of(data, path)
     require(known.code == code, f"{path} has results of other code ({known.code}, this is {code})")
     changes = list(differences(known.settings, config.settings))
     require(not changes, f"{path} has results with other options ({'; '.join(changes)})")
-    if folder is not None:
-        write_json(folder / KNOWN, data, indent=None)
+    return dict(data)
 
 
-def read_known(folder: Path) -> Known | None:
-    """Return the runs that were taken over into the folder of a suite; None if there are none."""
+def read_known(folder: Path) -> Known:
+    """Return the runs that were taken over into the folder of a suite, if any."""
     path = folder / KNOWN
-    return known_of(read_json(path), path) if path.is_file() else None
+    return known_of(read_json(path), path) if path.is_file() else Known()
 
 
 def known_of(data: dict[str, Any], path: Path) -> Known:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ctrl.experiments.compare.ablation_results import thinned
+from ctrl.experiments.errors import UserError
 from ctrl.experiments.report.summary import (
     Evaluation,
     FailedRun,
@@ -26,6 +25,8 @@ from ctrl.experiments.report.summary import (
     number_text,
     titled,
 )
+from ctrl.experiments.report.tables import markdown_table, terminal_table
+from ctrl.experiments.runs.run_folder import read_json
 
 RESULTS = "suite.json"
 """File with the results of a suite."""
@@ -33,8 +34,6 @@ CURVE_POINTS = 20
 """Largest number of points that are kept of a run's curve."""
 FIELDS = {"success": "success", "normalised": "normalised", "return": "return_mean"}
 """Fields of `HeldOut`, by the score that a task shows."""
-TEXTS = 2
-"""Number of columns with names in a table; the columns after them have numbers."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,6 @@ class SuiteRun:
         transfer = None if data["transfer"] is None else HeldOut(**data["transfer"])
         return cls(**data | {"held_out": HeldOut(**data["held_out"]), "transfer": transfer})
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the run as plain data."""
-        return asdict(self)
-
     @property
     def merit(self) -> tuple[float, float]:
         """Values that learning rates are compared by: mean return in the last fifth of training, then in all of it.
@@ -130,16 +125,6 @@ class SuiteRun:
         """
         returns = [value for _, value in self.curve]
         return (fmean(returns[-(len(returns) // 5 or 1) :]), fmean(returns)) if returns else (-inf, -inf)
-
-
-def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Yield a text for each entry that differs between two pieces of plain data, with its name."""
-    there, now = json.loads(json.dumps([there, now]))
-    if isinstance(there, dict) and isinstance(now, dict):
-        for key in sorted({*there, *now}):
-            yield from differences(there.get(key), now.get(key), f"{name}.{key}".removeprefix("."))
-    elif there != now:
-        yield f"{name} is {there!r} there and {now!r} now"
 
 
 def contender_label(task: str, core: str, learning_rate: float) -> str:
@@ -204,6 +189,24 @@ class Results:
                 returns = {f"{run.learning_rate:g}": round(run.merit[0], 4) for run in first}
                 found.setdefault(task, {})[core] = {"returns": returns, "chosen": self.rate(task, core)}
         return found
+
+
+def results_file(path: Path) -> Path:
+    """Return the `suite.json` that a path names: itself, or the one in a folder."""
+    return path / RESULTS if path.is_dir() else path
+
+
+def read_results(path: Path) -> Results:
+    """Read a `suite.json`, or the one in a folder.
+
+    :raises UserError: if it is missing or holds something else
+    """
+    path = results_file(path)
+    data = read_json(path)
+    try:
+        return Results.from_json(data)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} holds no results of a suite: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -294,35 +297,23 @@ def markdown(results: Results) -> str:
     names = score_columns(results)
     scores = (_bold(row, names) for row in rows(results))
     notes = "".join(f"- {note}\n" for note in results.notes)
-    costs = _markdown_table(COST_COLUMNS, cost_cells(results))
+    costs = markdown_table(COST_COLUMNS, cost_cells(results))
     head = f"# Memory suite\n\n`{results.command}`"
-    return f"{head}\n\n{_markdown_table(names, scores)}\n{notes}\n## What it cost\n\n{costs}"
+    return f"{head}\n\n{markdown_table(names, scores)}\n{notes}\n## What it cost\n\n{costs}"
 
 
 def _bold(row: Row, names: Sequence[str]) -> list[str]:
     return [f"**{cell}**" if name == row.best else cell for name, cell in zip(names, score_cells(row), strict=True)]
 
 
-def _markdown_table(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---" if position < TEXTS else "---:" for position in range(len(names))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (names, rule, *lines))
-
-
 def tables(results: Results) -> RenderableType:
     """Build the tables of scores and of costs for a terminal."""
     names = score_columns(results)
-    scores = _table(names)
-    for row in rows(results):
-        cells = zip(names, score_cells(row), strict=True)
-        scores.add_row(*(Text(cell, style="bold green" if name == row.best else "") for name, cell in cells))
-    costs = _table(COST_COLUMNS)
-    for texts in cost_cells(results):
-        costs.add_row(*texts)
+    scores = terminal_table(names, (_green(row, names) for row in rows(results)))
+    costs = terminal_table(COST_COLUMNS, cost_cells(results))
     return Group(titled("scores", scores, "\n".join(results.notes)), Text(), titled("what it cost", costs))
 
 
-def _table(names: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for position, name in enumerate(names):
-        table.add_column(name, justify="left" if position < TEXTS else "right", style="bold" if position == 0 else "")
-    return table
+def _green(row: Row, names: Sequence[str]) -> list[Text]:
+    cells = zip(names, score_cells(row), strict=True)
+    return [Text(cell, style="bold green" if name == row.best else "") for name, cell in cells]

@@ -8,7 +8,6 @@ the copy of the code made when the suite's folder was created.
 from __future__ import annotations
 
 import shutil
-import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,27 +18,27 @@ from rich.console import Console
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.errors import UserError, require, unknown
+from ctrl.experiments.errors import require, unknown
 from ctrl.experiments.options import RunOptions
 from ctrl.experiments.report import provenance
-from ctrl.experiments.report.summary import SCHEMA, Evaluation, FailedRun, RunSummary, read_curve
+from ctrl.experiments.report.summary import SCHEMA, Evaluation, read_curve
+from ctrl.experiments.report.tables import print_failures
 from ctrl.experiments.runs.build import build_model, match_width, parameter_count
 from ctrl.experiments.runs.core_options import of_core
-from ctrl.experiments.runs.jobs import Job, run_jobs
-from ctrl.experiments.runs.run_folder import CURVE, MARKER, SUMMARY, open_folder, read_json, write_json
+from ctrl.experiments.runs.jobs import INTERRUPTED, Job, failed_runs, read_finished, require_same_options, run_jobs
+from ctrl.experiments.runs.run_folder import CURVE, MARKER, differences, open_folder, read_json, write_json
 from ctrl.experiments.runs.tasks import make_task
-from ctrl.experiments.runs.training import FINISHED
 from ctrl.experiments.suite.code import copied, copy_code, fingerprint, sources
 from ctrl.experiments.suite.config import RATES, REFERENCE, TUNED, SuiteConfig
-from ctrl.experiments.suite.known import Known, copy_known, read_known
+from ctrl.experiments.suite.known import KNOWN, load_known, read_known
 from ctrl.experiments.suite.results import (
     RESULTS,
     HeldOut,
     Results,
     SuiteRun,
     contender_label,
-    differences,
     markdown,
+    read_results,
     tables,
 )
 from ctrl.experiments.suite.tasks import TASKS, SuiteTask
@@ -137,13 +136,13 @@ class SuiteJob(Job):
 
 def read_run(folder: Path) -> SuiteRun | None:
     """Return the results of the run in a folder; None unless it and all its evaluations are finished."""
-    if not (folder / SUMMARY).is_file():
+    summary = read_finished(folder)
+    if summary is None:
         return None
-    summary, order = RunSummary.from_json(read_json(folder / SUMMARY)), read_json(folder / ORDER)
-    transfer = HeldOut.of(Evaluation(**read_json(folder / TRANSFER))) if (folder / TRANSFER).is_file() else None
-    lacks_transfer = order["transfer"] is not None and transfer is None
-    if summary.status != FINISHED or summary.evaluation is None or lacks_transfer:
+    order, is_transferred = read_json(folder / ORDER), (folder / TRANSFER).is_file()
+    if order["transfer"] is not None and not is_transferred:
         return None
+    transfer = HeldOut.of(Evaluation(**read_json(folder / TRANSFER))) if is_transferred else None
     return SuiteRun.of(order["task"], summary, transfer, read_curve(folder / CURVE))
 
 
@@ -156,23 +155,15 @@ def read_runs(folder: Path) -> list[SuiteRun]:
 class Suite:
     """Runs of a suite, and the files about them."""
 
-    def __init__(
-        self,
-        config: SuiteConfig,
-        folder: Path,
-        code: str,
-        command: str,
-        console: Console,
-        known: Known | None,
-    ) -> None:
+    def __init__(self, config: SuiteConfig, code: str, command: str, console: Console) -> None:
         self.config = config
-        self.folder = folder.resolve()
+        self.folder = config.out.resolve()
         self.code = code
         self.command = command
         self.console = console
-        self.known = {} if known is None else known.runs
-        self.origins = [] if known is None else known.notes
-        self.failures: list[FailedRun] = []
+        self.known = read_known(self.folder)
+        self.started: list[SuiteJob] = []
+        """Jobs that this command runs."""
 
     def jobs(self, contenders: Iterable[Contender], seeds: Iterable[int]) -> list[SuiteJob]:
         """Return the jobs that are not finished; all contenders with one seed come before the next seed.
@@ -180,7 +171,7 @@ class Suite:
         :raises UserError: if a finished run had other options
         """
         found = [self._job(contender, seed) for seed in seeds for contender in contenders]
-        return [job for job in found if job.name not in self.known and not is_finished(job)]
+        return [job for job in found if job.name not in self.known.runs and not is_finished(job)]
 
     def _job(self, contender: Contender, seed: int) -> SuiteJob:
         task = contender.task
@@ -191,33 +182,22 @@ class Suite:
         worker = "ctrl.experiments.suite.worker"
         return SuiteJob(plain.label, config, plain.place, worker=worker, cwd=self.folder / CODE, order=order)
 
-    def run(self, jobs: Sequence[SuiteJob]) -> bool:
-        """Run the jobs and write the results whenever one ends; return False after Ctrl-C."""
-        earlier = list(self.failures)
-
-        def on_end() -> None:
-            self.failures = earlier + [job.result for job in jobs if isinstance(job.result, FailedRun)]
-            self.write()
-
-        parallel = min(self.config.jobs or provenance.usable_cores(), len(jobs))
-        self.console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {self.folder}", soft_wrap=True)
+    def run(self, jobs: Sequence[SuiteJob]) -> int:
+        """Run the jobs, write the results whenever one ends, and return the exit code of `run_jobs`."""
+        self.started += jobs
         # One line for each run that ends: bars for hundreds of runs fit no terminal.
         plain = Console(file=self.console.file, force_terminal=False, highlight=False)
-        return run_jobs(jobs, parallel, plain, on_end)
+        return run_jobs(jobs, self.config.jobs or provenance.usable_cores(), self.folder, plain, self.write)
 
     def rest(self, contenders: Sequence[Contender]) -> list[SuiteJob]:
         """Return the jobs with further seeds, for each core and task with its best learning rate."""
-        results = self.results()
-        best = [
-            contender
-            for contender in contenders
-            if results.rate(contender.task.name, contender.config.core) == contender.config.ppo.learning_rate
-        ]
+        rate = self.results().rate
+        best = [one for one in contenders if rate(one.task.name, one.config.core) == one.config.ppo.learning_rate]
         return self.jobs(best, range(1, self.config.seeds))
 
     def to_json(self) -> dict[str, Any]:
         """Return all finished runs in the folder as plain data, including those of earlier commands."""
-        runs = list({**self.known, **{run.job_name: run for run in read_runs(self.folder)}}.values())
+        runs = list({**self.known.runs, **{run.job_name: run for run in read_runs(self.folder)}}.values())
         asked = {task.name for task in chosen_tasks(self.config.tasks)} | {run.task for run in runs}
         cores = list(dict.fromkeys([*self.config.cores, *(run.core for run in runs)]))
         return {
@@ -229,10 +209,10 @@ class Suite:
             "machine": provenance.machine(),
             "tasks": {name: task_facts(task, self.config) for name, task in TASKS.items() if name in asked},
             "cores": cores,
-            "notes": [*notes(self.config, cores), *self.origins],
-            "origins": self.origins,
-            "runs": [run.to_json() for run in runs],
-            "failures": [asdict(failure) for failure in self.failures],
+            "notes": [*notes(self.config, cores), *self.known.notes],
+            "origins": self.known.notes,
+            "runs": [asdict(run) for run in runs],
+            "failures": [asdict(failure) for failure in failed_runs(self.started)],
         }
 
     def results(self) -> Results:
@@ -254,9 +234,7 @@ def is_finished(job: Job) -> bool:
     """
     if read_run(job.place.folder) is None:
         return False
-    options = read_json(job.place.folder / MARKER)["options"]
-    changes = list(differences(options, job.config.to_json()))
-    require(not changes, f"{job.place.folder} holds a run with other options ({'; '.join(changes)}); {REMEDY}")
+    require_same_options(job, REMEDY)
     return True
 
 
@@ -298,23 +276,25 @@ def notes(config: SuiteConfig, cores: Sequence[str]) -> list[str]:
     return [*found, f"One thread a run, {at_a_time} at a time, on {provenance.machine()['cpu']}."]
 
 
-def open_suite(config: SuiteConfig) -> tuple[Path, str]:
-    """Return the folder, new or to be continued, and the fingerprint of the code that its runs are made with.
+def open_suite(config: SuiteConfig) -> str:
+    """Create the folder of the suite, or check the one to be continued.
 
+    :return: fingerprint of the code that its runs are made with
     :raises UserError: if the results in it were made by other code or with other settings
     """
     code = fingerprint(sources())
-    found = None if config.overwrite or not (config.out / MARKER).is_file() else read_json(config.out / MARKER)
+    known = load_known(config, code)  # first, so that an error leaves earlier results alone
+    folder, marker = config.out, config.out / MARKER
+    found = None if config.overwrite or not marker.is_file() else read_json(marker)
     if found is not None and "suite" in found:
         _check_same(config, found, code)
-        copy_known(config, code, config.out)
-        return config.out, code
-    copy_known(config, code)  # first, so that an error leaves earlier results alone
-    folder = open_folder(config.out, overwrite=config.overwrite, name="suite")
-    copy_code(folder / CODE)
-    write_json(folder / MARKER, {"suite": config.settings, "code": code})
-    copy_known(config, code, folder)
-    return folder, code
+    else:
+        open_folder(folder, overwrite=config.overwrite, name="suite")
+        copy_code(folder / CODE)
+        write_json(marker, {"suite": config.settings, "code": code})
+    if known is not None:
+        write_json(folder / KNOWN, known, indent=None)
+    return code
 
 
 def _check_same(config: SuiteConfig, found: dict[str, Any], code: str) -> None:
@@ -328,24 +308,10 @@ def _check_same(config: SuiteConfig, found: dict[str, Any], code: str) -> None:
     require(not changes, f"{config.out} holds results with other options ({'; '.join(changes)}); {REMEDY}")
 
 
-def read_results(path: Path) -> Results:
-    """Read a `suite.json`, or the one in a folder.
-
-    :raises UserError: if it is missing or holds something else
-    """
-    path = path / RESULTS if path.is_dir() else path
-    data = read_json(path)
-    try:
-        return Results.from_json(data)
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} holds no results of a suite: {error!r}") from error
-
-
 def show(results: Results, console: Console) -> None:
     """Print the tables and the failed runs."""
     console.print(tables(results))
-    for failure in results.failures:
-        console.print(f"{failure.name}: {failure.message}", style="bold red", soft_wrap=True, markup=False)
+    print_failures(results.failures, console)
 
 
 def run_command(config: SuiteConfig, console: Console) -> int:
@@ -355,10 +321,11 @@ def run_command(config: SuiteConfig, console: Console) -> int:
         return 0
     torch.set_num_threads(1)  # more threads only wait for each other while other runs keep the machine busy
     contenders = plan(config)  # first, so that an error leaves earlier results alone
-    folder, code = open_suite(config)
-    suite = Suite(config, folder, code, provenance.command(), console, read_known(folder))
-    complete = suite.run(suite.jobs(contenders, [0])) and suite.run(suite.rest(contenders))
+    suite = Suite(config, open_suite(config), provenance.command(), console)
+    exit_code = suite.run(suite.jobs(contenders, [0]))
+    if exit_code != INTERRUPTED:
+        exit_code = max(exit_code, suite.run(suite.rest(contenders)))
     suite.write()
     show(suite.results(), console)
-    console.print(f"numbers: {folder / RESULTS}\n  table: {folder / TABLE}", soft_wrap=True)
-    return (1 if suite.failures else 0) if complete else 128 + signal.SIGINT
+    console.print(f"numbers: {config.out / RESULTS}\n  table: {config.out / TABLE}", soft_wrap=True)
+    return exit_code

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +19,13 @@ TINY = (
 SMALL_MEMORY = ("--heads", "2", "--memory", "4,4x2")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
     """Return options for any core with which a run takes a second or two."""
     return TINY
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> tuple[str, ...]:
     """Return the options of `tiny`, and those of a compressive memory that compresses soon."""
     return (*TINY, *SMALL_MEMORY)
@@ -39,16 +41,27 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def start_ctrl() -> Callable[..., subprocess.Popen[str]]:
-    """Return a function that starts `ctrl` as a user does, in a terminal of width 100."""
+def stop_ctrl() -> Callable[..., tuple[int, str]]:
+    """Return a function that starts `ctrl` as a user does, in a terminal of width 100, and sends it a signal.
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "ctrl.experiments", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"},
-        )
+    Its first argument tells if the run has begun; the signal is sent then. It returns exit code and output.
+    """
 
-    return start
+    def stop(begun: Callable[[], object], *arguments: str, number: int = signal.SIGINT) -> tuple[int, str]:
+        command = [sys.executable, "-m", "ctrl.experiments", *arguments]
+        env = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env) as process:
+            try:
+                end = time.monotonic() + 120
+                while not begun():
+                    assert time.monotonic() < end, "the run never began"
+                    time.sleep(0.05)
+                process.send_signal(number)
+                shown, errors = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        assert errors == ""
+        return process.returncode, shown
+
+    return stop

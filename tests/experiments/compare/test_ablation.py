@@ -299,7 +299,7 @@ def test_nothing_that_is_shown_wraps_in_a_terminal() -> None:
         "memory": config.memory.memory,
         "steps": config.run.steps,
         "eval_episodes": config.run.eval_episodes,
-        "runs": [entry.to_json() for entry in RUNS],
+        "runs": [asdict(entry) for entry in RUNS],
         "failures": [],
     }
     narrow, wide = (Console(width=width, record=True, file=io.StringIO()) for width in (80, 300))

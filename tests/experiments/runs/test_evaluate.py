@@ -40,12 +40,22 @@ class Constant:
         return np.full(len(observation), self.action), None
 
 
-@pytest.fixture
-def trained(tmp_path: Path, small: tuple[str, ...]) -> Path:
-    folder = tmp_path / "run"
-    task = ["--env-kwargs", "length=5", "--steps", "64"]
-    assert main(["train", *task, *small, "--out", str(folder)]) == 0
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, small: tuple[str, ...]) -> Path:
+    return train(tmp_path_factory.mktemp("trained") / "run", *small, "--env-kwargs", "length=5")
+
+
+def train(folder: Path, *options: str) -> Path:
+    assert main(["train", "--steps", "64", *options, "--out", str(folder)]) == 0
     return folder
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], path: Path, *options: str) -> dict[str, Any]:
+    """Return what `ctrl evaluate` prints as JSON."""
+    capsys.readouterr()
+    assert main(["evaluate", str(path), "--json", *options]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
 
 
 def test_episodes_success_and_length_are_counted() -> None:
@@ -80,13 +90,10 @@ def test_score_is_normalised_and_success_is_told_apart_by_group(capsys: pytest.C
 def test_groups_have_named_numbers_in_json(
     tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    task = ["--env", "ctrl/RareCue-v0", "--env-kwargs", "length=2", "num_cues=3", "--steps", "64"]
-    assert main(["train", *task, *small, "--out", str(folder)]) == 0
+    task = ("--env", "ctrl/RareCue-v0", "--env-kwargs", "length=2", "num_cues=3")
+    folder = train(tmp_path / "run", *small, *task)
     kept = json.loads((folder / "summary.json").read_text())["evaluation"]
-    capsys.readouterr()
-    assert main(["evaluate", str(folder), "--episodes", str(kept["episodes"]), "--json"]) == 0
-    groups = json.loads(capsys.readouterr().out)["groups"]
+    groups = evaluated(capsys, folder, "--episodes", str(kept["episodes"]))["groups"]
     assert groups == kept["groups"]
     assert all(list(group) == ["episodes", "success"] for group in groups.values())
     assert sum(group["episodes"] for group in groups.values()) == kept["episodes"]
@@ -102,10 +109,8 @@ def test_success_is_none_where_the_task_does_not_tell() -> None:
 
 
 def test_a_run_is_evaluated_on_its_task(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
     for path in (trained, trained / "model.zip", trained / "model", next((trained / "checkpoints").iterdir())):
-        assert main(["evaluate", str(path), "--episodes", "6", "--json"]) == 0
-        brought = json.loads(capsys.readouterr().out)
+        brought = evaluated(capsys, path, "--episodes", "6")
         assert (brought["env"], brought["env_kwargs"], brought["episodes"]) == ("ctrl/Recall-v0", {"length": 5}, 6)
         assert (brought["seed"], brought["length_mean"]) == (evaluation_seed(0), 6.0)
 
@@ -114,15 +119,12 @@ def test_evaluation_repeats_that_of_training(
     tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run has more episodes than copies, a seed other than the default, and returns with many digits."""
-    folder = tmp_path / "run"
-    task = ["--env", "ctrl/Rewrite-v0", "--env-kwargs", "steps=40", "--steps", "64", "--seed", "3"]
-    assert main(["train", *task, *small, "--eval-episodes", "55", "--out", str(folder)]) == 0
+    task = ("--env", "ctrl/Rewrite-v0", "--env-kwargs", "steps=40", "--seed", "3", "--eval-episodes", "55")
+    folder = train(tmp_path / "run", *small, *task)
     own = json.loads((folder / "summary.json").read_text())["evaluation"]
     assert (own["episodes"], own["seed"]) == (55, evaluation_seed(3))
-    capsys.readouterr()
     for path in (folder, folder / "model.zip"):
-        assert main(["evaluate", str(path), "--json"]) == 0
-        brought = json.loads(capsys.readouterr().out)
+        brought = evaluated(capsys, path)
         assert {name: brought[name] for name in own} == own
     assert list(brought["scores"]) == ["random", "best without memory", "perfect"]
     assert main(["evaluate", str(folder)]) == 0
@@ -130,8 +132,7 @@ def test_evaluation_repeats_that_of_training(
     assert f"{own['return_mean']:.3f}" in printed
     assert "best without memory" in printed and "perfect" in printed
     for other in (["--seed", "0"], ["--episodes", "56"], ["--num-envs", "54"]):
-        assert main(["evaluate", str(folder), "--json", *other]) == 0
-        assert json.loads(capsys.readouterr().out)["return_mean"] != own["return_mean"]
+        assert evaluated(capsys, folder, *other)["return_mean"] != own["return_mean"]
 
 
 @pytest.mark.parametrize("core", [("compressive", "3,4x2"), ("gru", None)])
@@ -173,20 +174,13 @@ def test_another_length_is_possible(trained: Path, capsys: pytest.CaptureFixture
 def test_arguments_that_are_not_named_stay_those_of_the_run(
     tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    task = ["--env-kwargs", "length=5", "num_cues=3", "--steps", "64"]
-    assert main(["train", *task, *small, "--out", str(folder)]) == 0
-    capsys.readouterr()
-
-    def arguments(*options: str) -> dict[str, Any]:
-        assert main(["evaluate", str(folder), "--episodes", "2", "--json", *options]) == 0
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)["env_kwargs"]
-        return found
-
-    assert arguments("--env-kwargs", "length=9") == {"length": 9, "num_cues": 3}
-    assert arguments("--env-kwargs", "length=9", "noise=0.2") == {"length": 9, "num_cues": 3, "noise": 0.2}
-    # Another task has arguments of its own.
-    assert arguments("--env", "ctrl/Recall-v0", "--env-kwargs", "num_cues=3") == {"num_cues": 3}
+    folder = train(tmp_path / "run", *small, "--env-kwargs", "length=5", "num_cues=3")
+    for options, arguments in (
+        (("--env-kwargs", "length=9"), {"length": 9, "num_cues": 3}),
+        (("--env-kwargs", "length=9", "noise=0.2"), {"length": 9, "num_cues": 3, "noise": 0.2}),
+        (("--env", "ctrl/Recall-v0", "--env-kwargs", "num_cues=3"), {"num_cues": 3}),  # another task has its own
+    ):
+        assert evaluated(capsys, folder, "--episodes", "2", *options)["env_kwargs"] == arguments
 
 
 def test_a_comparison_names_its_runs(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,17 +29,12 @@ def test_results_are_not_replaced_unless_asked(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_overwrite_spares_what_is_no_results_folder(tmp_path: Path) -> None:
+def test_what_is_no_results_folder_is_spared(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="not a results folder"):
-        open_folder(tmp_path, overwrite=True, name="x")
+    for path, told in ((tmp_path, "not a results folder"), (tmp_path / "thesis.tex", "is a file")):
+        with pytest.raises(UserError, match=told):
+            open_folder(path, overwrite=True, name="x")
     assert (tmp_path / "thesis.tex").read_text() == "precious"
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        open_folder(tmp_path / "file", overwrite=True, name="x")
 
 
 def test_folders_without_a_name_are_numbered(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -190,18 +188,14 @@ def test_nan_stops_training_and_keeps_the_last_good_checkpoint(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_where(
-    number: signal.Signals, tmp_path: Path, tiny: tuple[str, ...], start_ctrl: Callable[..., subprocess.Popen[str]]
+    number: signal.Signals, tmp_path: Path, tiny: tuple[str, ...], stop_ctrl: Callable[..., tuple[int, str]]
 ) -> None:
     folder = tmp_path / "run"
-    process = start_ctrl("train", *TASK, *tiny, "--core", "gru", "--steps", "100000000", "--out", str(folder))
-    try:
-        wait_for_first_update(folder)
-        process.send_signal(number)
-        shown, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number
-    assert errors == ""
+    options = ("--core", "gru", "--steps", "100000000", "--out", str(folder))
+    exit_code, shown = stop_ctrl(
+        lambda: read_curve(folder / "curve.csv"), "train", *TASK, *tiny, *options, number=number
+    )
+    assert exit_code == 128 + number
     assert f"the model is saved in {folder / 'model.zip'}" in shown
     summary = summary_of(folder)
     assert (summary.status, summary.evaluation) == ("interrupted", None)
@@ -213,10 +207,3 @@ def test_ctrl_c_saves_and_says_where(
     assert f"last {summary.training_episodes} training episodes" in shown
     assert zipfile.is_zipfile(folder / "model.zip")
     assert all(bool(torch.isfinite(value).all()) for value in weights(folder / "model.zip").values())
-
-
-def wait_for_first_update(folder: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not read_curve(folder / "curve.csv"):
-        assert time.monotonic() < end, "training never began"
-        time.sleep(0.05)

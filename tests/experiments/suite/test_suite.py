@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,13 @@ from ctrl.experiments.cli import main
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.options import MemoryOptions, PPOOptions, RunOptions, TaskOptions
 from ctrl.experiments.report.summary import CURVE_COLUMNS, Evaluation, RunSummary
-from ctrl.experiments.runs.build import Match, build_model, core_kwargs, parameter_count
+from ctrl.experiments.runs.build import Match, build_model
 from ctrl.experiments.runs.run_folder import read_json, write_json
 from ctrl.experiments.runs.tasks import make_task
 from ctrl.experiments.runs.training import Place
 from ctrl.experiments.suite import suite
 from ctrl.experiments.suite import worker as suite_worker
-from ctrl.experiments.suite.config import RATES, SuiteConfig
-from ctrl.experiments.suite.suite import SuiteJob, plan
-from ctrl.experiments.suite.tasks import SUITE, TASKS, SuiteTask
+from ctrl.experiments.suite.suite import SuiteJob
 
 SMALL = (
     *("--num-envs", "4", "--n-steps", "16", "--n-epochs", "1", "--eval-episodes", "2", "--device", "cpu"),
@@ -32,59 +28,6 @@ SMALL = (
 )
 UNTUNED = ("--no-tune", "--seeds", "1", "--cores", "compressive", "gru")
 PAIR = ("--tasks", "copy-4-8", "rare-cue", "--cores", "compressive", "lstm", "--steps-scale", "1e-6")
-
-
-@pytest.mark.parametrize("task", SUITE, ids=[task.name for task in SUITE])
-def test_each_task_builds_and_says_what_is_reached_without_memory(task: SuiteTask) -> None:
-    for one in (task, task.transferred()):
-        env = make_task(one.options(2), seed=0, training=True)
-        assert env.num_envs == 2
-        env.close()
-    chance, perfect = task.chance, task.perfect
-    assert chance is not None and perfect is not None
-    assert chance < perfect - 0.2
-    assert 200_000 <= task.steps <= 3_000_000
-    assert task.name == task.name.lower() and "/" not in task.name
-
-
-def test_scores_are_on_the_scale_that_is_shown() -> None:
-    known = {name: (TASKS[name].chance, TASKS[name].perfect) for name in TASKS}
-    assert known["recall-250"] == (0.25, 1.0)
-    assert known["copy-4-8"] == (0.0, 1.0)
-    assert known["select-room"][0] == pytest.approx((19.27 - 0.17) / (67 - 0.17), abs=1e-3)
-    assert known["repeat-first-medium"] == (-0.5, 1.0)
-    assert len(TASKS) == len(SUITE) == 20
-
-
-def test_transfer_changes_the_named_arguments_alone() -> None:
-    task = replace(TASKS["copy-4-8"], transfer=("delay=99",))
-    assert task.transferred().arguments == ("length=4", "delay=99")
-    assert TASKS["recall-250"].transferred().options(1).env_arguments == {"length": 2500}
-
-
-def test_recurrent_cores_are_planned_with_each_rate_and_at_least_as_many_parameters() -> None:
-    contenders = plan(SuiteConfig(tasks=("rare-cue", "t-maze"), steps_scale=0.5))
-    cores = ["compressive", "transformer_xl", *["lstm"] * 3, *["gru"] * 3]
-    assert [(one.task.name, one.config.core) for one in contenders] == [
-        (task, core) for task in ("rare-cue", "t-maze") for core in cores
-    ]
-    first, raw, *tuned = (one.config for one in contenders[: len(cores)])
-    assert [config.ppo.learning_rate for config in tuned] == [*RATES, *RATES]
-    assert (first.memory.width, first.run.steps, first.run.threads) == (None, 200_000, 1)
-    env = make_task(TASKS["rare-cue"].options(1), seed=0, training=True)
-    ours = parameter_count(build_model(first, env))
-    assert core_kwargs("transformer_xl", raw.memory)["slots"] == sum(slots for slots, _ in first.memory.tiers)
-    build_model(raw, env)
-    for config in tuned:
-        narrower = replace(config, memory=replace(config.memory, width=(config.memory.width or 0) - 1))
-        sizes = [parameter_count(build_model(one, env)) for one in (narrower, config)]
-        assert sizes[0] < ours <= sizes[1]
-    env.close()
-
-
-def test_without_tuning_all_have_one_rate() -> None:
-    config = SuiteConfig(tasks=("copy-4-8",), cores=("lstm", "gru"), tune=False, ppo=PPOOptions(learning_rate=0.5))
-    assert [one.config.ppo.learning_rate for one in plan(config)] == [0.5, 0.5]
 
 
 def success(config: TrainConfig) -> float:
@@ -167,6 +110,10 @@ def test_the_first_seed_of_all_comes_first_and_then_the_best_rates(tmp_path: Pat
     assert set(data["tuning"]) == {"copy-4-8", "rare-cue"}
     assert data["settings"]["memory"]["memory"] == "4,4x2"
     assert {run["width"] for run in data["runs"] if run["core"] == "compressive"} == {16}
+    lines = (tmp_path / "suite.md").read_text().splitlines()
+    assert "| task | score | chance | compressive | lstm | perfect |" in lines
+    assert "| copy-4-8 | normalised | 0.00 | 0.51 (0.50–0.52) | **0.76 (0.75–0.77)** | 1.00 |" in lines
+    assert "| rare-cue | lstm | 0.003 | 8 | 1,234 | 2.0 KiB | 1 | 500 | 1 min 01 s |" in lines
 
 
 def test_known_runs_are_taken_over_and_not_repeated(
@@ -187,24 +134,14 @@ def test_known_runs_are_taken_over_and_not_repeated(
         ("4567", (), "other code (0123, this is 4567)"),
     ):
         monkeypatch.setattr(suite, "fingerprint", lambda _, code=code: code)
-        assert ctrl_suite(again, "--known", str(known / "suite.json"), *changed) == 2
-        assert message in " ".join(capsys.readouterr().err.split())
+        refused(capsys, again, "--known", str(known / "suite.json"), *changed, told=(message,))
     monkeypatch.setattr(suite, "fingerprint", lambda _: "0123")
     old = read(known)
     del old["settings"]
     write_json(tmp_path / "old.json", old)
-    assert ctrl_suite(again, "--known", str(tmp_path / "old.json")) == 2
-    assert "holds no results of a suite: KeyError('settings')" in " ".join(capsys.readouterr().err.split())
+    refused(capsys, again, "--known", str(tmp_path / "old.json"), told=("no results of a suite: KeyError('settings')",))
     assert not again.exists()
     assert ctrl_suite(again, "--seeds", "1", "--known", str(known)) == 0  # a suite's folder
-
-
-def test_the_table_shows_the_best_rate_and_all_seeds(tmp_path: Path, started: Started) -> None:
-    assert ctrl_suite(tmp_path, "--seeds", "3") == 0
-    lines = (tmp_path / "suite.md").read_text().splitlines()
-    assert "| task | score | chance | compressive | lstm | perfect |" in lines
-    assert "| copy-4-8 | normalised | 0.00 | 0.51 (0.50–0.52) | **0.76 (0.75–0.77)** | 1.00 |" in lines
-    assert "| rare-cue | lstm | 0.003 | 8 | 1,234 | 2.0 KiB | 1 | 500 | 1 min 01 s |" in lines
 
 
 def test_what_is_finished_is_kept_and_what_was_interrupted_begins_anew(tmp_path: Path, started: Started) -> None:
@@ -244,51 +181,37 @@ def test_a_folder_may_gain_tasks_cores_and_seeds(tmp_path: Path, started: Starte
     assert len(data["runs"]) == 6
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (("--memory", "8,8x2"), "memory.memory is '4,4x2' there and '8,8x2' now"),
-        (("--gamma", "0.5"), "ppo.gamma is 0.99 there and 0.5 now"),
-        (("--steps-scale", "0.5"), "steps_scale is 1e-06 there and 0.5 now"),
-    ],
-)
-def test_results_with_other_options_are_refused(
-    change: tuple[str, ...], told: str, tmp_path: Path, started: Started, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ctrl_suite(tmp_path, "--seeds", "1", "--tasks", "rare-cue", "--cores", "compressive") == 0
-    before = (tmp_path / "suite.json").read_text()
-    capsys.readouterr()
-    assert ctrl_suite(tmp_path, "--tasks", "copy-4-8", "--cores", "compressive", *change) == 2
-    error = capsys.readouterr().err
-    assert told in error and "--overwrite" in error
-    assert (tmp_path / "suite.json").read_text() == before
-    assert len(started) == 1
-
-
-def test_results_of_other_code_are_refused_unless_they_may_go(
+def test_results_with_other_options_or_of_other_code_are_refused_unless_they_may_go(
     tmp_path: Path, started: Started, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--seeds", "1", "--tasks", "rare-cue", "--cores", "compressive")
     assert ctrl_suite(tmp_path, *options) == 0
+    before = (tmp_path / "suite.json").read_text()
+    for change, told in (
+        (("--memory", "8,8x2"), "memory.memory is '4,4x2' there and '8,8x2' now"),
+        (("--gamma", "0.5"), "ppo.gamma is 0.99 there and 0.5 now"),
+        (("--steps-scale", "0.5"), "steps_scale is 1e-06 there and 0.5 now"),
+    ):
+        refused(capsys, tmp_path, *options, "--tasks", "copy-4-8", *change, told=(told, "--overwrite"))
+    (config,) = tmp_path.glob("runs/rare-cue/*/seed0/config.json")
+    saved = read_json(config)
+    other = saved["options"]["task"] | {"env_kwargs": ["length=99"]}  # of another table of tasks
+    write_json(config, saved | {"options": saved["options"] | {"task": other}})
+    told = "task.env_kwargs is ['length=99'] there and ['length=12', 'num_cues=16'] now"
+    refused(capsys, tmp_path, *options, told=(told, "--overwrite"))
     monkeypatch.setattr(suite, "fingerprint", lambda _: "new")
-    assert ctrl_suite(tmp_path, *options) == 2
-    error = capsys.readouterr().err
-    assert "holds results of other code" in error and "this is new" in error and "--overwrite" in error
+    refused(capsys, tmp_path, *options, told=("holds results of other code", "this is new", "--overwrite"))
+    assert (tmp_path / "suite.json").read_text() == before
     assert ctrl_suite(tmp_path, *options, "--overwrite") == 0
     assert read(tmp_path)["code"] == "new"
     assert len(started) == 2
 
 
-def test_a_finished_run_of_another_table_of_tasks_is_refused(
-    tmp_path: Path, started: Started, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ctrl_suite(tmp_path, "--seeds", "1") == 0
-    config = tmp_path / "runs/rare-cue/lstm-0.001/seed0/config.json"
-    saved = read_json(config)
-    saved["options"]["task"]["env_kwargs"] = ["length=99"]
-    write_json(config, saved)
-    assert ctrl_suite(tmp_path, "--seeds", "1") == 2
-    assert "task.env_kwargs is ['length=99'] there and ['length=12', 'num_cues=16'] now" in capsys.readouterr().err
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *options: str, told: tuple[str, ...]) -> None:
+    capsys.readouterr()
+    assert ctrl_suite(folder, *options) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert all(text in shown for text in told)
 
 
 def test_other_folders_are_left_alone(tmp_path: Path, started: Started, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,19 +298,10 @@ def test_after_ctrl_c_the_folder_can_be_used_and_gone_on_in(
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_and_again(
-    tmp_path: Path, start_ctrl: Callable[..., subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, stop_ctrl: Callable[..., tuple[int, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = start_ctrl("suite", *PAIR, *SMALL, "--out", str(tmp_path), *UNTUNED, "--jobs", "1")
-    try:
-        end = time.monotonic() + 120
-        while not (tmp_path / "suite.json").exists():
-            assert time.monotonic() < end, "no run ended"
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert (process.returncode, errors) == (130, "")
+    options = ("suite", *PAIR, *SMALL, "--out", str(tmp_path), *UNTUNED, "--jobs", "1")
+    assert stop_ctrl((tmp_path / "suite.json").exists, *options)[0] == 130
     kept = read(tmp_path)["runs"]
     assert 1 <= len(kept) < 4
     assert ctrl_suite(tmp_path, *UNTUNED) == 0
@@ -397,30 +311,6 @@ def test_ctrl_c_in_a_terminal_and_again(
         (task, core, 64) for task in ("copy-4-8", "rare-cue") for core in ("compressive", "gru")
     ]
     assert all(run in runs for run in kept)
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("--tasks recall-25", "did you mean 'recall-250'"),
-        ("--tasks t-maze t-maze", "--tasks names one twice: t-maze t-maze"),
-        ("--cores lstm rnn", "unknown core 'rnn'"),
-        ("--seeds 0", "--seeds must be at least 1, got 0"),
-        ("--jobs 0", "--jobs must be at least 1, got 0"),
-        ("--steps-scale 0", "--steps-scale must be above 0 and at most 1000, got 0.0"),
-        ("--steps-scale nan", "--steps-scale must be above 0 and at most 1000, got nan"),
-        ("--table nowhere", "nowhere does not exist"),
-    ],
-)
-def test_mistakes_are_told_in_a_line_and_nothing_is_written(
-    line: str, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["suite", *line.split()]) == 2
-    printed, shown = capsys.readouterr()
-    assert not printed
-    assert shown.startswith("error: ") and told in shown
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_can_be_shown_again(

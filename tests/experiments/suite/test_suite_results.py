@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -169,4 +170,4 @@ def test_a_run_is_shortened_and_survives_json() -> None:
     assert (len(short.curve), short.curve[0], short.curve[-1]) == (20, [32, 0.5], [640, 38.5])
     with_transfer = SuiteRun.of("rewrite", summary, HeldOut(1, 2.0, 0.5, None), curve)
     for one in (short, with_transfer):
-        assert SuiteRun.from_json(json.loads(json.dumps(one.to_json()))) == one
+        assert SuiteRun.from_json(json.loads(json.dumps(asdict(one)))) == one
