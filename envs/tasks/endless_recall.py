@@ -43,11 +43,6 @@ class EndlessRecallRules(EndlessRules):
         checked_integer("max_rounds", self.max_rounds, at_least=1)
 
     @property
-    def num_symbols(self) -> int:  # type: ignore[override]
-        """Number of symbols, one for each cue."""
-        return self.num_cues
-
-    @property
     def scores(self) -> Scores:
         """Expected number of right answers in a row. Without memory each is a guess among `num_cues`."""
         chance = until_first_mistake(1 / self.num_cues, self.max_rounds)

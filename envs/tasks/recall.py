@@ -64,11 +64,6 @@ class RecallRules(SymbolRules[RecallState]):
         checked_fraction("noise", self.noise)
 
     @property
-    def num_symbols(self) -> int:  # type: ignore[override]
-        """Number of symbols, one for each cue."""
-        return self.num_cues
-
-    @property
     def scores(self) -> Scores:
         """Probability of a right answer. Without memory the answer is a guess among `num_cues`."""
         return Scores(random=1 / self.num_cues, memoryless=1 / self.num_cues, perfect=1.0)

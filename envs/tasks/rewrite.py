@@ -83,11 +83,6 @@ class RewriteRules(SymbolRules[RewriteState]):
         checked_fraction("noise", self.noise)
 
     @property
-    def num_symbols(self) -> int:  # type: ignore[override]
-        """Number of symbols, one for each cue."""
-        return self.num_cues
-
-    @property
     def scores(self) -> Scores:
         """Expected number of right answers. A memory can answer every query; without it each answer is a guess."""
         queries = self.query * (self.steps - 1)

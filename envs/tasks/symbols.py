@@ -37,7 +37,12 @@ class SymbolState(Protocol):
 class SymbolRules(Rules[StateT]):
     """Rules of a task with `num_symbols` symbols to see and to name. Its state has the fields of `SymbolState`."""
 
-    num_symbols: int
+    num_cues: int
+
+    @property
+    def num_symbols(self) -> int:
+        """Number of symbols: one for each cue, unless `num_symbols` is an argument of the task."""
+        return self.num_cues
 
     @cached_property
     def observation_space(self) -> spaces.Box[Any]:
