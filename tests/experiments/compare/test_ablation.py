@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -265,55 +266,45 @@ def test_what_was_learned_and_lost_comes_last_and_the_fast_come_first() -> None:
 
 def test_without_the_reference_there_is_no_cost() -> None:
     (result,) = aggregate(RUNS[1:4])
-    assert result.cost is None
-    assert result_cells(result)[5] == "–"
+    assert (result.cost, result_cells(result)[5]) == (None, "–")
 
 
-def test_the_table_says_it_all_and_fits_a_terminal() -> None:
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(ablation_table(aggregate(RUNS), "the task", "held out"))
-    lines = console.export_text().splitlines()
-    assert (lines[0].strip(), lines[-1].strip()) == ("the task", "held out")
-    cells = [result_cells(result) for result in aggregate(RUNS)]
+def lines_of(show: Callable[[Console], None], width: int = 80) -> list[str]:
+    """Return the lines that a terminal of this width shows."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    show(console)
+    return [line.strip() for line in console.export_text().splitlines()]
+
+
+def test_the_table_says_it_all_and_fits_a_terminal_and_markdown_is_the_same() -> None:
+    results = aggregate(RUNS)
+    lines = lines_of(lambda console: console.print(ablation_table(results, "the task", "held out")))
+    assert (lines[0], lines[-1]) == ("the task", "held out")
+    cells = [result_cells(result) for result in results]
     assert cells[0] == ("conv", "attention", "0.98 (0.96–1.00)", "2,000 (2/2)", "0.38", "1.00", "0.973")
     assert cells[1] == ("gru", "task gradient", "0.75 (0.50–1.00)", "3,000 (2/3)", "0.25", "0.50", "–")
     assert cells[3] == ("mean", "none", "0.25 (0.25–0.25)", "– (0/1)", "0.25", "0.50", "0.982")
     for row in cells:
         assert sum(line.split() == " ".join(row).split() for line in lines) == 1
-
-
-def test_the_longest_texts_fit_a_terminal() -> None:
-    """The library rich cuts texts that do not fit."""
-    console = Console(width=80, record=True, file=io.StringIO())
-    longest = [run("dilated_conv+auto_encoding", seed, 0.5, 299_008, error=1.25) for seed in range(9)]
-    console.print(ablation_table(aggregate([*longest, *RUNS]), "t", "c"))
-    text = console.export_text()
-    assert "…" not in text
-    assert all(cell in text for cell in ("dilated_conv", "auto-encoding", "0.50 (0.50–0.50)", "299k (9/9)", "1.25"))
+    header, rule, *rows = markdown_table(results).splitlines()
+    assert header == "| compressor | loss | success (range) | until 0.9 | error | cost | paper |"
+    assert rule == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    assert rows == [f"| {' | '.join(row)} |" for row in cells]
 
 
 def test_nothing_that_is_shown_wraps_in_a_terminal() -> None:
-    config = AblateConfig()
+    config, longest = AblateConfig(), [run("dilated_conv+auto_encoding", seed, 0.5, 299_008) for seed in range(9)]
     data = {
         "task": config.task.title,
         "memory": config.memory.memory,
         "steps": config.run.steps,
         "eval_episodes": config.run.eval_episodes,
-        "runs": [asdict(entry) for entry in RUNS],
+        "runs": [asdict(entry) for entry in [*longest, *RUNS]],
         "failures": [],
     }
-    narrow, wide = (Console(width=width, record=True, file=io.StringIO()) for width in (80, 300))
-    for console in (narrow, wide):
-        ablation.show(data, console)
-    lines = [[line.strip() for line in console.export_text().splitlines()] for console in (narrow, wide)]
-    assert lines[0] == lines[1]
-
-
-def test_markdown_is_the_same_table() -> None:
-    header, rule, *rows = markdown_table(aggregate(RUNS)).splitlines()
-    assert header == "| compressor | loss | success (range) | until 0.9 | error | cost | paper |"
-    assert rule == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
-    assert rows == [f"| {' | '.join(result_cells(result))} |" for result in aggregate(RUNS)]
+    narrow, wide = (lines_of(lambda console: ablation.show(data, console), width) for width in (80, 300))
+    assert narrow == wide
+    assert any("299k (9/9)" in line for line in narrow) and not any("…" in line for line in narrow)
 
 
 def test_runs_survive_json() -> None:
