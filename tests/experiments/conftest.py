@@ -53,12 +53,12 @@ def stop_ctrl() -> Callable[..., tuple[int, str]]:
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env) as process:
             try:
-                end = time.monotonic() + 120
+                end = time.monotonic() + 240
                 while not begun():
                     assert time.monotonic() < end, "the run never began"
                     time.sleep(0.05)
                 process.send_signal(number)
-                shown, errors = process.communicate(timeout=120)
+                shown, errors = process.communicate(timeout=240)
             finally:
                 process.kill()
         assert errors == ""
