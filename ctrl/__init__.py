@@ -15,7 +15,8 @@ from typing import Any
 from ctrl.baselines.feedforward import FeedforwardCore, FeedforwardState
 from ctrl.baselines.lstm_gru import GRUCore, GRUState, LSTMCore, LSTMState
 from ctrl.baselines.mingru import MinGRUCore, MinGRUState
-from ctrl.checks.checking import Finding, LawBroken, check_core
+from ctrl.checks.checking import check_core
+from ctrl.checks.result import Finding, LawBroken
 from ctrl.compressive.adaptive import AdaptiveCore, AdaptiveState
 from ctrl.compressive.compressors import Compressor, compressor_names, register_compressor
 from ctrl.compressive.core import CompressiveCore, CompressiveState

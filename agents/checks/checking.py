@@ -1,7 +1,7 @@
 """Self-test for agents with a memory: the laws of the core, and the agreement of acting, learning and env.
 
     for finding in check_memory(model):
-        print(finding.status, finding.law, finding.detail)
+        print(finding)
 
 The model's own `collect_rollouts` collects a rollout, and its own `train` learns from it. The results are compared with
 a recording made between agent and env. All of this is done with a copy of the model, its twin.
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,22 +22,15 @@ from torch import Tensor
 
 from ctrl.agents.checks.model_copy import ModelCopy, Rollout
 from ctrl.agents.policy_data import PolicyState
-from ctrl.checks.checking import Finding, LawBroken, judge_all
-from ctrl.checks.laws.stream import Breach, NotApplicable, first_difference
+from ctrl.checks.checking import judge_core
+from ctrl.checks.laws.stream import first_difference
 from ctrl.checks.laws.trial import Trial
+from ctrl.checks.result import Breach, Finding, Law, NotApplicable, judge_all, require_kept
 
 PREDICTIONS = 48
 """Largest number of steps over which `predict` is compared with acting."""
 KL_OF_ROUNDING = 1e-6
 """Largest approximate KL divergence that counts as a rounding error of 0."""
-
-
-@dataclass(frozen=True)
-class Law:
-    """One law of an agent, with the name to be shown. All laws use the same twin, one after the other."""
-
-    name: str
-    holds: Callable[[ModelCopy, float], str]
 
 
 def check_memory(
@@ -60,12 +52,10 @@ def check_memory(
     :raises ValueError: where an argument does not fit
     """
     with _randomness_kept(seed):
-        twin = ModelCopy(model, env, noise=noise, seed=seed)
-        findings = list(judge_all(Trial(model.policy.core, noise=noise, tolerance=tolerance, seed=seed)))  # type: ignore[arg-type]
-        findings += [_judge(law, twin, tolerance) for law in LAWS]
-    if any(finding.status == "broken" for finding in findings):
-        raise LawBroken(type(model).__name__, findings)
-    return findings
+        twin = ModelCopy(model, env, noise=noise, tolerance=tolerance, seed=seed)
+        trial = Trial(model.policy.core, noise=noise, tolerance=tolerance, seed=seed)  # type: ignore[arg-type]
+        findings = [*judge_core(trial), *judge_all(LAWS, twin)]
+    return require_kept(type(model).__name__, findings)
 
 
 @contextmanager
@@ -82,28 +72,16 @@ def _randomness_kept(seed: int) -> Iterator[None]:
         random.setstate(of_python)
 
 
-def _judge(law: Law, twin: ModelCopy, tolerance: float) -> Finding:
-    """Return the finding for one law. Any other exception that the agent raises breaks the law."""
-    try:
-        return Finding(law.name, "kept", law.holds(twin, tolerance))
-    except NotApplicable as reason:
-        return Finding(law.name, "not applicable", str(reason))
-    except Breach as breach:
-        return Finding(law.name, "broken", breach.detail, breach.env, breach.step)
-    except Exception as error:
-        return Finding(law.name, "broken", f"{type(error).__name__}: {error}")
-
-
-def learning_sees_what_acting_saw(twin: ModelCopy, tolerance: float) -> str:
+def learning_sees_what_acting_saw(twin: ModelCopy) -> str:
     """Compare log-probabilities and values of learning and acting before any update: the first ratio must be 1."""
     for rollout in twin.collect_until_an_end():
-        _compare(rollout, tolerance)
+        _compare(rollout, twin.tolerance)
     return "" if twin.ended() else f"no episode ended within {len(twin.env.actions):,} steps"
 
 
-def acting_follows_the_weights(twin: ModelCopy, tolerance: float) -> str:
+def acting_follows_the_weights(twin: ModelCopy) -> str:
     """Compare log-probabilities and values of learning and acting again, in a rollout after the update."""
-    _compare(twin.collect(), tolerance)
+    _compare(twin.collect(), twin.tolerance)
     return ""
 
 
@@ -121,7 +99,7 @@ def _compare(rollout: Rollout, tolerance: float) -> None:
             )
 
 
-def the_buffer_holds_what_happened(twin: ModelCopy, tolerance: float) -> str:
+def the_buffer_holds_what_happened(twin: ModelCopy) -> str:
     """Compare the buffer with the recording between agent and env: episode starts, observations and actions."""
     env, buffer = twin.env, twin.buffer
     for t in range(buffer.buffer_size):
@@ -144,7 +122,7 @@ def _observations(stored: Any, told: Any, t: int) -> list[tuple[str, np.ndarray,
     return [("observations", stored[t], told)]
 
 
-def minibatches_are_whole_windows(twin: ModelCopy, tolerance: float) -> str:
+def minibatches_are_whole_windows(twin: ModelCopy) -> str:
     """Train with learning rates of 0: the values of each evaluated row must be those of a window from acting."""
     model: Any = twin.model
     kept = {name: getattr(model, name) for name in ("lr_schedule", "_memory_lr_schedule") if hasattr(model, name)}
@@ -166,7 +144,7 @@ def minibatches_are_whole_windows(twin: ModelCopy, tolerance: float) -> str:
         del twin.policy.evaluate_windows
         for name, schedule in kept.items():
             setattr(model, name, schedule)
-    _judge_rows(rows, rollout.old_values, rollout.loss_mask, tolerance)
+    _judge_rows(rows, rollout.old_values, rollout.loss_mask, twin.tolerance)
     kl = model.logger.name_to_value.get("train/approx_kl", 0.0)
     if not kl <= KL_OF_ROUNDING:
         raise Breach(f"without a change of weights the approximate KL divergence is {kl:.3g}, not 0")
@@ -188,7 +166,7 @@ def _judge_rows(rows: list[Tensor], windows: Tensor, counts: Tensor, tolerance: 
             )
 
 
-def training_moves_everything(twin: ModelCopy, tolerance: float) -> str:
+def training_moves_everything(twin: ModelCopy) -> str:
     """Train, and look for parameters that should change but do not."""
     policy, model = twin.policy, twin.model
     frozen = [name for name, p in policy.named_parameters() if not p.requires_grad and "extractor" not in name]
@@ -231,7 +209,7 @@ def _judge_still(still: Sequence[tuple[str, Tensor]]) -> str:
     return f"nothing in these episodes trains {names}" if still else ""
 
 
-def predict_agrees_with_acting(twin: ModelCopy, tolerance: float) -> str:
+def predict_agrees_with_acting(twin: ModelCopy) -> str:
     """Replay the recorded observations with `predict` and with one actor, both deterministic, and compare."""
     policy, env = twin.policy, twin.env
     policy.set_training_mode(False)
@@ -247,10 +225,10 @@ def predict_agrees_with_acting(twin: ModelCopy, tolerance: float) -> str:
         acted = actor.act(obs, reset, deterministic=True)
         reward = {"reward": env.rewards[t - 1]} if t and policy.initial_state(1).previous_reward.numel() else {}
         predicted, state = twin.model.predict(env.observations[t], state, start, deterministic=True, **reward)
-        _same(t, "the value by values_after and by acting", to_come[:, None], acted.values[:, None], tolerance)
+        _same(t, "the value by values_after and by acting", to_come[:, None], acted.values[:, None], twin.tolerance)
         actions = policy.env_actions(acted.actions)
-        _same(t, "the action of predict and of acting", _columns(predicted), _columns(actions), tolerance)
-        _same_states(t, state, actor.state(), tolerance)
+        _same(t, "the action of predict and of acting", _columns(predicted), _columns(actions), twin.tolerance)
+        _same_states(t, state, actor.state(), twin.tolerance)
         actor.tell_rewards(env.rewards[t])
     return ""
 
@@ -274,7 +252,7 @@ def _same(t: int, what: str, one: Tensor, other: Tensor, tolerance: float) -> No
         raise Breach(f"{what} differ at env {env}, step {t}: {found.one:.6g} and {found.other:.6g}", env, t)
 
 
-LAWS = (
+LAWS: tuple[Law[ModelCopy], ...] = (
     Law("agent: learning sees what acting saw, so the first ratio is 1", learning_sees_what_acting_saw),
     Law("agent: the buffer holds what happened, and episodes start where they do", the_buffer_holds_what_happened),
     Law("agent: minibatches are whole windows", minibatches_are_whole_windows),
@@ -282,4 +260,4 @@ LAWS = (
     Law("agent: acting follows the weights", acting_follows_the_weights),
     Law("agent: predict agrees with acting", predict_agrees_with_acting),
 )
-"""All laws of an agent, in the order in which they are checked."""
+"""All laws of an agent, in the order in which they are checked; all use the same twin, one after the other."""

@@ -79,14 +79,15 @@ class ModelCopy:
     :param model: algorithm with a `MemoryPolicy` and a buffer of windows, such as `MemoryPPO`
     :param env: env for the twin; None for a copy of the model's own
     :param noise: how far the twin's parameters are moved, see `ctrl.checks.laws.trial.shake`
+    :param tolerance: largest difference, relative to 1 + size, between results that must agree up to rounding
     :param seed: seed of the noise
     :raises ValueError: where the model is of another kind or the env does not fit it
     """
 
-    def __init__(self, model: OnPolicyAlgorithm, env: Any, *, noise: float, seed: int) -> None:
+    def __init__(self, model: OnPolicyAlgorithm, env: Any, *, noise: float, tolerance: float, seed: int) -> None:
         if not isinstance(model, OnPolicyAlgorithm) or not isinstance(getattr(model, "policy", None), MemoryPolicy):
             raise ValueError(f"model must be an agent with a MemoryPolicy, such as MemoryPPO, got {model!r}")
-        self.env = RecordingVecEnv(_env_for(model, env))
+        self.env, self.tolerance = RecordingVecEnv(_env_for(model, env)), tolerance
         self.model = copy.copy(model)
         # Its distribution may hold tensors with a graph, which can't be copied; it gets new ones before each use.
         shallow = {id(model.policy.action_dist): copy.copy(model.policy.action_dist)}

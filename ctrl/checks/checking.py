@@ -1,7 +1,7 @@
 """Self-test for memory cores: the laws that a core keeps, and those that it breaks.
 
     for finding in ctrl.check_core(core):
-        print(finding.status, finding.law, finding.detail)
+        print(finding)
 
 The check sees only inputs, outputs, states and gradients, so some mistakes break no law. One is an age that is off by
 one in `step` and `unroll` alike: that is another core, which keeps the same laws. Others are memories shorter than they
@@ -11,54 +11,20 @@ agree. Such mistakes need a comparison with a reference of the core at hand.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 
-from ctrl.checks.laws import LAWS, Law
-from ctrl.checks.laws.stream import Breach, Differs, NotApplicable
+from ctrl.checks.laws import LAWS
+from ctrl.checks.laws.stream import Differs
 from ctrl.checks.laws.trial import Trial
+from ctrl.checks.result import Finding, Law, judge, judge_all, require_kept
 from ctrl.core import MemoryCore
 
 ROUNDING = 10
 """Multiple of the tolerance up to which a difference may be rounding, if float64 shows none."""
-
-Status = Literal["kept", "broken", "not applicable"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of checking one law."""
-
-    law: str
-    status: Status
-    detail: str
-    """Place and nature of the breach, the reason why the law does not apply, or a remark; may be empty."""
-    env: int | None = None
-    """The first env in which the law is broken, where that has a meaning."""
-    step: int | None = None
-    """The first step of the window in which the law is broken, from 0, where that has a meaning."""
-
-
-class LawBroken(AssertionError):
-    """At least one law is broken; the message lists all that are.
-
-    :param subject: name of the checked core
-    :param findings: the findings of all laws
-    """
-
-    def __init__(self, subject: str, findings: Sequence[Finding]) -> None:
-        self.findings = list(findings)
-        """The findings of all laws, the kept ones too."""
-        self.broken = [finding for finding in findings if finding.status == "broken"]
-        self.law, self.detail = self.broken[0].law, self.broken[0].detail
-        """The first law that is broken, and its detail."""
-        self.env, self.step = self.broken[0].env, self.broken[0].step
-        lines = "".join(f"\n- {finding.law}: {finding.detail}" for finding in self.broken)
-        super().__init__(f"{subject} breaks {len(self.broken)} of {len(self.findings)} laws:{lines}")
 
 
 def check_core(
@@ -95,46 +61,29 @@ def check_core(
     trial = Trial(
         core, batch_size=batch_size, length=length, history=history, noise=noise, tolerance=tolerance, seed=seed
     )
-    findings = list(judge_all(trial))
-    if any(finding.status == "broken" for finding in findings):
-        raise LawBroken(type(core).__name__, findings)
-    return findings
+    return require_kept(type(core).__name__, judge_core(trial))
 
 
-def judge_all(trial: Trial) -> Iterator[Finding]:
-    """Yield the finding of each law; where one of the first two is broken, no other can be checked.
-
-    Torch's random state is restored afterwards.
-    """
+def judge_core(trial: Trial) -> list[Finding]:
+    """Return the findings of all laws. Torch's random state is restored afterwards."""
     devices = [trial.given.device] if trial.given.device.type == "cuda" else []
-    for number, law in enumerate(LAWS):
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            finding = judge(law, trial)
-        yield finding
-        if number < 2 and finding.status == "broken":
-            return
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        return list(judge_all([up_to_rounding(law) for law in LAWS], trial))
 
 
-def judge(law: Law, trial: Trial) -> Finding:
-    """Return the finding of one law. Any exception of the core breaks the law; warnings are not shown."""
+def up_to_rounding(law: Law[Trial]) -> Law[Trial]:
+    """Return the law with a remark in place of a breach that is but rounding, and with random numbers of its own."""
+    return replace(law, holds=partial(_holds_up_to_rounding, law))
+
+
+def _holds_up_to_rounding(law: Law[Trial], trial: Trial) -> str:
     torch.manual_seed(trial.seed)
     trial.draw_anew()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Finding(law.name, "kept", law(trial))
-    except NotApplicable as reason:
-        return Finding(law.name, "not applicable", str(reason))
-    except Breach as breach:
-        if isinstance(breach, Differs) and _may_be_rounding(law, trial, breach):
-            return Finding(law.name, "kept", f"in float64; in {trial.given.dtype} {breach.detail}")
-        return Finding(law.name, "broken", breach.detail, breach.env, breach.step)
-    except Exception as error:
-        return Finding(law.name, "broken", f"{type(error).__name__}: {error}")
-
-
-def _may_be_rounding(law: Law, trial: Trial, breach: Differs) -> bool:
-    """Return True if the difference is at most `ROUNDING` times the tolerance, and absent in float64."""
-    if not breach.times <= ROUNDING or trial.in_double is None:  # NaN is never rounding
-        return False
-    return judge(law, trial.in_double).status == "kept"
+        return law.holds(trial)
+    except Differs as difference:
+        if not difference.times <= ROUNDING or trial.in_double is None:  # NaN is never rounding
+            raise
+        if judge(up_to_rounding(law), trial.in_double).status != "kept":
+            raise
+        return f"in float64; in {trial.given.dtype} {difference.detail}"

@@ -3,7 +3,7 @@
     from ctrl.envs.checks.contract import check_task
 
     for finding in check_task("my_package:My-v0"):
-        print(finding.status, finding.law, finding.detail)
+        print(finding)
 
 The contract is the list of laws in `ctrl.envs.checks.laws`. A test checks that all tasks of this package keep them.
 """
@@ -14,30 +14,18 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
+from ctrl.checks.result import Finding, Law, judge_all
 from ctrl.envs import TASKS
-from ctrl.envs.checks.laws import LAWS, MODES, Law
-from ctrl.envs.checks.subject import Breach, NotApplicable, Subject, Vector
+from ctrl.envs.checks.laws import LAWS, MODES
+from ctrl.envs.checks.subject import Subject, Vector
 from ctrl.envs.external import EXTERNAL_TASKS
 from ctrl.envs.external import make as make_external_task
-
-Status = Literal["kept", "broken", "not applicable"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of checking one law."""
-
-    law: str
-    status: Status
-    detail: str
-    """Description of the breach, reason why the law does not apply, or a remark; may be empty."""
 
 
 def subject_of(
@@ -90,29 +78,14 @@ def _native(env_id: str, given: dict[str, Any]) -> tuple[Mapping[AutoresetMode, 
     return {mode: make for mode in MODES if mode == own_mode}, None
 
 
-def judge(law: Law, subject: Subject) -> Finding:
-    """Check one law and return the finding. Any exception that the env raises breaks the law; warnings are hidden."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Finding(law.name, "kept", law(subject))
-    except NotApplicable as reason:
-        return Finding(law.name, "not applicable", str(reason))
-    except Breach as breach:
-        return Finding(law.name, "broken", breach.detail)
-    except Exception as error:
-        return Finding(law.name, "broken", f"{type(error).__name__}: {error}")
-    finally:
+def check(subject: Subject, begin: Callable[[Law[Subject]], object] | None = None) -> Iterator[Finding]:
+    """Yield the finding for each law. If the env cannot be built, yield only that finding.
+
+    :param begin: called with each law before it is checked
+    """
+    for finding in judge_all(LAWS, subject, begin):
         subject.close()
-
-
-def check(subject: Subject) -> Iterator[Finding]:
-    """Yield the finding for each law. If the env cannot be built, yield only that finding."""
-    for law in LAWS:
-        finding = judge(law, subject)
         yield finding
-        if law is LAWS[0] and finding.status == "broken":
-            return
 
 
 def check_task(

@@ -1,8 +1,8 @@
 """Laws of an env that a memory agent relies on, each a function that checks one env.
 
-A law takes a `Subject`, which builds the env to check. It returns a remark, or "". It raises `Breach` if the env breaks
-it, and `NotApplicable` if it says nothing about this env. The tasks of this package keep all laws without a remark.
-Some laws are milder with other envs and only return a remark. `ctrl.envs.checks.contract` checks any id.
+A law takes a `Subject`, which builds the env to check. `ctrl.checks.result` says what it returns and raises. The tasks
+of this package keep all laws without a remark. Some laws are milder with other envs and only return a remark.
+`ctrl.envs.checks.contract` checks any id.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import pickle
 import re
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -26,28 +25,13 @@ from gymnasium.utils.passive_env_checker import env_render_passive_checker
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import iterate
 
-from ctrl.envs.checks.subject import CALLS, COPIES, EPISODES, Breach, NotApplicable, Subject, Vector
+from ctrl.checks.result import Breach, Law, NotApplicable
+from ctrl.envs.checks.subject import CALLS, COPIES, EPISODES, Subject, Vector
 from ctrl.envs.checks.transcript import Event, Playable, Restarting, actions, begin, copy_of, difference, keep, play
 
 ALLOWANCE = 64 * 1024
 """Number of bytes by which allocated memory may grow, since Python and its libraries keep some for reuse."""
 MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
-
-
-@dataclass(frozen=True)
-class Law:
-    """One law, with the name under which it is reported."""
-
-    name: str
-    holds: Callable[[Subject], str]
-
-    def __call__(self, subject: Subject) -> str:
-        """Check the law; return a remark, or raise `Breach` or `NotApplicable`."""
-        try:
-            return self.holds(subject)
-        except Breach as breach:
-            breach.law = self.name
-            raise
 
 
 def it_can_be_built(subject: Subject) -> str:
@@ -103,7 +87,7 @@ def _compare(first: list[Event], again: Iterator[Event], form: str) -> None:
     for step, (one, other) in enumerate(itertools.zip_longest(first, again)):
         found = difference(one, other)
         if found is not None:
-            raise Breach(f"{form}, step {step}: {found}")
+            raise Breach(f"{form}, step {step}: {found}", step=step)
 
 
 def another_seed_gives_another(subject: Subject) -> str:
@@ -121,18 +105,19 @@ def spaces_hold_what_is_seen(subject: Subject) -> str:
     for form, make in subject.forms():
         envs = make()
         for step, event in enumerate(subject.play(envs)):
-            _require_inside(envs.observation_space, event.observation, f"{form}, step {step}")
+            _require_inside(envs.observation_space, event.observation, f"{form}, step {step}", step)
             if not isinstance(envs, VectorEnv):
                 continue
             for copy, final in enumerate(event.info.get("final_obs", ())):
                 if final is not None:
-                    _require_inside(envs.single_observation_space, final, f"{form}, step {step}, end of copy {copy}")
+                    where = f"{form}, step {step}, end of copy {copy}"
+                    _require_inside(envs.single_observation_space, final, where, step, copy)
     return ""
 
 
-def _require_inside(space: spaces.Space[Any], observation: Any, where: str) -> None:
+def _require_inside(space: spaces.Space[Any], observation: Any, where: str, step: int, copy: int | None = None) -> None:
     if not space.contains(observation):
-        raise Breach(f"{where}: {_outside(space, observation, 'observation')}")
+        raise Breach(f"{where}: {_outside(space, observation, 'observation')}", copy, step)
 
 
 def _outside(space: spaces.Space[Any], value: Any, name: str) -> str:
@@ -153,7 +138,7 @@ def rewards_are_finite_numbers(subject: Subject) -> str:
         envs = make()
         for step, event in enumerate(subject.play(envs)):
             if not _is_reward(event.reward, isinstance(envs, VectorEnv)) or not np.isfinite(event.reward).all():
-                raise Breach(f"{form}, step {step}: reward is {event.reward!r}")
+                raise Breach(f"{form}, step {step}: reward is {event.reward!r}", step=step)
     return ""
 
 
@@ -169,7 +154,7 @@ def an_end_is_terminated_or_truncated(subject: Subject) -> str:
     for step, event in enumerate(subject.play(Restarting(subject.single()))):
         for name, flag in (("terminated", event.terminated), ("truncated", event.truncated)):
             if not isinstance(flag, bool | np.bool_):
-                raise Breach(f"step {step}: {name} is {flag!r}, not a bool")
+                raise Breach(f"step {step}: {name} is {flag!r}, not a bool", step=step)
         both += bool(event.terminated and event.truncated)
     return subject.insist(f"{both} episodes ended in both ways at once") if both else ""
 
@@ -185,9 +170,9 @@ def a_time_limit_truncates(subject: Subject) -> str:
     for step, event in enumerate(subject.play(Restarting(env))):
         age += 1
         if age == longest and not event.ended:
-            raise Breach(f"step {step}: the episode goes on after {age} steps, the stated length")
+            raise Breach(f"step {step}: the episode goes on after {age} steps, the stated length", step=step)
         if age == cut and not event.truncated:
-            raise Breach(f"step {step}: the time limit ended the episode, but truncated is False")
+            raise Breach(f"step {step}: the time limit ended the episode, but truncated is False", step=step)
         age = -1 if event.ended else age
     return ""
 
@@ -205,7 +190,7 @@ def sync_vector_env_equals_singles(mode: AutoresetMode, subject: Subject) -> str
         for copy, one in enumerate(expected):
             found = difference(copy_of(event, envs, copy), one._replace(info={}))
             if found is not None:
-                raise Breach(f"step {step}, copy {copy}, in the vector env and alone: {found}")
+                raise Breach(f"step {step}, copy {copy}, in the vector env and alone: {found}", copy, step)
     return ""
 
 
@@ -237,8 +222,8 @@ def _tell_apart(subject: Subject, step: int, native: tuple[Event, Vector], sync:
     for copy in range(COPIES):
         found = difference(copy_of(*native, copy), copy_of(*sync, copy))
         if found is not None:
-            raise Breach(f"step {step}, copy {copy}, native and single: {found}")
-    raise Breach(f"step {step}, native and SyncVectorEnv: {difference(native[0], sync[0])}")
+            raise Breach(f"step {step}, copy {copy}, native and single: {found}", copy, step)
+    raise Breach(f"step {step}, native and SyncVectorEnv: {difference(native[0], sync[0])}", step=step)
 
 
 def later_steps_change_nothing_returned(subject: Subject) -> str:
@@ -248,7 +233,7 @@ def later_steps_change_nothing_returned(subject: Subject) -> str:
         for step, (event, kept) in enumerate(returned):
             found = difference(kept, event)
             if found is not None:
-                raise Breach(f"{form}, what step {step} returned was changed by a later one: {found}")
+                raise Breach(f"{form}, what step {step} returned was changed by a later one: {found}", step=step)
     return ""
 
 
@@ -311,8 +296,8 @@ def _allocated(subject: Subject, envs: Playable, drawn: Iterator[Any]) -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
-LAWS = (
-    Law("it can be built and reset", it_can_be_built),
+LAWS: tuple[Law[Subject], ...] = (
+    Law("it can be built and reset", it_can_be_built, essential=True),
     Law("gymnasium's checker accepts it", gymnasium_accepts_it),
     Law("a seed gives the same episodes again", a_seed_gives_the_same_again),
     Law("another seed gives other episodes", another_seed_gives_another),

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from ctrl.checks.result import Breach
 from ctrl.envs.checks.transcript import Event, Playable, Restarting, play
 
 COPIES = 5
@@ -20,23 +21,6 @@ CALLS = 2_000
 """Maximum number of steps in this play, for envs with long episodes."""
 Single = gym.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
-
-
-class Breach(AssertionError):
-    """Raised if an env breaks a law."""
-
-    law = ""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.law}: {self.detail}"
-
-
-class NotApplicable(Exception):
-    """Raised if a law says nothing about this env; the message is the reason."""
 
 
 @dataclass

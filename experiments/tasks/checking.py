@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from functools import partial
 
 import gymnasium as gym
 from rich.console import Console, RenderableType
@@ -15,14 +15,14 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from ctrl.envs.checks.contract import Finding, check, subject_of
-from ctrl.envs.checks.laws import LAWS
+from ctrl.checks.result import MARKS, Finding, Law, count
+from ctrl.envs.checks.contract import check, subject_of
 from ctrl.envs.checks.subject import Subject
 from ctrl.experiments.config import EnvsConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.runs.tasks import external_task, find_spec
 
-MARKS = {"kept": ("✓", "green"), "broken": ("✗", "bold red"), "not applicable": ("–", "dim")}
+STYLES = {"kept": "green", "broken": "bold red", "not applicable": "dim"}
 
 
 def check_env(config: EnvsConfig, console: Console) -> int:
@@ -46,11 +46,10 @@ def print_findings(subject: Subject, console: Console) -> list[Finding]:
     """Check all laws, print a line for each and a count by status, and return the findings."""
     findings = []
     with _live(console if console.is_terminal else None) as show:
-        for finding in watched(subject, show):
+        for finding in check(subject, partial(announce, subject, show)):
             findings.append(finding)
             console.print(line(finding))
-    counts: Counter[str] = Counter(finding.status for finding in findings)
-    console.print(", ".join(f"{counts[status]} {status}" for status in MARKS), style="bold")
+    console.print(count(findings), style="bold")
     return findings
 
 
@@ -73,24 +72,20 @@ def find_subject(env_id: str, config: EnvsConfig) -> Subject:
 
 
 def line(finding: Finding) -> RenderableType:
-    """Return the line for one finding; a long detail is wrapped to the right of the mark."""
-    mark, style = MARKS[finding.status]
-    detail = f": {finding.detail}" if finding.detail else ""
+    """Return the line for one finding in colour; a long detail is wrapped to the right of the mark."""
+    style = STYLES[finding.status]
+    text = Text(str(finding).removeprefix(MARKS[finding.status]).lstrip())
+    if finding.status != "kept":
+        text.stylize(style, 0, len(finding.law))
     row = Table.grid(padding=(0, 1, 0, 0))
-    row.add_row(Text(mark, style), Text.assemble((finding.law, style if finding.status != "kept" else ""), detail))
+    row.add_row(Text(MARKS[finding.status], style), text)
     return row
 
 
-def watched(subject: Subject, show: Callable[[str], None]) -> Iterator[Finding]:
-    """Yield the findings; meanwhile show the law that is being checked and its number of steps so far."""
-    findings = check(subject)
-    for law in LAWS:
-        subject.tick = _counting(law.name, show)
-        show(law.name)
-        finding = next(findings, None)
-        if finding is None:
-            return
-        yield finding
+def announce(subject: Subject, show: Callable[[str], None], law: Law[Subject]) -> None:
+    """Show the law that is about to be checked, and from time to time the steps that its check has taken so far."""
+    subject.tick = _counting(law.name, show)
+    show(law.name)
 
 
 def _counting(name: str, show: Callable[[str], None]) -> Callable[[], None]:

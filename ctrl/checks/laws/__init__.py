@@ -1,7 +1,7 @@
 """The five laws of a memory core (one meaning, reset first, no leaks, state is data, gradients go where they should).
 
-Each law is a function of a `Trial`. It returns a remark, or "". It raises `Breach` where the law is broken and
-`NotApplicable` where the law says nothing about this core. `ctrl.checks.checking` runs all of them on a core.
+Each law is a function of a `Trial`. `ctrl.checks.result` says what it returns and raises. `ctrl.checks.checking` checks
+all laws of a core.
 
 The files, in the order in which to read them:
 
@@ -16,8 +16,6 @@ The files, in the order in which to read them:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from ctrl.checks.laws.gradients import (
@@ -48,29 +46,17 @@ from ctrl.checks.laws.state_is_data import (
     the_state_carries_no_graph,
     what_is_given_is_not_changed,
 )
-from ctrl.checks.laws.stream import STEPPING, WAYS, Breach
+from ctrl.checks.laws.stream import STEPPING, WAYS
 from ctrl.checks.laws.trial import Trial
+from ctrl.checks.result import Law
 
-
-@dataclass(frozen=True)
-class Law:
-    """One law, with the name that messages show."""
-
-    name: str
-    holds: Callable[[Trial], str]
-
-    def __call__(self, trial: Trial) -> str:
-        """Return a remark; raise `Breach` or `NotApplicable`."""
-        try:
-            return self.holds(trial)
-        except Breach as breach:
-            breach.law = self.name
-            raise
-
-
-LAWS = (
-    Law("law 4 (state is data): a NamedTuple, batch first, of fixed shape and dtype", state_is_data_of_a_fixed_shape),
-    Law("contract: it can be run", it_can_be_run),
+LAWS: tuple[Law[Trial], ...] = (
+    Law(
+        "law 4 (state is data): a NamedTuple, batch first, of fixed shape and dtype",
+        state_is_data_of_a_fixed_shape,
+        essential=True,
+    ),
+    Law("contract: it can be run", it_can_be_run, essential=True),
     *(
         Law(f"law 1 (one meaning): unroll equals {name}", partial(unroll_equals_folded_steps, way))
         for way, name in zip(STEPPING, ("folded steps", "folded steps with a graph", "acting"), strict=True)
@@ -100,4 +86,4 @@ LAWS = (
     Law("law 5 (gradients): training freezes nothing", training_freezes_nothing),
     Law("law 5 (gradients): a step has those of a window", a_step_has_the_gradients_of_a_window),
 )
-"""All laws, in the order in which they are checked. Where one of the first two is broken, no other can be checked."""
+"""All laws, in the order in which they are checked."""

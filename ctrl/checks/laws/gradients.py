@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ctrl.checks.laws.stream import Breach, Core, Differs, NotApplicable, Stream
+from ctrl.checks.laws.stream import Core, Differs, Stream
 from ctrl.checks.laws.trial import LONGEST, Trial
+from ctrl.checks.result import Breach, NotApplicable
 from ctrl.core import Unrolled
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ctrl.checks.laws.state_is_data import same_layout
-from ctrl.checks.laws.stream import Core, NotApplicable, Stream, Walked, walk
+from ctrl.checks.laws.stream import Core, Stream, Walked, walk
 from ctrl.checks.laws.trial import LONGEST, Trial, shake
+from ctrl.checks.result import NotApplicable
 
 
 def unroll_equals_folded_steps(way: str, trial: Trial) -> str:

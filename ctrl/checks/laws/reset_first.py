@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ctrl.checks.laws.stream import WAYS, Breach, walk
+from ctrl.checks.laws.stream import WAYS, walk
 from ctrl.checks.laws.trial import Trial
+from ctrl.checks.result import Breach
 
 
 def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:

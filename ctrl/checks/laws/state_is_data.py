@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ctrl.checks.laws.stream import STEPPING, WAYS, Breach, Core, Stream, cloned, equal, steps, walk
+from ctrl.checks.laws.stream import STEPPING, WAYS, Core, Stream, cloned, equal, steps, walk
 from ctrl.checks.laws.trial import Trial
+from ctrl.checks.result import Breach
 from ctrl.core import Unrolled
 
 

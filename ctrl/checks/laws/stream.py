@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ctrl.checks.result import Breach
 from ctrl.core import MemoryCore
 
 Core = MemoryCore[Any]
@@ -17,24 +18,6 @@ Core = MemoryCore[Any]
 STEPPING = ("step", "step with a graph", "acting")
 """The ways to run a core step by step."""
 WAYS = ("unroll", *STEPPING)
-
-
-class Breach(AssertionError):
-    """A law is broken.
-
-    :param detail: description of the breach
-    :param env: the first env in which it shows; None where that has no meaning
-    :param step: the first step of the window in which it shows, from 0; None likewise
-    """
-
-    law = ""
-
-    def __init__(self, detail: str, env: int | None = None, step: int | None = None) -> None:
-        super().__init__(detail)
-        self.detail, self.env, self.step = detail, env, step
-
-    def __str__(self) -> str:
-        return f"{self.law}: {self.detail}"
 
 
 class Differs(Breach):
@@ -46,10 +29,6 @@ class Differs(Breach):
     def __init__(self, detail: str, times: float, env: int | None = None, step: int | None = None) -> None:
         super().__init__(detail, env, step)
         self.times = times
-
-
-class NotApplicable(Exception):
-    """A law says nothing about this core; the message says why."""
 
 
 class Difference(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any
 
 import pytest
@@ -14,9 +13,10 @@ from torch import Tensor
 import ctrl
 from ctrl import Tier, check_core, compressor_names
 from ctrl.baselines.lstm_gru import GRUState
-from ctrl.checks.checking import judge
-from ctrl.checks.laws import LAWS, Law
+from ctrl.checks.checking import up_to_rounding
+from ctrl.checks.laws import LAWS
 from ctrl.checks.laws.trial import Trial, shake
+from ctrl.checks.result import Law, judge
 from ctrl.compressive.attention.block_mask import age_bucket, ages
 from ctrl.core import Acting
 
@@ -183,7 +183,7 @@ def test_each_law_draws_the_same_whatever_came_before() -> None:
 
     trial = Trial(Small())
     for _ in range(2):
-        judge(Law("none", law), trial)
+        judge(up_to_rounding(Law("none", law)), trial)
     assert torch.equal(*drawn)
 
 
@@ -269,9 +269,7 @@ def test_bad_arguments_are_named() -> None:
 
 def test_all_that_is_broken_is_told_at_once() -> None:
     error = broken(LateUnroll())
-    lines = str(error).splitlines()
-    assert re.fullmatch(rf"LateUnroll breaks {len(error.broken)} of {len(LAWS)} laws:", lines[0])
-    assert lines[1:] == [f"- {finding.law}: {finding.detail}" for finding in error.broken]
+    assert str(error).startswith(f"LateUnroll breaks {len(error.broken)} of {len(LAWS)} laws:\n✗ law 1")
     assert len(error.broken) >= 4 and len(error.findings) == len(LAWS)
 
 

@@ -10,9 +10,10 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from ctrl.checks.result import Finding, Law, judge
 from ctrl.envs import TASKS, Task, play
-from ctrl.envs.checks.contract import Finding, judge, subject_of
-from ctrl.envs.checks.laws import LAWS, Law, steps_leave_no_memory_behind
+from ctrl.envs.checks.contract import subject_of
+from ctrl.envs.checks.laws import LAWS, steps_leave_no_memory_behind
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "ctrl/Recall-v0": [
@@ -84,7 +85,7 @@ def run(envs: Any, actions: list[Any], seed: int | None = SEED) -> list[Any]:
     return [envs.reset(seed=seed), *(envs.step(action) for action in actions)]
 
 
-def _law_id(law: Law) -> str:
+def _law_id(law: Law[Any]) -> str:
     return law.name.replace(" ", "-")
 
 
@@ -93,7 +94,7 @@ def test_every_task_has_cases() -> None:
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law.holds is not steps_leave_no_memory_behind], ids=_law_id)
-def test_law(case: Case, law: Law) -> None:
+def test_law(case: Case, law: Law[Any]) -> None:
     assert judge(law, subject_of(case.task.id, case.arguments, seed=SEED)) == Finding(law.name, "kept", "")
 
 

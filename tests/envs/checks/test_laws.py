@@ -14,9 +14,10 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from ctrl.envs.checks.contract import Finding, check, check_task, judge
+from ctrl.checks.result import Finding, judge
+from ctrl.envs.checks.contract import check, check_task
 from ctrl.envs.checks.laws import ALLOWANCE, LAWS, MODES
-from ctrl.envs.checks.subject import Breach, Subject
+from ctrl.envs.checks.subject import Subject
 
 LENGTH, STEPS = 4, 2_000
 
@@ -121,9 +122,7 @@ class CountsItsEnds(Good):
 
 
 class HidesItsTimeLimit(Good):
-    def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(render_mode)
-        self.spec = EnvSpec("test/Hides-v0", max_episode_steps=LENGTH)
+    spec = EnvSpec("test/Hides-v0", max_episode_steps=LENGTH)
 
 
 class SharesStateAmongCopies(Good):
@@ -135,8 +134,8 @@ class SharesStateAmongCopies(Good):
 
 
 class ReusesItsArray(Good):
-    def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(render_mode)
+    def begin(self) -> None:
+        super().begin()
         self.array = np.zeros(2, dtype=np.float32)
 
     def observe(self) -> Any:
@@ -145,8 +144,8 @@ class ReusesItsArray(Good):
 
 
 class ReusesItsInfo(Good):
-    def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(render_mode)
+    def begin(self) -> None:
+        super().begin()
         self.told: dict[str, Any] = {}
 
     def info(self) -> dict[str, Any]:
@@ -160,8 +159,8 @@ class ForgetsWhenPickled(Good):
 
 
 class CannotBePickled(Good):
-    def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(render_mode)
+    def begin(self) -> None:
+        super().begin()
         self.open = lambda: None
 
 
@@ -178,11 +177,6 @@ class KeepsAllItSaw(Good):
 class CannotBeBuilt(Good):
     def __init__(self, render_mode: str | None = None) -> None:
         raise RuntimeError("no screen")
-
-
-class BreaksDown(Good):
-    def end(self) -> tuple[Any, Any]:
-        raise RuntimeError("wheel lost")
 
 
 class HasNoSeed(Good):
@@ -262,69 +256,29 @@ PLANTED = [
     (BUILT, subject(CannotBeBuilt), "^RuntimeError: no screen$"),
     (CHECKER, subject(HasNoSeed), "the reset function does not call `super|random number generator|seed"),
     (CHECKER, subject(DrawsNoPicture), "rgb_array|render"),
-    (
-        SAME,
-        subject(IgnoresItsSeed),
-        r"^single env, replayed in the same instance, step 0: observation\[0\] is 0\..* and 0",
-    ),
+    (SAME, subject(IgnoresItsSeed), r"^single env, replayed in the same instance, step 0: observation\[0\] is 0"),
     (SAME, subject(RemembersTheLastEpisode), r"same instance, step 0: info\['total'\] is 1 and 1\d"),
     (OTHER, subject(AlwaysTheSame), "^single env: the seeds 0 and 1000 give the same episodes$"),
-    (
-        SPACES,
-        subject(LeavesItsSpaceAtTheEnd),
-        r"^single env, step 4: observation goes from .* to 3\.0, .* not in Box",
-    ),
+    (SPACES, subject(LeavesItsSpaceAtTheEnd), r"^single env, step 4: observation goes from .* to 3\.0, .* not in Box"),
     (SPACES, subject(ShowsFloat64), r"step 0: observation is float64 of shape \(2,\), not float32 of shape \(2,\)"),
-    (
-        SPACES,
-        subject(ShowsAnUnknownKey),
-        r"^single env, step 3: observation\['a'\]\['b'\] .*3.* is not in Discrete\(3\)",
-    ),
+    (SPACES, subject(ShowsAnUnknownKey), r"env, step 3: observation\['a'\]\['b'\] .*3.* is not in Discrete\(3\)"),
     (REWARDS, subject(PaysNaN), "^single env, step 3: reward is nan$"),
     (REWARDS, subject(PaysArrays), r"step 1: reward is array\(\[0\.\]\)"),
     (ENDS, subject(EndsInBothWays), "^3 episodes ended in both ways at once$"),
     (ENDS, subject(CountsItsEnds), "^step 1: terminated is 0, not a bool$"),
     (LIMIT, subject(Good, longest=3), "^step 3: the episode goes on after 3 steps"),
     (LIMIT, subject(HidesItsTimeLimit), "^step 4: the time limit ended the episode, but truncated is False$"),
-    (
-        SYNC_NEXT,
-        subject(SharesStateAmongCopies),
-        r"^step \d+, copy \d, in the vector env and alone: observation\[1\] is",
-    ),
-    (
-        SYNC_SAME,
-        subject(SharesStateAmongCopies),
-        r"^step \d+, copy \d, in the vector env and alone: observation\[1\] is",
-    ),
-    (
-        NATIVE_NEXT,
-        subject(Good, PaysOneCopyMore),
-        r"^step 3, copy 2, native and single: reward is [12]\.0 and [01]\.0$",
-    ),
+    (SYNC_NEXT, subject(SharesStateAmongCopies), r"^step \d+, copy \d, in the vector env and alone: obs.*\[1\] is"),
+    (SYNC_SAME, subject(SharesStateAmongCopies), r"^step \d+, copy \d, in the vector env and alone: obs.*\[1\] is"),
+    (NATIVE_NEXT, subject(Good, PaysOneCopyMore), r"^step 3, copy 2, native and single: reward is [12]\.0 and [01]"),
     (NATIVE_NEXT, subject(Good, RestartsAStepEarly), r"^step 4, copy 0, native and single: observation\[0\] is"),
     (NATIVE_NEXT, subject(Good, SeesMore), r"^it sees Box\(0.0, 2.0, \(5, 2\), float32\), 5 single envs Box\(0.0, 1.0"),
-    (
-        NATIVE_SAME,
-        subject(Good, TellsNoFinalInfo),
-        "^step 4, native and SyncVectorEnv: info has the keys .*'final_obs'",
-    ),
+    (NATIVE_SAME, subject(Good, TellsNoFinalInfo), "^step 4, native and SyncVectorEnv: info has .*'final_obs'"),
     (NATIVE_SAME, subject(Good, SeedsInItsOwnWay), r"^step 0, copy 0, native and single: observation\[0\] is"),
     (NATIVE_SAME, subject(Good, native_problem="no GPU"), "^no GPU$"),
-    (
-        KEPT,
-        subject(ReusesItsArray),
-        r"^single env, what step 0 returned was changed by a later one: observation\[0\] is",
-    ),
-    (
-        KEPT,
-        subject(ReusesItsInfo),
-        r"^single env, what step 1 returned was changed by a later one: info\['step'\] is 1 and 0",
-    ),
-    (
-        PICKLED,
-        subject(ForgetsWhenPickled),
-        r"^single env, \d+ steps after it was pickled, pickled and not: observation",
-    ),
+    (KEPT, subject(ReusesItsArray), r"^single env, what step 0 returned was changed by a later one: obs.*\[0\]"),
+    (KEPT, subject(ReusesItsInfo), r"what step 0 returned was changed by a later one: info\['step'\] is 0 and 4"),
+    (PICKLED, subject(ForgetsWhenPickled), r"^single env, \d+ steps after it was pickled, pickled and not: obs"),
     (PICKLED, subject(CannotBePickled), "^single env cannot be pickled: .*lambda"),
     (GROWTH, subject(KeepsAllItSaw), r"^single env: 2,000 steps left \d+,\d+ bytes behind; 65,536 are allowed$"),
 ]
@@ -335,6 +289,9 @@ def test_planted_bug_is_found(law: str, planted: Subject, told: str) -> None:
     found = finding(law, planted)
     assert found.status == "broken"
     assert re.search(told, found.detail), found.detail
+    for what, where in (("step", found.step), ("copy", found.env)):  # as the detail says
+        told_at = re.search(rf"(?:^|, |what ){what} (\d+)", found.detail)
+        assert where == (told_at and int(told_at.group(1)))
 
 
 def test_every_law_finds_something() -> None:
@@ -343,12 +300,6 @@ def test_every_law_finds_something() -> None:
 
 def test_good_env_keeps_all_laws() -> None:
     assert set(check(subject(Good, Native))) == {Finding(law.name, "kept", "") for law in LAWS}
-
-
-def test_breach_names_its_law() -> None:
-    (law,) = (law for law in LAWS if law.name == REWARDS)
-    with pytest.raises(Breach, match="^rewards are finite numbers: single env, step 3: reward is nan$"):
-        law(subject(PaysNaN))
 
 
 @pytest.mark.parametrize(
@@ -377,8 +328,7 @@ def test_laws_say_why_they_do_not_apply(law: str, checked: Subject, told: str) -
     assert told in found.detail
 
 
-def test_one_breach_does_not_keep_the_other_laws_from_being_checked() -> None:
-    assert [found.law for found in check(subject(BreaksDown))] == [law.name for law in LAWS]
+def test_an_env_that_cannot_be_built_ends_the_check() -> None:
     assert [found.law for found in check(subject(CannotBeBuilt))] == [BUILT]
 
 
@@ -390,7 +340,7 @@ def test_everything_that_was_built_is_closed() -> None:
             closed.append(id(self))
             raise RuntimeError("still needed")
 
-    judge(LAWS[0], subject(Closing))
+    next(check(subject(Closing)))
     assert len(closed) == 1
 
 

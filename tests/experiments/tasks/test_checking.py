@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 from rich.console import Console
 
+from ctrl import Finding
 from ctrl.envs import external
-from ctrl.envs.checks.contract import Finding, subject_of
+from ctrl.envs.checks.contract import check, subject_of
 from ctrl.envs.checks.laws import LAWS
 from ctrl.envs.external import task as external_task_module
 from ctrl.experiments.cli import main
 from ctrl.experiments.config import EnvsConfig
-from ctrl.experiments.tasks.checking import _counting, check_env, line, watched
+from ctrl.experiments.tasks.checking import _counting, announce, check_env, line
 
 MINE = """
 import gymnasium as gym
@@ -140,7 +142,8 @@ def test_long_details_stay_beside_the_mark() -> None:
 def test_what_is_checked_is_shown_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 0.0)
     texts: list[str] = []
-    findings = list(watched(subject_of("ctrl/Recall-v0", {"length": 2}, steps=50), texts.append))
+    subject = subject_of("ctrl/Recall-v0", {"length": 2}, steps=50)
+    findings = list(check(subject, partial(announce, subject, texts.append)))
     assert texts == [finding.law for finding in findings]
 
 
