@@ -13,21 +13,38 @@ from ctrl.checks.result import Breach
 
 
 def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:
-    """Replace all inputs before each env's last reset by other finite numbers, however large, and the state."""
+    """Replace the state and all inputs before each env's last reset by other finite numbers, however large.
+
+    Some envs reset at the first step and never use their state, others use theirs first.
+    """
     core = trial.fresh()
     stream = trial.old if way == "unroll" else trial.short
-    last = torch.tensor([1 + (5 * env + 2) % (stream.length - 3) for env in range(trial.batch_size)])[:, None]
+    last = torch.tensor([5 * env % (stream.length - 2) for env in range(trial.batch_size)])[:, None]
     time = torch.arange(stream.length)
     reset = stream.reset.cpu() & (time < last) | (time == last)
     stream = replace(stream, reset=reset.to(core.device))
     expected = walk(core, stream, way).outputs
     after = (time >= last).to(core.device)
-    for size in (1.0, trial.huge):
+    initial, huge = core.initial_state(trial.batch_size), _of_size(trial.huge, stream.state, trial)
+    for what, size, state in (
+        ("inputs of size 1", 1.0, initial),
+        ("huge inputs and a huge state", trial.huge, huge),
+        ("huge inputs and a huge state of opposite sign", trial.huge, _opposite(huge)),
+    ):
         inputs = torch.where(after[:, :, None], stream.inputs, size * trial.randn(*stream.inputs.shape))
-        other = replace(stream, inputs=inputs, state=core.initial_state(trial.batch_size))
-        names = f"{way} and {way} with other numbers of size {size:.0e} before a reset"
-        trial.same_outputs(names, expected, walk(core, other, way).outputs, stream, where=after)
+        outputs = walk(core, replace(stream, inputs=inputs, state=state), way).outputs
+        trial.same_outputs(f"{way} and {way} with other {what} before a reset", expected, outputs, stream, where=after)
     return ""
+
+
+def _of_size(size: float, state: Any, trial: Trial) -> Any:
+    """Replace all floating-point numbers of a state by random ones; clocks stay, so its slots count as filled."""
+    drawn = (size * trial.randn(*leaf.shape) if leaf.is_floating_point() else leaf for leaf in state)
+    return type(state)(*drawn)
+
+
+def _opposite(state: Any) -> Any:
+    return type(state)(*(-leaf if leaf.is_floating_point() else leaf for leaf in state))
 
 
 def a_state_of_nan_is_harmless_at_a_reset(trial: Trial) -> str:

@@ -9,8 +9,9 @@ import torch
 from core_toys import INPUTS, Folded, Gated, Small, broken, find
 from torch import Tensor
 
-from ctrl import Unrolled
+from ctrl import LawBroken, Unrolled
 from ctrl.baselines.lstm_gru import GRUState, LSTMCore, LSTMState
+from ctrl.checks.laws.stream import WAYS
 from ctrl.core import Acting, PlainActing
 
 # Law 2: reset first
@@ -32,6 +33,28 @@ def test_a_reset_that_trusts_what_a_lived_in_state_says_of_its_slots(monkeypatch
     monkeypatch.setattr("ctrl.compressive.core.harmless", Tensor.detach)
     found = find(broken(Small()), "a state of NaN is harmless at a reset")
     assert found.step == 0 and "nan" in found.detail
+
+
+def test_a_reset_that_a_huge_state_outweighs() -> None:
+    """Neither inputs nor NaN show the mistake: the one leave a state of at most 1, the other is cleaned."""
+
+    class Masked(Folded):
+        def reset_state(self, state: GRUState, reset: Tensor) -> GRUState:
+            score = state.hidden.nan_to_num().mean(dim=2, keepdim=True) - 1e9 * reset[:, None, None]
+            return GRUState(state.hidden.nan_to_num() * score.sigmoid())
+
+    _only_a_huge_state_passes(broken(Masked()))
+
+
+def test_slots_whose_carried_numbers_outweigh_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctrl.compressive.core.harmless", lambda carried: carried.detach().nan_to_num())
+    _only_a_huge_state_passes(broken(Small()), "unroll")
+
+
+def _only_a_huge_state_passes(error: LawBroken, *ways: str) -> None:
+    laws = {f"law 2 (reset first): nothing reaches over a reset, {way}" for way in ways or WAYS}
+    assert {finding.law for finding in error.broken} == laws
+    assert all("with other huge inputs and a huge state" in finding.detail for finding in error.broken)
 
 
 def test_a_reset_that_loses_the_first_step() -> None:
