@@ -39,8 +39,9 @@ class GRUState(NamedTuple):
     """[B, layers, width] each layer's last output, which is also its memory."""
 
 
-SHUT = 1e30
-"""Input that shuts a gate, or opens it: σ(−1e30) is exactly 0 and σ(1e30) exactly 1, whatever is added to it."""
+SHUT, LARGEST = 1e30, 1e9
+"""Input that shuts a gate, or opens it: σ(−1e30) is exactly 0 and σ(1e30) exactly 1, whatever a state adds to it whose
+numbers are at most `LARGEST` in size."""
 
 
 class ResetPadding(NamedTuple):
@@ -162,8 +163,8 @@ class RecurrentCore(MemoryCore[StateT]):
             if padding is None:
                 features, (_, *rest) = self._fused(features, leaves, [of_input, *weights])
             else:
-                # Gates empty the memory by a product, and 0 * NaN is NaN.
-                leaves = [leaf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for leaf in leaves]
+                # Gates empty the memory by a product: 0 * NaN is NaN, and a state that outweighs `SHUT` opens them.
+                leaves = [leaf.nan_to_num(nan=0.0).clamp(-LARGEST, LARGEST) for leaf in leaves]
                 with_flags = torch.cat([of_input, self._flags(weights[1])], dim=1)
                 features, (_, *rest) = self._fused(padding.widen(features), leaves, [with_flags, *weights])
                 features = padding.narrow(features)
