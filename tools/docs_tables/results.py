@@ -9,8 +9,7 @@ from typing import Any
 
 from ctrl.experiments.compare.ablation_results import AblationRun, aggregate, markdown_table
 from ctrl.experiments.report.summary import bytes_text, count_text, duration_text, number_text
-from ctrl.experiments.suite.results import markdown, rows, score_text
-from ctrl.experiments.suite.suite import read_results
+from ctrl.experiments.suite.results import markdown, read_results, rows, score_text
 from docs_tables.pages import DOCS, MISSING, Lines, read
 
 SUITE_TITLES = {
