@@ -45,7 +45,7 @@ class MemoryPolicy(ActorCriticPolicy):
     :param observation_space: the env's
     :param action_space: the env's
     :param lr_schedule: learning rate of `optimizer`, a function of the remaining progress (1 to 0)
-    :param core: a name for `ctrl.make_core`: "compressive", "adaptive", "transformer_xl", "gtrxl", "lstm", "gru",
+    :param core: a name for `ctrl.make_core`: "compressive", "transformer_xl", "gtrxl", "lstm", "gru",
         "mingru", "feedforward"
     :param core_kwargs: the core's own options
     :param encoder_arch: widths of the layers between features and core

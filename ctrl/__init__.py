@@ -17,18 +17,15 @@ from ctrl.baselines.lstm_gru import GRUCore, GRUState, LSTMCore, LSTMState
 from ctrl.baselines.mingru import MinGRUCore, MinGRUState
 from ctrl.checks.checking import check_core
 from ctrl.checks.result import Finding, LawBroken
-from ctrl.compressive.adaptive import AdaptiveCore, AdaptiveState
 from ctrl.compressive.compressors import Compressor, compressor_names, register_compressor
 from ctrl.compressive.core import CompressiveCore, CompressiveState
 from ctrl.compressive.tiers import Tier, memory_for_horizon
-from ctrl.core import MemoryCore, State, Unrolled, choose
+from ctrl.core import MemoryCore, State, Unrolled, choose, register
 from ctrl.presets import gtrxl, paper_config, transformer_xl
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AdaptiveCore",
-    "AdaptiveState",
     "CompressiveCore",
     "CompressiveState",
     "Compressor",
@@ -53,11 +50,11 @@ __all__ = [
     "memory_for_horizon",
     "paper_config",
     "register_compressor",
+    "register_core",
 ]
 
 _CORES: dict[str, Callable[..., MemoryCore[Any]]] = {
     "compressive": CompressiveCore,
-    "adaptive": AdaptiveCore,
     "transformer_xl": transformer_xl,
     "gtrxl": gtrxl,
     "lstm": LSTMCore,
@@ -72,21 +69,35 @@ def core_names() -> list[str]:
     return list(_CORES)
 
 
+def register_core(name: str, factory: Callable[..., MemoryCore[Any]]) -> None:
+    """Make a core usable by name, in `make_core` and in an agent's `policy_kwargs={"core": name}`.
+
+    :param name: a new name
+    :param factory: a subclass of `MemoryCore`, or a function that builds one from the input size and options by keyword
+    :raises ValueError: if the name is taken or not a string, or the factory cannot be called
+    """
+    register("core", name, factory, _CORES)
+
+
 def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
     """Build a memory core by name.
 
     :param name: one of `core_names()`
     :param input_size: I, the size of an observation embedding
     :param options: the core's own options, such as `layers`, `width`, `memory`; see its class
-    :raises ValueError: where the name is unknown or an option is unknown or does not fit
+    :raises ValueError: where the name is unknown, an option is unknown or does not fit, or a registered factory builds
+        no `MemoryCore`
     """
     factory = choose("core", name, _CORES)
-    known = [option for option in inspect.signature(factory).parameters if option != "input_size"]
-    unknown = [option for option in options if option not in known]
+    _, *parameters = inspect.signature(factory).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    unknown = [option for option in options if option not in known] if len(known) == len(parameters) else []
     if unknown:
         hints = "".join(f"; {hint}" for option in unknown if (hint := _hint(option, known)))
         raise ValueError(f"core {name!r} does not take {', '.join(unknown)}; its options are {', '.join(known)}{hints}")
     core: MemoryCore[Any] = factory(input_size, **options)
+    if not isinstance(core, MemoryCore):
+        raise ValueError(f"core {name!r} must be a ctrl.MemoryCore, got {type(core).__name__}")
     return core
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from numbers import Real
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -217,10 +217,6 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         """Return the parameters that only the reconstruction loss trains; empty for cores that compress nothing."""
         return []
 
-    def idle_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are unused at present, so that no loss reaches them; by default none."""
-        return []
-
     def main_parameters(self) -> list[nn.Parameter]:
         """Return every parameter that is not one of `compression_parameters()`."""
         compression = {id(parameter) for parameter in self.compression_parameters()}
@@ -320,6 +316,18 @@ def require_not_negative(**amounts: Any) -> None:
     for name, amount in amounts.items():
         if isinstance(amount, bool) or not isinstance(amount, Real) or not 0 <= float(amount) < math.inf:
             raise ValueError(f"{name} must be a finite number, at least 0, got {amount!r}")
+
+
+def register(kind: str, name: str, factory: Callable[..., Any], registry: dict[str, Any]) -> None:
+    """Enter a factory of some kind under a new name.
+
+    :raises ValueError: if the name is taken or not a string, or the factory cannot be called
+    """
+    if not isinstance(name, str) or not callable(factory):
+        raise ValueError(f"name must be a text and factory a class or function, got {name!r} and {factory!r}")
+    if name in registry:
+        raise ValueError(f"{kind} {name!r} is already registered")
+    registry[name] = factory
 
 
 def choose(kind: str, name: str, choices: dict[str, Any]) -> Any:

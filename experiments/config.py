@@ -33,7 +33,7 @@ class TrainConfig:
     """Train one agent; save the model, checkpoints, learning curves and a summary with the costs."""
 
     core: Annotated[str, tyro.conf.arg(metavar="NAME")] = "compressive"
-    """Memory of the agent: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru or feedforward (none)."""
+    """Memory of the agent: compressive, transformer_xl, gtrxl, lstm, gru, mingru or feedforward (none)."""
     seed: int = 0
     """Seed of weights, actions and task."""
     algorithm: Annotated[str, tyro.conf.arg(metavar="ppo|impala")] = "ppo"
@@ -91,7 +91,7 @@ class CompareConfig:
     """Train several cores on one task with several seeds; show a table, learning curves and TensorBoard logs."""
 
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("compressive", "lstm")
-    """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
+    """Memories to compare: compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
     """Number of runs of each core, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core, fewer with actors")] = None

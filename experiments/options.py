@@ -17,7 +17,7 @@ from ctrl.experiments.errors import UserError, flag, require, require_at_least, 
 
 RAW_CORES = ("transformer_xl", "gtrxl")
 """Cores with attention but without compression."""
-COMPRESSIVE_CORES = ("compressive", "adaptive")
+COMPRESSIVE_CORES = ("compressive",)
 ATTENTION_CORES = (*COMPRESSIVE_CORES, *RAW_CORES)
 RECURRENT_CORES = ("lstm", "gru", "mingru")
 
@@ -121,8 +121,7 @@ DEFAULT_TIERS = "64,8x8,8x8,8x8"
 _MEMORY_HELP = (
     "Memory of each attention layer. 32,32x4 is 32 slots of one step each, then 32 slots that hold 4 merged ones each: "
     "32 + 32·4 = 160 steps of reach. More tiers may follow: the default reaches 64 + 8·8 + 8·64 + 8·512 = 4,736 steps. "
-    "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw; adaptive has 32,32x4 "
-    "of conv where neither this nor --compressor is given."
+    "A core without compression (transformer_xl, gtrxl) gets the same number of slots, all raw."
 )
 _COMPRESSOR_HELP = (
     "Compressor: it turns the slots of a block into one. surprise is their mean, weighted by how unusual they are; "

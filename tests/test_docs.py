@@ -51,7 +51,8 @@ def with_examples() -> list[Path]:
 
 @pytest.fixture
 def registries_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget the compressors and env ids that a page registers."""
+    """Forget the cores, compressors and env ids that a page registers."""
+    monkeypatch.setattr(ctrl, "_CORES", dict(ctrl._CORES))
     monkeypatch.setattr("ctrl.compressive.compressors._COMPRESSORS", dict(ctrl.compressive.compressors._COMPRESSORS))
     known = dict(gym.registry)
     yield
@@ -164,7 +165,7 @@ def test_every_key_that_is_logged_is_on_its_page(algorithm: str) -> None:
             self.names.add(key)
 
     special = {"num_actors": 0} if algorithm == "MemoryImpala" else {"clip_range_vf": 0.2}
-    core = {"core": "adaptive", "core_kwargs": {"memory": [ctrl.Tier(8), ctrl.Tier(4, 2, "conv")]}}
+    core = {"core": "compressive", "core_kwargs": {"memory": [ctrl.Tier(8), ctrl.Tier(4, 2, "conv")]}}
     model = getattr(agents, algorithm)("MlpMemoryPolicy", "Pendulum-v1", n_steps=32, policy_kwargs=core, **special)
     logger = Keys()
     model.set_logger(logger)

@@ -177,14 +177,13 @@ def training_moves_everything(twin: ModelCopy) -> str:
     if orphans:
         raise Breach(f"no optimizer trains {', '.join(orphans[:3])}")
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in policy.named_parameters()}
-    idle = {id(parameter) for parameter in policy.core.idle_parameters()}
     model.train()
     still = []
     for name, parameter in policy.named_parameters():
         weights, required = before[name]
         if parameter.requires_grad != required:
             raise Breach(f"training sets requires_grad of {name} to {parameter.requires_grad}")
-        if required and id(parameter) not in idle and torch.equal(weights, parameter):
+        if required and torch.equal(weights, parameter):
             still.append((name, parameter))
     return _judge_still(still)
 

@@ -13,7 +13,6 @@ The files, in the order in which to read them:
 - `reconstruction`: the losses that train the compressors
 - `kv_cache`: acting step by step, with cached keys and values
 - `cache_schedule`: where the slots of the cache go at each step
-- `adaptive`: `AdaptiveCore`, whose layers choose a rate for themselves
 - `explain`: attention and reconstruction errors of a window, for inspection
 - `options`: checks of options that must fit each other
 """

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ctrl.core import choose
+from ctrl.core import choose, register
 
 SMALLEST = 1e-6
 """Lower bound of novelty."""
@@ -340,11 +340,7 @@ def register_compressor(name: str, factory: CompressorFactory) -> None:
     :param factory: a subclass of `Compressor`, or a function that builds one from (width, rate)
     :raises ValueError: if the name is taken or not a string, or the factory cannot be called
     """
-    if not isinstance(name, str) or not callable(factory):
-        raise ValueError(f"name must be a text and factory a class or function, got {name!r} and {factory!r}")
-    if name in _COMPRESSORS:
-        raise ValueError(f"compressor {name!r} is already registered")
-    _COMPRESSORS[name] = factory
+    register("compressor", name, factory, _COMPRESSORS)
 
 
 def compressor_factory(name: str) -> CompressorFactory:

@@ -20,7 +20,6 @@ from ctrl.experiments.report.summary import Point
 # The Okabe-Ito palette, which colour-blind readers can tell apart. A core has the same colour in every picture.
 COLOURS = {
     "compressive": "#0072B2",
-    "adaptive": "#882255",
     "lstm": "#D55E00",
     "gru": "#009E73",
     "mingru": "#E69F00",

@@ -33,7 +33,7 @@ class SuiteConfig:
     cores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
         *(REFERENCE, "transformer_xl", "lstm", "gru"),
     )
-    """Memories to compare: compressive, adaptive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
+    """Memories to compare: compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
     seeds: int = 3
     """Number of runs of each core on each task, with seeds 0, 1, 2 …"""
     jobs: Annotated[int | None, open_option("one for each CPU core")] = None

@@ -23,7 +23,6 @@ from ctrl.agents.buffers import WindowBuffer
 
 CORES: dict[str, dict[str, Any]] = {
     "compressive": {"width": 8, "heads": 2, "layers": 2, "memory": [Tier(3), Tier(3, 2, "conv")]},
-    "adaptive": {"width": 8, "heads": 2, "layers": 2, "memory": [[Tier(3)], [Tier(3), Tier(3, 2, "conv")]]},
     "transformer_xl": {"width": 8, "heads": 2, "layers": 1, "slots": 5},
     "gtrxl": {"width": 8, "heads": 2, "layers": 1, "slots": 5},
     "lstm": {"width": 6, "chrono_horizon": 8},

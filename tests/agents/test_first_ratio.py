@@ -5,7 +5,7 @@ Episodes are staggered, rollouts start and end in their middle, and several upda
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from agent_toys import (
 )
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from torch import Tensor
 
+import ctrl
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
 
@@ -115,16 +117,27 @@ def test_a_buffer_that_mixes_up_its_entries_is_noticed(spoil: Callable[[WindowBu
     assert difference(model) > 1e-3
 
 
-def test_a_core_that_changes_its_rates_between_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test changes the rates after every rollout; acting continues with its state."""
-    model = make_model(staggered_env(), "adaptive", learning_rate=1e-2)
-    rates = []
+class Scaled(ctrl.GRUCore):
+    """GRU that changes the scale of its inputs after every update."""
 
-    def next_rate(rate: int, error: float, choices: tuple[int, ...]) -> int:
-        rates.append(choices[(choices.index(rate) + 1) % len(choices)])
-        return rates[-1]
+    scale = 1.0
 
-    monkeypatch.setattr("ctrl.compressive.adaptive.next_rate", next_rate)
+    def adapt(self, diagnostics: Mapping[str, float]) -> dict[str, float]:
+        self.scale *= 1.5
+        return {"scale": self.scale}
+
+    def _step(self, inputs: Tensor, state: ctrl.GRUState) -> tuple[Tensor, ctrl.GRUState]:
+        return super()._step(self.scale * inputs, state)
+
+    def _unroll(self, inputs: Tensor, state: ctrl.GRUState, reset: Tensor, plan: Any, diagnose: bool) -> ctrl.Unrolled:
+        return super()._unroll(self.scale * inputs, state, reset, plan, diagnose)
+
+
+def test_a_core_of_ones_own_that_changes_its_settings_between_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acting continues with its state."""
+    monkeypatch.setattr(ctrl, "_CORES", dict(ctrl._CORES))
+    ctrl.register_core("scaled", Scaled)
+    model = make_model(staggered_env(), "scaled", learning_rate=1e-2, policy_kwargs={"core_kwargs": {"width": 7}})
+    assert type(model.policy.core) is Scaled and model.policy.core.width == 7
     assert_faithful(model)
-    assert len(rates) == UPDATES and len(set(rates)) > 1
-    assert model.logger.name_to_value["memory/rate/layer1"] == rates[-1]
+    assert model.logger.name_to_value["memory/scale"] == model.policy.core.scale == 1.5**UPDATES

@@ -48,7 +48,7 @@ def test_the_optimizers_share_nothing_and_leave_nothing_out(core: str) -> None:
     assert main | memory == {name for name, _ in model.policy.named_parameters()}
     assert len(parameters_of(model.policy.optimizer)) == len(main)
     assert len(parameters_of(model.policy.memory_optimizer)) == len(memory)
-    assert (model.policy.memory_optimizer is not None) == (core in ("compressive", "adaptive"))
+    assert (model.policy.memory_optimizer is not None) == (core == "compressive")
     assert memory == {name for name, _ in model.policy.named_parameters() if "compressors" in name}
 
 

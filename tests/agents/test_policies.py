@@ -219,7 +219,7 @@ def test_what_makes_no_sense_without_a_state_is_refused() -> None:
     [
         ({"use_sde": True}, "use_sde"),
         ({"share_features_extractor": False}, "share_features_extractor"),
-        ({"core": "ltsm", "core_kwargs": {}}, r"unknown core 'ltsm'; valid are 'adaptive', 'compressive', 'feedf"),
+        ({"core": "ltsm", "core_kwargs": {}}, r"unknown core 'ltsm'; valid are 'compressive', 'feedforward"),
         ({"core_kwargs": {"widht": 8}}, "widht"),
         ({"core_kwargs": {"width": 9, "heads": 2}}, r"heads = 2 and width = 9"),
         ({"core_kwargs": {"layers": 0}}, r"layers .*0"),

@@ -229,7 +229,7 @@ def test_bad_arguments_are_refused_when_the_model_is_built(options: dict[str, An
         ({"policy": ActorCriticPolicy}, "policy must be one of MlpMemoryPolicy, .* got ActorCriticPolicy"),
         (
             {"core": "rnn"},
-            "unknown core 'rnn'; valid are 'adaptive', 'compressive', 'feedforward', 'gru', 'gtrxl', 'lstm', 'min",
+            "unknown core 'rnn'; valid are 'compressive', 'feedforward', 'gru', 'gtrxl', 'lstm', 'min",
         ),
         ({"policy_kwargs": {"core_kwargs": {"memory_size": 3}}}, "core 'compressive' does not take .*memory_size"),
         ({"policy_kwargs": {"core_kwargs": {"memory": [ctrl.Tier(2), ctrl.Tier(2, 4)]}}}, "rate = 4 .*slots = 2"),
@@ -254,7 +254,6 @@ def test_what_is_logged(core: str) -> None:
     compressing = {"reconstruction_loss", "reconstruction_error", "grad_norm", "learning_rate"}
     expected = {
         "compressive": {"state_bytes", "longest_time"} | attention | compressing,
-        "adaptive": {"state_bytes", "longest_time", "rate"} | attention | compressing,
         "transformer_xl": {"state_bytes", "longest_time"} | attention,
         "gtrxl": {"state_bytes"} | attention,
     }

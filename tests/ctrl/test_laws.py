@@ -59,13 +59,6 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "compressive, most used": ("compressive", {"memory": ranked("most_used")}),
     "compressive, most missed": ("compressive", {"memory": ranked("most_missed")}),
-    "adaptive": (
-        "adaptive",
-        {
-            "layers": 3,
-            "memory": [[Tier(4), Tier(3, 2, "conv"), Tier(2, 2, "max")], [Tier(5)], [Tier(3), Tier(4, 2, "gru")]],
-        },
-    ),
     "transformer_xl": ("transformer_xl", {"heads": 4, "slots": 6}),
     "gtrxl": ("gtrxl", {"width": 6, "slots": 7}),
     "the paper's": ("compressive", ctrl.paper_config(3, width=8, heads=2, slots=4, compressed_slots=5)),
@@ -106,7 +99,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mingru, two layers": ("mingru", {"width": 4, "layers": 2, "chrono_horizon": None}),
     "feedforward": ("feedforward", {"width": 7}),
 }
-ATTENTION = ("compressive", "adaptive", "transformer_xl", "gtrxl")
+ATTENTION = ("compressive", "transformer_xl", "gtrxl")
 WITH_SLOTS = [name for name, (kind, _) in OPTIONS.items() if kind in ATTENTION]
 Core = MemoryCore[Any]
 

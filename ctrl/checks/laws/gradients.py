@@ -39,7 +39,6 @@ def the_task_loss_reaches_the_rest(trial: Trial) -> str:
     if hit & compression:
         raise Breach(f"the task loss reaches compression_parameters(): {_listed(hit & compression)}")
     main = {name for name, parameter in core.named_parameters() if parameter.requires_grad} - compression
-    main -= _names(core, core.idle_parameters())
     if main - hit and not trial.reaches_all:
         return f"within {LONGEST:,} steps the task loss does not reach {_listed(main - hit)}"
     if main - hit:
@@ -63,7 +62,6 @@ def the_reconstruction_loss_reaches_the_compressors(trial: Trial) -> str:
     if not compression:
         raise NotApplicable("it has no compression_parameters()")
     trained = {name for name, parameter in core.named_parameters() if parameter.requires_grad} & compression
-    trained -= _names(core, core.idle_parameters())
     if trained - hit and total == 0:
         return "the reconstruction loss is 0, so the compressors stay as they are"
     if trained - hit and not trial.reaches_all:

@@ -185,11 +185,10 @@ def test_what_is_logged(core: str) -> None:
     assert logged["memory/state_bytes"] == model.policy.core.state_bytes
     assert ("memory/staleness" in logged) == (core != "feedforward")
     of_memory = {key.split("/")[1] for key in logged if key.startswith("memory/")}
-    attends = core in ("compressive", "adaptive", "transformer_xl", "gtrxl")
+    attends = core in ("compressive", "transformer_xl", "gtrxl")
     assert ({"attention_mass", "attended_age"} <= of_memory) == attends
-    assert ("rate" in of_memory) == (core == "adaptive")
     learns = {"reconstruction_loss", "reconstruction_error", "grad_norm", "learning_rate"}
-    assert (learns <= of_memory) == (core in ("compressive", "adaptive"))
+    assert (learns <= of_memory) == (core == "compressive")
     assert "time/actor_restarts" not in logged
 
 

@@ -9,7 +9,7 @@ from ctrl.experiments.errors import UserError
 from ctrl.experiments.options import MemoryOptions, PPOOptions
 from ctrl.experiments.runs.core_options import check_options, cores_with, of_core, parameters
 
-COMPRESSING = ["compressive", "adaptive"]
+COMPRESSING = ["compressive"]
 ATTENDING = [*COMPRESSING, "transformer_xl", "gtrxl"]
 RECURRENT = ["lstm", "gru", "mingru"]
 HAVING = {
@@ -42,7 +42,7 @@ def test_every_option_is_one_of_some_core_and_may_be_left_open() -> None:
 def test_what_is_given_as_the_default_is_given() -> None:
     """Otherwise the user would not notice that the option is ignored."""
     heads = parameters("compressive")["heads"].default
-    with pytest.raises(UserError, match="--heads is no option of lstm, gru; it is one of compressive, adaptive, trans"):
+    with pytest.raises(UserError, match="--heads is no option of lstm, gru; it is one of compressive, trans"):
         check_options(["lstm", "gru"], MemoryOptions(heads=heads))
     with pytest.raises(UserError, match="--forgetting is no option of lstm"):
         check_options(["lstm"], MemoryOptions(forgetting=False))
