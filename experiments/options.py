@@ -162,7 +162,8 @@ class MemoryOptions:
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "width", "layers", "heads", "chrono_horizon")
+        require_at_least(1, self, "width", "layers", "heads")
+        require_at_least(2, self, "chrono_horizon")
         gain = self.novelty_gain
         require(gain is None or 0 <= gain < math.inf, f"--novelty-gain must be a number, at least 0, got {gain}")
         _ = self.tiers

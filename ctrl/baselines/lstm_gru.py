@@ -39,9 +39,17 @@ class GRUState(NamedTuple):
     """[B, layers, width] each layer's last output, which is also its memory."""
 
 
-SHUT, LARGEST = 1e30, 1e9
-"""Input that shuts a gate, or opens it: σ(−1e30) is exactly 0 and σ(1e30) exactly 1, whatever a state adds to it whose
-numbers are at most `LARGEST` in size."""
+def shut(dtype: torch.dtype) -> float:
+    """Return an input x that opens a gate, and −x shuts it: σ(x) is exactly 1 and σ(−x) exactly 0.
+
+    A quarter of the largest number leaves room for what a state adds to it whose numbers are at most `largest`.
+    """
+    return torch.finfo(dtype).max / 4
+
+
+def largest(dtype: torch.dtype) -> float:
+    """Return the size up to which a stored state's numbers count: far more than any core writes."""
+    return math.sqrt(torch.finfo(dtype).max)
 
 
 class ResetPadding(NamedTuple):
@@ -163,8 +171,9 @@ class RecurrentCore(MemoryCore[StateT]):
             if padding is None:
                 features, (_, *rest) = self._fused(features, leaves, [of_input, *weights])
             else:
-                # Gates empty the memory by a product: 0 * NaN is NaN, and a state that outweighs `SHUT` opens them.
-                leaves = [leaf.nan_to_num(nan=0.0).clamp(-LARGEST, LARGEST) for leaf in leaves]
+                # Gates empty the memory by a product: 0 * NaN is NaN, and a huge state would open them.
+                most = largest(weights[1].dtype)
+                leaves = [leaf.nan_to_num(nan=0.0).clamp(-most, most) for leaf in leaves]
                 with_flags = torch.cat([of_input, self._flags(weights[1])], dim=1)
                 features, (_, *rest) = self._fused(padding.widen(features), leaves, [with_flags, *weights])
                 features = padding.narrow(features)
@@ -240,9 +249,9 @@ class LSTMCore(RecurrentCore[LSTMState]):
         return torch.lstm_cell(inputs, leaves, *weights)
 
     def _flags(self, bias_ih: Tensor) -> Tensor:
-        zero = bias_ih.new_zeros(self.width)
-        empty = [zero - SHUT, zero - SHUT, zero, zero - SHUT]  # input, forget, candidate, output
-        hold = [zero - SHUT, zero + SHUT, zero, zero]
+        zero, most = bias_ih.new_zeros(self.width), shut(bias_ih.dtype)
+        empty = [zero - most, zero - most, zero, zero - most]  # input, forget, candidate, output
+        hold = [zero - most, zero + most, zero, zero]
         return torch.stack([torch.cat(empty), torch.cat(hold)], dim=1)
 
     def _chrono_gates(self, keep: Tensor) -> list[Tensor]:
@@ -272,10 +281,10 @@ class GRUCore(RecurrentCore[GRUState]):
         return (torch.gru_cell(inputs, leaves[0], *weights),)
 
     def _flags(self, bias_ih: Tensor) -> Tensor:
-        zero = bias_ih.new_zeros(self.width)
+        zero, most = bias_ih.new_zeros(self.width), shut(bias_ih.dtype)
         # The candidate has no gate of its own. With its bias subtracted and the reset gate shut it is tanh(0).
-        empty = [zero - SHUT, zero - SHUT, -bias_ih[2 * self.width :]]  # reset, update, candidate
-        hold = [zero, zero + SHUT, zero]
+        empty = [zero - most, zero - most, -bias_ih[2 * self.width :]]  # reset, update, candidate
+        hold = [zero, zero + most, zero]
         return torch.stack([torch.cat(empty), torch.cat(hold)], dim=1)
 
     def _chrono_gates(self, keep: Tensor) -> list[Tensor]:

@@ -81,7 +81,7 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
         (TaskOptions, {"num_envs": 10_001}, "--num-envs must be at most SEEDS_PER_RUN = 10000, got 10001"),
         (TaskOptions, {"env": ""}, "--env"),
         (MemoryOptions, {"width": 0}, "--width must be at least 1, got 0"),
-        (MemoryOptions, {"chrono_horizon": -1}, "--chrono-horizon must be at least 1, got -1"),
+        (MemoryOptions, {"chrono_horizon": 1}, "--chrono-horizon must be at least 2, got 1"),
         (PPOOptions, {"learning_rate": 0.0}, "--learning-rate must be above 0, got 0.0"),
         (PPOOptions, {"ent_coef": float("nan")}, "--ent-coef must be finite, got nan"),
         (PPOOptions, {"vf_coef": -1.0}, "--vf-coef must be at least 0, got -1.0"),
