@@ -1,4 +1,4 @@
-"""Tests of the LSTM and GRU cores' own features; `test_laws.py` holds the laws that every core obeys."""
+"""Tests of the LSTM and GRU cores' own features, and of what minGRU shares with them; `test_laws.py` holds the laws."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctrl.baselines.lstm_gru import GRUCore, GRUState, LSTMCore, LSTMState, RecurrentCore
+from ctrl.baselines.lstm_gru import GRUCore, GRUState, LSTMCore, LSTMState
+from ctrl.baselines.mingru import MinGRUCore, MinGRUState
 from ctrl.core import State
 
-Core = RecurrentCore[Any]
-CORES: list[type[Core]] = [LSTMCore, GRUCore]
+Core = LSTMCore | GRUCore | MinGRUCore
+STATES = {LSTMCore: LSTMState, GRUCore: GRUState, MinGRUCore: MinGRUState}
 B, T, INPUT, WIDTH, LAYERS = 3, 11, 4, 5, 2
 STAGGERED = {0: (0, 4), 1: (), 2: (4, 7, 10)}  # env -> reset times; distinct ones after 0: 4, 7, 10
 
-both = pytest.mark.parametrize("core_class", CORES)
+both = pytest.mark.parametrize("core_class", [LSTMCore, GRUCore])
+every = pytest.mark.parametrize("core_class", STATES)
 
 
 def make(core_class: type[Core], dtype: torch.dtype = torch.float32, **options: Any) -> Core:
@@ -70,11 +72,26 @@ def gru_formula(x: Tensor, leaves: list[Tensor], weights: dict[str, Tensor]) -> 
     return [(1 - z) * n + z * h]
 
 
-def reference(core: Core, inputs: Tensor, state: State, reset: Tensor) -> tuple[Tensor, list[Tensor]]:
-    formula = lstm_formula if isinstance(core, LSTMCore) else gru_formula
-    named: dict[str, Tensor] = dict(core.rnn.named_parameters())
+def mingru_formula(x: Tensor, leaves: list[Tensor], weights: dict[str, Tensor]) -> list[Tensor]:
+    """Compute the equations of the paper's section 3.1."""
+    (w_z, w_h), (b_z, b_h) = weights["weight"].chunk(2), weights["bias"].chunk(2)
+    z = torch.sigmoid(w_z @ x + b_z)
+    return [(1 - z) * leaves[0] + z * (w_h @ x + b_h)]
+
+
+FORMULAS = {LSTMCore: lstm_formula, GRUCore: gru_formula, MinGRUCore: mingru_formula}
+
+
+def weights_by_layer(core: Core) -> list[dict[str, Tensor]]:
+    if isinstance(core, MinGRUCore):
+        return [dict(linear.named_parameters()) for linear in core.maps]
+    named = dict(core.rnn.named_parameters())
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    weights = [{kind: named[f"{kind}_l{layer}"] for kind in kinds} for layer in range(core.layers)]
+    return [{kind: named[f"{kind}_l{layer}"] for kind in kinds} for layer in range(core.layers)]
+
+
+def reference(core: Core, inputs: Tensor, state: State, reset: Tensor) -> tuple[Tensor, list[Tensor]]:
+    formula, weights = FORMULAS[type(core)], weights_by_layer(core)
     outputs, finals = [], []
     for env in range(inputs.shape[0]):
         memory = [[leaf[env, layer] for leaf in state] for layer in range(core.layers)]
@@ -94,7 +111,7 @@ def reference(core: Core, inputs: Tensor, state: State, reset: Tensor) -> tuple[
 class TestReference:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
     @pytest.mark.parametrize("times", [{}, STAGGERED, {1: tuple(range(T))}])
-    @both
+    @every
     def test_unroll(
         self, core_class: type[Core], times: dict[int, tuple[int, ...]], dtype: torch.dtype, tolerance: float
     ) -> None:
@@ -108,7 +125,7 @@ class TestReference:
             assert leaf.is_contiguous()
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
-    @both
+    @every
     def test_gradients(self, core_class: type[Core], dtype: torch.dtype, tolerance: float) -> None:
         core = make(core_class, dtype)
         inputs, state, reset = random_inputs(core).requires_grad_(), random_state(core), make_reset(STAGGERED)
@@ -121,7 +138,7 @@ class TestReference:
             torch.testing.assert_close(mine, expected, atol=tolerance, rtol=0, msg=name)
 
     @pytest.mark.parametrize("learning", [True, False])  # torch has other kernels where no gradient is needed
-    @both
+    @every
     def test_step_equals_unroll(self, core_class: type[Core], learning: bool) -> None:
         core = make(core_class)
         inputs, state, reset = random_inputs(core), random_state(core), make_reset(STAGGERED)
@@ -160,7 +177,7 @@ class TestResetsInside:
         assert lengths == [T + longer] * LAYERS
 
     @pytest.mark.parametrize("size", [0.0, 1.0, 1e20])
-    @both
+    @every
     def test_the_memory_is_exactly_empty_at_a_reset(self, core_class: type[Core], size: float) -> None:
         core = make(core_class)
         inputs, reset = random_inputs(core), make_reset(dict.fromkeys(range(B), (6,)))
@@ -172,7 +189,7 @@ class TestResetsInside:
         for leaf, fresh in zip(found.state, expected.state, strict=True):
             torch.testing.assert_close(leaf, fresh, atol=1e-6, rtol=0)
 
-    @both
+    @every
     def test_an_env_that_does_not_reset_is_not_disturbed(self, core_class: type[Core]) -> None:
         core = make(core_class, torch.float64)
         inputs, state = random_inputs(core), random_state(core)
@@ -181,7 +198,7 @@ class TestResetsInside:
         torch.testing.assert_close(beside[1], alone[1], atol=1e-14, rtol=0)
         assert (beside[0] - alone[0]).abs().max() > 1e-3
 
-    @both
+    @every
     def test_gradients_stop_at_a_reset_and_only_there(self, core_class: type[Core]) -> None:
         core = make(core_class)
         inputs = random_inputs(core).requires_grad_()
@@ -193,7 +210,7 @@ class TestResetsInside:
 
 class TestReset:
     @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e9])
-    @both
+    @every
     def test_a_poisoned_state_is_harmless(self, core_class: type[Core], poison: float) -> None:
         core = make(core_class)
         inputs, clean = random_inputs(core), random_state(core)
@@ -212,7 +229,7 @@ class TestReset:
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
     @pytest.mark.parametrize("scale", [1.0, 1e4, 1e9])
-    @both
+    @every
     def test_nothing_before_a_reset_reaches_what_follows(self, core_class: type[Core], scale: float) -> None:
         core = make(core_class)
         inputs, state, reset = random_inputs(core), random_state(core), make_reset({0: (6,), 2: (3,)})
@@ -229,16 +246,16 @@ class TestReset:
 
 
 class TestState:
-    @both
+    @every
     def test_shapes_names_and_size(self, core_class: type[Core]) -> None:
         core = core_class(INPUT, width=WIDTH, layers=LAYERS)
         state = core.initial_state(B)
-        assert type(state) is (LSTMState if core_class is LSTMCore else GRUState)
+        assert type(state) is STATES[core_class]
         assert all(leaf.shape == (B, LAYERS, WIDTH) and not leaf.any() for leaf in state)
         assert core.output_size == WIDTH
         assert core.state_bytes == len(state) * LAYERS * WIDTH * 4
 
-    @both
+    @every
     def test_carries_no_graph_while_outputs_do(self, core_class: type[Core]) -> None:
         core = make(core_class)
         inputs, reset = random_inputs(core).requires_grad_(), make_reset(STAGGERED)
@@ -248,7 +265,7 @@ class TestState:
         assert not any(leaf.requires_grad for leaf in (*unrolled.state, *state))
 
     @pytest.mark.parametrize("layers", [1, 3])
-    @both
+    @every
     def test_is_not_overwritten_through_the_outputs_or_another_leaf(self, core_class: type[Core], layers: int) -> None:
         core = make(core_class, layers=layers)
         with torch.no_grad():
@@ -257,7 +274,7 @@ class TestState:
         tensors = [unrolled.outputs, *unrolled.state, outputs, *state, *core.initial_state(B)]
         assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
-    @both
+    @every
     def test_main_parameters_are_all(self, core_class: type[Core]) -> None:
         core = make(core_class)
         assert core.compression_parameters() == []
@@ -311,7 +328,7 @@ class TestChrono:
         for name, parameter in core.rnn.named_parameters():
             assert torch.equal(parameter, plain[name]) == (horizon is None or "weight" in name), name
 
-    @both
+    @every
     def test_is_on_by_default(self, core_class: type[Core]) -> None:
         torch.manual_seed(1)
         default = core_class(INPUT).state_dict()
@@ -329,7 +346,7 @@ class TestChrono:
             state = core.unroll(torch.zeros(B, 4, INPUT), ones, torch.zeros(B, 4, dtype=torch.bool)).state
         torch.testing.assert_close(state[-1], torch.full((B, 1, WIDTH), 0.5**4))  # LSTM: cell; GRU: hidden
 
-    @both
+    @every
     def test_remembers_over_the_horizon(self, core_class: type[Core]) -> None:
         """Two states must still differ after the same noise for the length of the horizon."""
         horizon = 60
@@ -362,7 +379,7 @@ class TestBadArguments:
             ({"chrono_horizon": True}, "chrono_horizon .* got True"),
         ],
     )
-    @both
+    @every
     def test_are_named_with_their_value(self, core_class: type[Core], options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             core_class(**{"input_size": INPUT, **options})

@@ -31,77 +31,12 @@ def make_reset(times: dict[int, tuple[int, ...]]) -> Tensor:
     return reset
 
 
-def random_inputs(core: MinGRUCore) -> Tensor:
-    return torch.randn(B, T, INPUT, dtype=core.dtype)
-
-
 def random_state(core: MinGRUCore) -> MinGRUState:
     return MinGRUState(torch.randn(B, core.layers, core.width, dtype=core.dtype))
 
 
 def linears(core: MinGRUCore) -> list[nn.Linear]:
     return [linear for linear in core.maps if isinstance(linear, nn.Linear)]
-
-
-def reference(core: MinGRUCore, inputs: Tensor, state: MinGRUState, reset: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute outputs and final states one env and one step at a time, as in the paper's section 3.1."""
-    outputs, finals = [], []
-    for env in range(inputs.shape[0]):
-        memory = list(state.hidden[env])
-        for t in range(inputs.shape[1]):
-            if reset[env, t]:
-                memory = [torch.zeros_like(h) for h in memory]
-            x = inputs[env, t]
-            for layer, linear in enumerate(linears(core)):
-                (w_z, w_h), (b_z, b_h) = linear.weight.chunk(2), linear.bias.chunk(2)
-                z = torch.sigmoid(w_z @ x + b_z)
-                x = memory[layer] = (1 - z) * memory[layer] + z * (w_h @ x + b_h)
-            outputs.append(x)
-        finals.append(torch.stack(memory))
-    return torch.stack(outputs).view(*inputs.shape[:2], core.width), torch.stack(finals)
-
-
-class TestReference:
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
-    @pytest.mark.parametrize("times", [{}, STAGGERED, {1: tuple(range(T))}])
-    def test_unroll(self, times: dict[int, tuple[int, ...]], dtype: torch.dtype, tolerance: float) -> None:
-        core = make(dtype)
-        inputs, state, reset = random_inputs(core), random_state(core), make_reset(times)
-        outputs, hidden = reference(core, inputs, state, reset)
-        unrolled = core.unroll(inputs, state, reset)
-        torch.testing.assert_close(unrolled.outputs, outputs, atol=tolerance, rtol=0)
-        torch.testing.assert_close(unrolled.state.hidden, hidden, atol=tolerance, rtol=0)
-        assert unrolled.reconstruction_loss == 0 and unrolled.diagnostics == {}
-
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
-    def test_gradients(self, dtype: torch.dtype, tolerance: float) -> None:
-        core = make(dtype)
-        inputs, state, reset = random_inputs(core).requires_grad_(), random_state(core), make_reset(STAGGERED)
-        weight = torch.randn(B, T, WIDTH, dtype=dtype)
-        wrt = [inputs, *core.parameters()]
-        slow = torch.autograd.grad((reference(core, inputs, state, reset)[0] * weight).sum(), wrt)
-        fast = torch.autograd.grad((core.unroll(inputs, state, reset).outputs * weight).sum(), wrt)
-        for name, mine, expected in zip(["inputs", *dict(core.named_parameters())], fast, slow, strict=True):
-            assert expected.abs().max() > 1e-3, name
-            torch.testing.assert_close(mine, expected, atol=tolerance, rtol=0, msg=name)
-
-    def test_gradients_stop_at_resets(self) -> None:
-        core = make()
-        inputs, reset = random_inputs(core).requires_grad_(), make_reset({1: (6,)})
-        outputs = core.unroll(inputs, random_state(core), reset).outputs
-        (gradient,) = torch.autograd.grad(outputs[:, 8].sum(), inputs)
-        reached = gradient.abs().amax(dim=2) > 0
-        assert reached[0, :9].all() and reached[1, 6:9].all()
-        assert not reached[1, :6].any() and not reached[:, 9:].any()
-
-    def test_step_equals_unroll(self) -> None:
-        core = make()
-        inputs, state, reset = random_inputs(core), random_state(core), make_reset(STAGGERED)
-        unrolled = core.unroll(inputs, state, reset)
-        for t in range(T):
-            output, state = core.step(inputs[:, t], state, reset[:, t])
-            torch.testing.assert_close(output, unrolled.outputs[:, t], atol=1e-6, rtol=0)
-        torch.testing.assert_close(state, unrolled.state, atol=1e-6, rtol=0)
 
 
 class TestScan:
@@ -203,24 +138,6 @@ class TestState:
         assert (core.output_size, core.state_bytes) == (WIDTH, LAYERS * WIDTH * 4)
         assert sum(parameter.numel() for parameter in core.parameters()) == 2 * WIDTH * (INPUT + 1 + WIDTH + 1)
 
-    def test_carries_no_graph_while_outputs_do(self) -> None:
-        core = make()
-        inputs, reset = random_inputs(core), make_reset(STAGGERED)
-        unrolled = core.unroll(inputs, core.initial_state(B), reset)
-        output, state = core.step(inputs[:, 0], core.initial_state(B), reset[:, 0])
-        assert unrolled.outputs.requires_grad and output.requires_grad
-        assert not unrolled.state.hidden.requires_grad and not state.hidden.requires_grad
-
-    @pytest.mark.parametrize("layers", [1, 3])
-    def test_is_not_overwritten_through_the_outputs(self, layers: int) -> None:
-        core = make(layers=layers)
-        inputs, reset, start = random_inputs(core), make_reset({}), core.initial_state(B)
-        with torch.no_grad():
-            unrolled = core.unroll(inputs, start, reset)
-            output, state = core.step(inputs[:, 0], start, reset[:, 0])
-        tensors = [unrolled.outputs, unrolled.state.hidden, output, state.hidden, start.hidden]
-        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
-
 
 class TestChrono:
     @pytest.mark.parametrize("horizon", [3, 20, 1000])
@@ -244,48 +161,8 @@ class TestChrono:
         assert torch.equal(linear.bias, plain.bias) == (horizon is None)
         assert linear.bias[WIDTH:].any() == (horizon is None)
 
-    def test_is_on_by_default(self) -> None:
-        torch.manual_seed(1)
-        default = MinGRUCore(INPUT).state_dict()
-        torch.manual_seed(1)
-        stated = MinGRUCore(INPUT, width=128, layers=1, chrono_horizon=128).state_dict()
-        assert all(torch.equal(default[name], stated[name]) for name in stated)
-
-    def test_remembers_over_the_horizon(self) -> None:
-        """Two different states still differ after the same noise for the length of the horizon."""
-        horizon = 60
-
-        def kept(chrono_horizon: int | None) -> float:
-            torch.manual_seed(2)
-            core = MinGRUCore(INPUT, width=64, chrono_horizon=chrono_horizon)
-            noise, reset = torch.randn(B, horizon, INPUT), torch.zeros(B, horizon, dtype=torch.bool)
-            zeros = core.initial_state(B)
-            ones = MinGRUState(torch.ones_like(zeros.hidden))
-            with torch.no_grad():
-                left, right = (core.unroll(noise, state, reset).state.hidden for state in (ones, zeros))
-            return float((left - right).abs().mean())
-
-        assert kept(horizon) > 0.05
-        assert kept(None) < 0.001
-
 
 class TestBadArguments:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"input_size": 0}, "input_size .* got 0"),
-            ({"width": 0}, "width .* got 0"),
-            ({"width": 2.5}, "width .* got 2.5"),
-            ({"layers": -1}, "layers .* got -1"),
-            ({"layers": True}, "layers .* got True"),
-            ({"chrono_horizon": 1}, "chrono_horizon .* at least 2, got 1"),
-            ({"chrono_horizon": 64.0}, "chrono_horizon .* got 64.0"),
-        ],
-    )
-    def test_are_named_with_their_value(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            MinGRUCore(**{"input_size": INPUT, **options})
-
     def test_an_option_that_it_does_not_have(self) -> None:
         with pytest.raises(ValueError, match=r"core 'mingru' does not take heads; its options are width, layers"):
             ctrl.make_core("mingru", INPUT, heads=2)
