@@ -11,6 +11,7 @@ Both are torch's own fused modules behind the contract. Two things decide how go
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple

@@ -11,8 +11,8 @@ The files, in the order in which to read them:
 - `attention/`: attention of a window's steps to the layer's slots
 - `compressors`: how a block of slots becomes one slot
 - `reconstruction`: the losses that train the compressors
+- `layer_step`: one step without a graph, on slots that lie in place
+- `cache_schedule`: where slots go at such a step
 - `kv_cache`: acting step by step, with cached keys and values
-- `cache_schedule`: where the slots of the cache go at each step
 - `explain`: attention and reconstruction errors of a window, for inspection
-- `options`: checks of options that must fit each other
 """

@@ -1,4 +1,4 @@
-"""Schedule of the KV cache while B envs act: which slots are formed at a step, and where they go.
+"""Schedule of single steps in B envs: which slots are formed at a step, and where they go.
 
 It follows from each env's clock alone (see `ctrl.compressive.schedule`). It runs in numpy on the host, once for all
 layers with the same tiers.
@@ -6,6 +6,7 @@ layers with the same tiers.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctrl.compressive.attention.block_mask import age_bucket, exact_ages
-from ctrl.compressive.schedule import EMPTY, ring_centres, tier_schedules
+from ctrl.compressive.attention.block_mask import age_bucket, exact_ages, masked_bucket
+from ctrl.compressive.schedule import EMPTY, TierSchedule, ring_centres, tier_schedules
 from ctrl.compressive.tiers import Tiers, reach
-from ctrl.compressive.window import to_new_centre
 
 Integers = npt.NDArray[np.int64]
 
@@ -34,7 +34,7 @@ class Merge(NamedTuple):
     held: Tensor
     """[m] for how many steps the tier below has held each slot of a block."""
     to_new_centre: Tensor
-    """[m, F + 1] offsets of carried numbers, see `ctrl.compressive.window.to_new_centre`."""
+    """[m] what to add to the time that each slot carries, so that it counts from the new slot's centre."""
 
 
 class Moves(NamedTuple):
@@ -57,27 +57,23 @@ class CacheSchedule:
     :param tiers: the layer's tiers
     :param heads: H
     :param clock: [B] steps of the current episode consumed so far
-    :param masked: the masked bucket
-    :param carried: [.., F + 1] of the state, for its size, dtype and device
+    :param expand_biases: whether layers keep their biases by age, which saves time from the second step on
     """
 
-    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, masked: int, carried: Tensor) -> None:
+    def __init__(self, tiers: Tiers, heads: int, clock: Tensor, *, expand_biases: bool) -> None:
         self._schedules = tier_schedules(tiers)
         self._oldest = reach(tiers)
         self._exact = exact_ages(tiers)
-        self._masked = masked
+        self._masked = masked_bucket(tiers)
         self.bucket_of_age: Tensor | None = None
         """[E] the bucket of each age, and last the masked one. Layers use it to expand their biases to one for each
-        age. None where there are too many ages for that."""
-        if self._oldest < TABLE:
+        age. None where there are too many ages for that, or it would not pay."""
+        if expand_biases and self._oldest < TABLE:
             self.bucket_of_age = F.pad(
-                age_bucket(torch.arange(self._oldest + 1), self._exact), (0, 1), value=masked
+                age_bucket(torch.arange(self._oldest + 1), self._exact), (0, 1), value=self._masked
             ).to(clock.device)
         sizes = [tier.slots for tier in tiers]
         self._offsets = np.cumsum([0, *sizes[:-1]]).tolist()
-        self._held = [schedule.lifetime(torch.arange(schedule.block)) for schedule in self._schedules]
-        facts = carried.shape[-1]
-        self._to_new_centre = [to_new_centre(schedule, facts).to(carried) for schedule in self._schedules]
         self._size = sum(sizes)
         self._base = np.arange(len(clock)) * self._size
         parts, rings = np.arange(2)[:, None, None], np.arange(heads)  # [2, 1, 1], [H]
@@ -102,18 +98,16 @@ class CacheSchedule:
         merges, targets = [], []
         for tier in range(len(self._schedules) - 1, 0, -1):  # last first: a new slot may take a merged slot's position
             schedule, below = self._schedules[tier], self._schedules[tier - 1]
-            since_first = time - schedule.first
-            due = np.flatnonzero((since_first >= 0) & (since_first % schedule.span == 0))
+            due = np.flatnonzero(schedule.forms(time))
             if not len(due):
                 continue
-            number = since_first[due] // schedule.span
-            merged = (number[:, None] * schedule.rate + np.arange(schedule.rate)) % below.slots
+            slot = schedule.newest(time[due])
+            merged = (slot[:, None] * schedule.rate + np.arange(schedule.rate)) % below.slots
             source = (self._base[due, None] + self._offsets[tier - 1] + merged).reshape(-1)
-            target = self._base[due] + self._offsets[tier] + number % schedule.slots
+            target = self._base[due] + self._offsets[tier] + slot % schedule.slots
             flat[source] = EMPTY
-            flat[target] = number * schedule.span + schedule.span // 2
-            shift = self._to_new_centre[tier]
-            merges.append(Merge(tier, torch.from_numpy(source).to(device), self._held[tier - 1].to(device), shift))
+            flat[target] = schedule.centre(slot)
+            merges.append(Merge(tier, torch.from_numpy(source).to(device), *_block_facts(schedule, below, device)))
             targets.append(target)
         targets.append(self._base + time % self._schedules[0].slots)
         flat[targets[-1]] = time
@@ -134,3 +128,10 @@ class CacheSchedule:
         if self.bucket_of_age is not None:
             return age
         return np.where(age > self._oldest, self._masked, age_bucket(torch.from_numpy(age), self._exact).numpy())
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # the cached tensors may be made while acting and used elsewhere later
+def _block_facts(schedule: TierSchedule, below: TierSchedule, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return [m] `Merge.held` and [m] `Merge.to_new_centre` of a tier's blocks."""
+    return below.lifetime(torch.arange(schedule.rate)).to(device), schedule.block_centres().to(device)

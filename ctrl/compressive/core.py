@@ -16,41 +16,36 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ctrl.compressive.attention.block_mask import (
-    age_bucket,
-    exact_ages,
-    find_buckets,
-    lay_out,
-)
+from ctrl.compressive.attention.block_mask import age_bucket, exact_ages, find_buckets, lay_out
 from ctrl.compressive.attention.clock import CLOCK_FEATURES, EpisodeClock
-from ctrl.compressive.attention.memory_attention import AgeAttention, MemoryAttention
+from ctrl.compressive.attention.memory_attention import AgeAttention, MemoryAttention, check_heads
 from ctrl.compressive.attention.novelty import Novelty
+from ctrl.compressive.attention.relative import RelativeAttention
 from ctrl.compressive.compressors import Compressor, make_compressor
 from ctrl.compressive.explain import Explained, attention_statistics, explain_layer
 from ctrl.compressive.kv_cache import CompressiveActing
-from ctrl.compressive.layer import RESIDUALS, MemoryLayer, initialise
+from ctrl.compressive.layer import RESIDUALS, MemoryLayer, feedforward_size, initialise
+from ctrl.compressive.layer_step import MemoryInPlace
 from ctrl.compressive.layer_window import LayerWindow
-from ctrl.compressive.options import POSITIONS, check_heads, check_learning, feedforward_size
 from ctrl.compressive.reconstruction import (
     RECONSTRUCTION_LOSSES,
     Compression,
     ReconstructionLoss,
     block_errors,
+    check_learning,
     query_masks,
     reconstruction_error,
 )
 from ctrl.compressive.schedule import oldest_age, plan_window
 from ctrl.compressive.tiers import MemorySpec, Tier, Tiers, tiers_by_layer
-from ctrl.compressive.window import (
-    LayerPass,
-    LayerPlan,
-    Ring,
-    harmless,
-    pick_slots,
-    window_indices,
-)
+from ctrl.compressive.window import LayerPass, LayerPlan, Ring, harmless, pick_slots, window_indices
 from ctrl.core import Acting, MemoryCore, PlainActing, Unrolled, choose, require_not_negative, require_positive
 
+POSITIONS: dict[str, type[AgeAttention] | type[RelativeAttention]] = {
+    "age": AgeAttention,
+    "sinusoidal": RelativeAttention,
+}
+"""Attention classes by the name of their kind of relative position."""
 LONGEST_TIME = "longest_time"
 """Name of the diagnostic that reports a window's largest step of an episode, counted from 0."""
 _TRAINED_BY_TASK = {"reconstruction": False, "task": True}
@@ -67,9 +62,9 @@ class CompressiveState(NamedTuple):
     """[B, U] the attention that slots have received so far, in the same order, only of tiers whose slots the next
     tier's compressor ranks by attention. Mostly there are none, and U = 0."""
     carried: Tensor
-    """[B, S, F + 1] numbers that compressors hand on beside content, in the same order. The first F are the logarithms
-    of how much each of F forgetting heads has kept of the slot; F = 0 without forgetting. The last one, with a clock
-    only, is the time of the slot's content, in steps from the centre of the steps that the slot stands for."""
+    """[B, S, R] numbers that compressors hand on beside content, in the same order. The first F are the logarithms of
+    how much each of F forgetting heads has kept of the slot; F = 0 without forgetting. With a clock there is one more,
+    R = F + 1: the time of the slot's content, in steps from the centre of the steps that the slot stands for."""
 
 
 class CompressiveCore(MemoryCore[CompressiveState]):
@@ -124,51 +119,51 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         clock: bool = True,
     ) -> None:
         require_positive(width=width, layers=layers, heads=heads)
-        layer = choose("residual", residual, RESIDUALS)
-        feedforward = feedforward_size(layer, feedforward, width)
         super().__init__(input_size, width)
         check_heads(heads, width)
+        layer, attention = choose("residual", residual, RESIDUALS), choose("position", position, POSITIONS)
+        feedforward = feedforward_size(residual, feedforward, width)
         self.heads = heads
+        self.position = position
         self.tiers: list[Tiers] = tiers_by_layer(self.MEMORY if memory is None else memory, layers)
         self.trained_by_task = choose("compression_gradient", compression_gradient, _TRAINED_BY_TASK)
-        _, attention = choose("position", position, POSITIONS)
-        self.position = position
+        compressors = [[make_compressor(tier.compressor, width, tier.rate) for tier in own[1:]] for own in self.tiers]
+        measures = measures_of_novelty(compressors, width, novelty_gain)
         self.embed = nn.Linear(input_size, width)
-        known = {"forgetting": forgetting, "clock": clock}
-        self.layers = nn.ModuleList(
-            layer(
-                attention(width, heads, layer.slot_norm(width), self.masked_bucket(tiers), **known), width, feedforward
-            )
-            for tiers in self.tiers
-        )
-        self.forgetting_heads = cast(MemoryLayer, self.layers[0]).attention.forgetting_heads
+        self.layers = nn.ModuleList()
+        for tiers, novelty in zip(self.tiers, measures, strict=True):
+            options = {"novelty": novelty, "forgetting": forgetting, "clock": clock}
+            attends = attention(width, heads, layer.slot_norm(width), attention.BUCKETS.masked(tiers), **options)
+            self.layers.append(layer(attends, width, feedforward))
+        self.forgetting_heads = self._attention(0).forgetting_heads
         self.clock = EpisodeClock() if clock else None
         self.output_clock = nn.Linear(CLOCK_FEATURES, width, bias=False) if clock else None
-        self._carried = self.forgetting_heads + int(clock)
-        self.compressors = nn.ModuleList(
-            nn.ModuleList(self._make_compressor(tiers, tier) for tier in range(1, len(tiers))) for tiers in self.tiers
-        )
-        self._measure_novelty(novelty_gain)
+        self.compressors = nn.ModuleList(map(nn.ModuleList, compressors))
+        self._choose_loss(reconstruction, compression_gradient)
+        self.norm = nn.Identity() if layer.ends_normed else nn.LayerNorm(width)
+        self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
+        ranked = [rank for layer in range(layers) for rank in self.ranks(layer)]
+        self._importance_sizes = [size * rank for size, rank in zip(self._sizes, ranked, strict=True)]
+        self._initialise()
+
+    def _choose_loss(self, reconstruction: str | None, compression_gradient: str) -> None:
+        """Choose the loss that trains the compressors, and make the decoders that it needs."""
         parameters = list(self.compressors.parameters())
         if reconstruction is None:
             reconstruction = "attention_reconstruction" if parameters and not self.trained_by_task else "none"
         self.reconstruction: ReconstructionLoss | None = choose("reconstruction", reconstruction, RECONSTRUCTION_LOSSES)
         check_learning(reconstruction, compression_gradient, self.tiers, parameters)
+        decoding = range(len(self.layers)) if reconstruction == "auto_encoding" else ()
         self.decoders = nn.ModuleList(
-            nn.ModuleList(compressor.decoder() for compressor in cast("list[Compressor]", compressors))
-            for compressors in (self.compressors if reconstruction == "auto_encoding" else ())
+            nn.ModuleList(compressor.decoder() for compressor in self.compressors_of(layer)) for layer in decoding
         )
-        self.norm = nn.Identity() if layer.ends_normed else nn.LayerNorm(width)
-        self._sizes = [tier.slots for tiers in self.tiers for tier in tiers]
-        self._importance_sizes = [
-            tier.slots * ranked
-            for number, tiers in enumerate(self.tiers)
-            for tier, ranked in zip(tiers, self.ranks(number), strict=True)
-        ]
+
+    def _initialise(self) -> None:
+        """Initialise the weights, but not those of compressors: a registered one may start in its own way."""
         initialise(self.embed)
-        initialise(self.layers)  # not the compressors: a registered one may start in its own way
-        for memory_layer in self.layers:
-            cast(MemoryLayer, memory_layer).attention.reset_parameters()
+        initialise(self.layers)
+        for layer in range(len(self.layers)):
+            self._attention(layer).reset_parameters()
         if self.output_clock is not None:
             nn.init.zeros_(self.output_clock.weight)
 
@@ -178,7 +173,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         clock = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         slots = torch.zeros(batch_size, sum(self._sizes), self.output_size, device=self.device, dtype=self.dtype)
         importance = torch.zeros(batch_size, sum(self._importance_sizes), device=self.device, dtype=self.dtype)
-        return CompressiveState(clock, slots, importance, slots.new_zeros(*slots.shape[:2], self._carried))
+        carried = slots.new_zeros(*slots.shape[:2], self.forgetting_heads + int(self.clock is not None))
+        return CompressiveState(clock, slots, importance, carried)
 
     def reset_state(self, state: CompressiveState, reset: Tensor) -> CompressiveState:
         """Set the clock to 0 where `reset` [B] is true: every slot is empty at clock 0, whatever it holds."""
@@ -198,8 +194,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         require_not_negative(longest_time=longest)
         if self.clock is not None:
             self.clock.settle(longest)
-        for tiers, layer in zip(self.tiers, self.layers, strict=True):
-            attention = cast(MemoryLayer, layer).attention
+        for layer, tiers in enumerate(self.tiers):
+            attention = self._attention(layer)
             if isinstance(attention, AgeAttention):
                 oldest = torch.tensor(oldest_age(tiers, int(longest)))
                 attention.settle(int(age_bucket(oldest, exact_ages(tiers))))
@@ -219,19 +215,14 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         return self.position == "age"
 
     def _step(self, inputs: Tensor, state: CompressiveState) -> tuple[Tensor, CompressiveState]:
-        none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
         if torch.is_grad_enabled() or not self.acts_in_place:
-            outputs, state, _ = self._run_window(inputs[:, None], state, self.plan(state, none[:, None]))
+            none = torch.zeros(len(inputs), 1, dtype=torch.bool, device=inputs.device)
+            outputs, state, _ = self._run_window(inputs[:, None], state, self.plan(state, none))
             return outputs[:, 0], state
-        acting = self.acting(state)
-        return acting.step(inputs, none), acting.state()
-
-    def masked_bucket(self, tiers: Tiers) -> int:
-        """Return the bucket that means "not visible" in a layer's table, one after all others."""
-        return POSITIONS[self.position].buckets.masked(tiers)
-
-    def _make_compressor(self, tiers: Tiers, tier: int) -> Compressor:
-        return make_compressor(tiers[tier].compressor, self.output_size, tiers[tier].rate)
+        memory = MemoryInPlace(self, state)  # half the time of a window of one step
+        with torch.inference_mode():
+            outputs = memory.step(inputs)
+        return outputs.clone(), memory.state()
 
     def ranks(self, layer: int) -> list[bool]:
         """Return, for each tier of a layer, True if its slots are ranked by the attention that they receive."""
@@ -243,39 +234,20 @@ class CompressiveCore(MemoryCore[CompressiveState]):
 
     def novelty_of(self, layer: int) -> Novelty | None:
         """Return the measure of novelty of a layer; None if none of its compressors uses it."""
-        return cast(MemoryLayer, self.layers[layer]).attention.novelty
+        return self._attention(layer).novelty
 
-    def _measure_novelty(self, gain: float | None) -> None:
-        """Give each layer with a compressor that uses novelty a measure of it.
-
-        :raises ValueError: where `gain` is negative or not finite, or positive although no layer measures novelty
-        """
-        if gain is not None:
-            require_not_negative(novelty_gain=gain)
-        asking = [
-            layer
-            for layer in range(len(self.layers))
-            if any(compressor.uses_novelty() for compressor in self.compressors_of(layer))
-        ]
-        if gain and not asking:
-            raise ValueError(
-                f"novelty_gain = {gain} needs a compressor that measures novelty, but memory has none; use compressor "
-                "'surprise', or leave novelty_gain at None"
-            )
-        for layer in asking:
-            novelty = Novelty(self.output_size, Novelty.GAIN if gain is None else gain)
-            cast(MemoryLayer, self.layers[layer]).attention.novelty = novelty
+    def _attention(self, layer: int) -> MemoryAttention:
+        return cast(MemoryLayer, self.layers[layer]).attention
 
     def plan(self, state: CompressiveState, reset: Tensor) -> dict[Tiers, LayerPlan]:
         """Plan windows that begin with `state`: the schedule of all slots, once for all layers with the same tiers."""
-        plans, kind = {}, POSITIONS[self.position].buckets
+        plans, kind = {}, POSITIONS[self.position].BUCKETS
         for tiers in dict.fromkeys(self.tiers):
             window = plan_window(tiers, state.clock, reset)
-            layout = lay_out(tiers, window.length, window.clock.device)
-            buckets = find_buckets(tiers, window, layout, kind, self.masked_bucket(tiers))
+            buckets = find_buckets(tiers, window, lay_out(tiers, window.length, reset.device), kind)
             times = end = None
             if self.clock is not None:
-                times = self.clock(window.tiers[0].columns.number, self.dtype)
+                times = self.clock(window.tiers[0].slot, self.dtype)
                 end = self.clock.end.repeat(len(reset))
             plans[tiers] = LayerPlan(window, buckets, times, end, query_masks(window))
         return plans
@@ -331,33 +303,32 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         self.check_state(state, inputs.shape[0])
         outputs, _, passes = self._run_window(inputs, state, self.plan(state, reset))
         errors = {place: block_errors(*compressed) for place, compressed in self._compressions(passes)}
+        none = outputs.new_zeros(len(inputs), 0)  # tier 0 forms no blocks
         layers = []
         for layer, (tiers, (indices, _, attended)) in enumerate(zip(self.tiers, passes, strict=True)):
-            by_tier = [
-                errors.get(f"layer{layer}/tier{at}", outputs.new_zeros(len(inputs), 0)) for at in range(len(tiers))
-            ]
+            by_tier = [errors.get(f"layer{layer}/tier{tier}", none) for tier in range(len(tiers))]
             layout = lay_out(tiers, inputs.shape[1], inputs.device)
-            layers.append(explain_layer(indices.plan.window, layout, attended.weights, by_tier))
+            layers.append(explain_layer(indices.schedule, layout, attended.weights, by_tier))
         return Explained(outputs, layers)
 
     def _run_window(
         self, inputs: Tensor, state: CompressiveState, plans: dict[Tiers, LayerPlan]
     ) -> tuple[Tensor, CompressiveState, list[LayerPass]]:
+        """Take a window's way: embed, run through the layers, normalise, and join the memory to the next state."""
         indices = {tiers: window_indices(tiers, plan) for tiers, plan in plans.items()}
-        rings = self._rings(state)
+        rings, passes, kept = self._rings(state), list[LayerPass](), list[Ring]()
         hidden = self.embed(inputs)  # [B, T, D]
-        passes: list[LayerPass] = []
-        kept: list[Ring] = []
         for layer, tiers in enumerate(self.tiers):
-            hidden, passed, after = LayerWindow(self, layer, indices[tiers]).run(hidden, rings[layer])
+            hidden, passed, after = LayerWindow(self, layer, indices[tiers]).run(hidden, rings[layer])  # [B, T, D]
             passes.append(passed)
             kept += after
-        plan = plans[self.tiers[0]]
-        outputs = self.norm(hidden)
-        if self.output_clock is not None and plan.times is not None:
-            outputs = outputs + self.output_clock(plan.times[:, self.tiers[0][0].slots :])
-        leaves = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))
-        return outputs, CompressiveState(plan.window.clock, *leaves), passes
+        outputs = self.norm(hidden)  # [B, T, D]
+        tiers = self.tiers[0]
+        schedule, times = plans[tiers].window, plans[tiers].times
+        if self.output_clock is not None and times is not None:
+            outputs = outputs + self.output_clock(times[:, tiers[0].slots :])  # of the window's own steps
+        leaves = (torch.cat(parts, dim=1) for parts in zip(*kept, strict=True))  # [B, S, ..] each
+        return outputs, CompressiveState(schedule.clock, *leaves), passes
 
     def _rings(self, state: CompressiveState) -> list[list[Ring]]:
         """Split a state into its rings, by layer and tier."""
@@ -382,14 +353,34 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     def _compressions(self, passes: list[LayerPass]) -> Iterator[tuple[str, tuple[MemoryAttention, Compression]]]:
         """Yield all compressions of a window with their names, by layer and tier."""
         for layer, (indices, memories, attended) in enumerate(passes):
-            attention = cast(MemoryLayer, self.layers[layer]).attention
-            columns = attended.keys_values().split([memory.columns() for memory in memories], dim=1)
+            with torch.no_grad():
+                columns = attended.keys_values.joined().split([memory.columns() for memory in memories], dim=1)
             for tier in range(1, len(memories)):
-                memory, gather = memories[tier], indices.gathers[tier]
-                old, formed = pick_slots(columns[tier - 1], gather.blocks.at), gather.formed()
-                decoder = cast(nn.ModuleList, self.decoders[layer])[tier - 1] if len(self.decoders) else None
-                query_mask = indices.plan.query_masks[tier - 1]
+                memory, gather = memories[tier], indices.blocks[tier]
                 compression = Compression(
-                    attended.queries, old, memory.blocks, memory.formed, formed, query_mask, decoder
+                    attended.queries,
+                    old=pick_slots(columns[tier - 1], gather.at),
+                    blocks=memory.blocks,
+                    new=memory.formed,
+                    formed=~gather.missing[:, :, 0, 0],
+                    query_mask=indices.query_masks[tier - 1],
+                    decoder=cast(nn.ModuleList, self.decoders[layer])[tier - 1] if len(self.decoders) else None,
                 )
-                yield f"layer{layer}/tier{tier}", (attention, compression)
+                yield f"layer{layer}/tier{tier}", (self._attention(layer), compression)
+
+
+def measures_of_novelty(compressors: list[list[Compressor]], width: int, gain: float | None) -> list[Novelty | None]:
+    """Make a measure of novelty for each layer with a compressor that uses it, of slots [.., D = `width`].
+
+    :param gain: `Novelty.GAIN` if None
+    :raises ValueError: where `gain` is negative or not finite, or positive although no layer measures novelty
+    """
+    if gain is not None:
+        require_not_negative(novelty_gain=gain)
+    asking = [any(compressor.uses_novelty() for compressor in own) for own in compressors]
+    if gain and not any(asking):
+        raise ValueError(
+            f"novelty_gain = {gain} needs a compressor that measures novelty, but memory has none; use compressor "
+            "'surprise', or leave novelty_gain at None"
+        )
+    return [Novelty(width, Novelty.GAIN if gain is None else gain) if asks else None for asks in asking]

@@ -40,29 +40,6 @@ class Explained(NamedTuple):
     """By layer and tier."""
 
 
-class Spread(NamedTuple):
-    """Map from the values of blocks' columns to all columns of one tier in order."""
-
-    layout: BlockLayout
-    part: slice
-    """The part of a block's columns that is the tier's."""
-    first: int
-    """Index of the tier's first column."""
-    columns: int
-    """C, the number of the tier's columns."""
-
-    def __call__(self, blocks: Tensor, missing: float, length: int) -> Tensor:
-        """[.., N, Q, W] -> [.., T, C], with `missing` where a block does not attend."""
-        *leading, _, size, _ = blocks.shape
-        whole = blocks.new_full((*leading, len(self.layout.columns) * size, self.columns), missing)
-        for number, (columns, real) in enumerate(zip(self.layout.columns, self.layout.real, strict=True)):
-            kept = real[self.part]
-            target = columns[self.part][kept] - self.first
-            steps = slice(number * size, (number + 1) * size)
-            whole[..., steps, :].index_copy_(-1, target, blocks[..., number, :, self.part][..., kept])
-        return whole[..., :length, :]
-
-
 def explain_layer(plan: WindowPlan, layout: BlockLayout, weights: Tensor, errors: list[Tensor]) -> list[ExplainedTier]:
     """Explain one layer.
 
@@ -74,24 +51,43 @@ def explain_layer(plan: WindowPlan, layout: BlockLayout, weights: Tensor, errors
     seen_age = torch.where(visible(plan, layout), ages(plan, layout).long(), -1)
     explained, start, first = [], 0, 0
     for tier, width, error in zip(plan.tiers, layout.widths, errors, strict=True):
-        count = tier.columns.step.shape[1]
-        spread = Spread(layout, slice(start, start + width), first, count)
-        attention = spread(weights.transpose(0, 1), 0.0, plan.length)
-        age = spread(seen_age, -1, plan.length)
-        explained.append(ExplainedTier(tier.schedule.span, attention, age, tier.columns.step, error))
+        count, part = tier.step.shape[1], slice(start, start + width)
+        columns = layout.columns[:, part] - first  # [N, W_i]
+        real = layout.real[:, part]
+        attention = _by_column(weights.transpose(0, 1)[..., part], 0.0, columns, real, count)  # [B, H, N Q, C]
+        age = _by_column(seen_age[..., part], -1, columns, real, count)  # [B, N Q, C]
+        attention, age = attention[..., : plan.length, :], age[..., : plan.length, :]
+        explained.append(ExplainedTier(tier.schedule.span, attention, age, tier.step, error))
         start, first = start + width, first + count
     return explained
+
+
+def _by_column(blocks: Tensor, missing: float, columns: Tensor, real: Tensor, count: int) -> Tensor:
+    """Spread one tier's values by block over all its columns, with `missing` where a block does not attend.
+
+    :param blocks: [.., N, Q, W] the values
+    :param columns: [N, W] the column of each, counted within the tier
+    :param real: [N, W] bool, false where there is no such column
+    :param count: C
+    :return: [.., N Q, C]
+    """
+    *leading, number, size, _ = blocks.shape
+    whole = blocks.new_full((*leading, number, size, count), missing)
+    for block in range(number):
+        kept = real[block]
+        whole[..., block, :, :].index_copy_(-1, columns[block, kept], blocks[..., block, :, kept])
+    return whole.flatten(-3, -2)
 
 
 def attention_statistics(layers: list[Tiers], passes: list[LayerPass]) -> dict[str, Tensor]:
     """Return the share of attention per tier and the mean attended age in steps, over all heads and steps."""
     statistics: dict[str, Tensor] = {}
-    for layer, ((plan, mask, _), _, attended) in enumerate(passes):
-        length = plan.window.length
-        layout = lay_out(layers[layer], length, plan.window.clock.device)
+    for layer, (indices, _, attended) in enumerate(passes):
+        plan, mask, length = indices.schedule, indices.mask, indices.schedule.length
+        layout = lay_out(layers[layer], length, plan.time.device)
         weights = mask.join(attended.weights.mean(dim=0), length)  # [B, T, W]
         for tier, share in enumerate(weights.split(layout.widths, dim=2)):
             statistics[f"attention_mass/layer{layer}/tier{tier}"] = share.sum(dim=2).mean()
-        age = mask.join(ages(plan.window, layout), length)
+        age = mask.join(ages(plan, layout), length)
         statistics[f"attended_age/layer{layer}"] = (weights * age).sum(dim=2).mean()
     return statistics

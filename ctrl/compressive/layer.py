@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrl.compressive.attention.block_mask import BlockMask
-from ctrl.compressive.attention.memory_attention import Attended, ColumnFacts, MemoryAttention, NoNorm, SlotNorm
+from ctrl.compressive.attention.memory_attention import Attended, Columns, MemoryAttention, NoNorm, SlotNorm
+from ctrl.core import require_positive
 
 
 class Gate(nn.GRUCell):
@@ -52,9 +53,9 @@ class PlainJoin(NamedTuple):
 
     output: Tensor
 
-    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
-        """Return a layer's outputs [N, D] from its inputs [N, D] and its attention output `read` [N, D]."""
-        return torch.addmm(inputs, read, self.output.t())
+    def join(self, inputs: Tensor, attended: Tensor) -> Tensor:
+        """Return a layer's outputs [N, D] from its inputs [N, D] and its attention output `attended` [N, D]."""
+        return torch.addmm(inputs, attended, self.output.t())
 
 
 class PreNormJoin(NamedTuple):
@@ -68,9 +69,9 @@ class PreNormJoin(NamedTuple):
     narrow: Tensor
     narrow_bias: Tensor
 
-    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
+    def join(self, inputs: Tensor, attended: Tensor) -> Tensor:
         """Return the outputs [N, D], see `PlainJoin.join`."""
-        hidden = torch.addmm(inputs, read, self.output.t())
+        hidden = torch.addmm(inputs, attended, self.output.t())
         normed = torch.layer_norm(hidden, self.norm.shape, self.norm, self.norm_bias)
         wide = F.linear(normed, self.widen, self.widen_bias).relu_()
         return hidden + F.linear(wide, self.narrow, self.narrow_bias)
@@ -89,9 +90,9 @@ class GatedJoin(NamedTuple):
     narrow_bias: Tensor
     feedforward_gate: GateWeights
 
-    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
+    def join(self, inputs: Tensor, attended: Tensor) -> Tensor:
         """Return the outputs [N, D], see `PlainJoin.join`."""
-        update = F.linear(read, self.output).relu_()
+        update = F.linear(attended, self.output).relu_()
         hidden = torch.gru_cell(update, inputs, *self.attention_gate)
         normed = torch.layer_norm(hidden, self.norm.shape, self.norm, self.norm_bias)
         wide = F.linear(normed, self.widen, self.widen_bias).relu_()
@@ -112,9 +113,9 @@ class PostNormJoin(NamedTuple):
     feedforward_norm: Tensor
     feedforward_norm_bias: Tensor
 
-    def join(self, inputs: Tensor, read: Tensor) -> Tensor:
+    def join(self, inputs: Tensor, attended: Tensor) -> Tensor:
         """Return the outputs [N, D], see `PlainJoin.join`."""
-        hidden = torch.addmm(inputs, read, self.output.t())
+        hidden = torch.addmm(inputs, attended, self.output.t())
         hidden = torch.layer_norm(hidden, self.attention_norm.shape, self.attention_norm, self.attention_norm_bias)
         wide = F.linear(hidden, self.widen, self.widen_bias).relu_()
         outputs = hidden + F.linear(wide, self.narrow, self.narrow_bias)
@@ -146,16 +147,14 @@ class MemoryLayer(nn.Module, ABC):
         """Return the norm of slots before attention projects them."""
         return SlotNorm(width)
 
-    def forward(
-        self, inputs: Tensor, own: Tensor, rest: Tensor, start: int, known: ColumnFacts, mask: BlockMask
-    ) -> tuple[Tensor, Attended]:
+    def forward(self, inputs: Tensor, own: Tensor, columns: Columns, mask: BlockMask) -> tuple[Tensor, Attended]:
         """Return the layer's outputs [B, T, D] and the result of its attention.
 
         :param inputs: [B, T, D]
         :param own: the same, normed without weights; this and the other arguments as for `MemoryAttention.forward`
         """
-        attended = self.attention(own, rest, start, known, mask)
-        outputs = self.weights().join(inputs.flatten(0, 1), attended.read.flatten(0, 1))
+        attended = self.attention(own, columns, mask)
+        outputs = self.weights().join(inputs.flatten(0, 1), attended.outputs.flatten(0, 1))
         return outputs.view_as(inputs), attended
 
     @abstractmethod
@@ -244,6 +243,18 @@ RESIDUALS: dict[str, type[MemoryLayer]] = {
     "post_norm": PostNormLayer,
 }
 """Layer classes by the name of their residual."""
+
+
+def feedforward_size(residual: str, asked: int | None, width: int) -> int:
+    """Return the hidden units of the feed-forward part; raise a ValueError where the layer has no such part."""
+    if asked is not None and not RESIDUALS[residual].has_feedforward:
+        others = [repr(name) for name, layer in RESIDUALS.items() if layer.has_feedforward]
+        raise ValueError(
+            f"residual={residual!r} has no feed-forward part, got feedforward = {asked}; use residual="
+            f"{' or '.join(others)}, or leave feedforward at None"
+        )
+    require_positive(feedforward=2 * width if asked is None else asked)
+    return 2 * width if asked is None else asked
 
 
 def initialise(module: nn.Module) -> None:

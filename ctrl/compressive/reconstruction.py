@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ctrl.compressive.attention.memory_attention import MemoryAttention
 from ctrl.compressive.schedule import WindowPlan
+from ctrl.compressive.tiers import Tiers
 
 QUERY_STEPS = 32
 """Largest number of query steps in a window, evenly spaced, so that the cost per step does not grow with the window."""
@@ -46,7 +47,7 @@ def query_masks(plan: WindowPlan) -> list[Tensor]:
     episode = plan.episode[:, _query_steps(plan.length), None]
     masks = []
     for tier in plan.tiers[1:]:
-        exists, of_episode = (part[:, tier.schedule.slots :] for part in (tier.columns.exists, tier.columns.episode))
+        exists, of_episode = (part[:, tier.schedule.slots :] for part in (tier.exists, tier.episode))
         masks.append(exists[:, None] & (of_episode[:, None] == episode))
     return masks
 
@@ -63,7 +64,7 @@ def attention_reconstruction(attention: MemoryAttention, compression: Compressio
     old slots and the layer's weights held fixed. The paper sums the squares. This is their mean over query steps and
     features, so it does not depend on the window's length.
     """
-    before, after = _reads(attention, compression)
+    before, after = _attention_outputs(attention, compression)
     return _mean_over_query_steps((before - after).square(), compression)
 
 
@@ -72,7 +73,7 @@ def reconstruction_error(attention: MemoryAttention, compression: Compression) -
 
     It does not depend on the scale of the layer, nor on the loss that trains the compressors.
     """
-    before, after = _reads(attention, compression)
+    before, after = _attention_outputs(attention, compression)
     power = _mean_over_query_steps(before.square(), compression)
     return _mean_over_query_steps((before - after).square(), compression) / power.clamp_min(1e-12)
 
@@ -113,7 +114,32 @@ RECONSTRUCTION_LOSSES: dict[str, ReconstructionLoss | None] = {
 }
 
 
-def _reads(attention: MemoryAttention, compression: Compression) -> tuple[Tensor, Tensor]:
+def check_learning(
+    reconstruction: str, compression_gradient: str, layers: list[Tiers], parameters: list[nn.Parameter]
+) -> None:
+    """Raise a ValueError where the options for training the compressors contradict each other or the memory."""
+    by_task = compression_gradient == "task"
+    if by_task and reconstruction != "none":
+        raise ValueError(
+            f"compression_gradient='task' lets the task loss alone train the compressors, but reconstruction is "
+            f"{reconstruction!r}; use reconstruction='none' with it, or compression_gradient='reconstruction'"
+        )
+    if reconstruction != "none" and all(len(tiers) == 1 for tiers in layers):
+        raise ValueError(
+            f"reconstruction={reconstruction!r} needs a compressed tier, but memory has none; use "
+            "reconstruction='none', or leave it at None"
+        )
+    if (by_task or reconstruction == "auto_encoding") and not parameters:
+        asked = "compression_gradient='task'" if by_task else "reconstruction='auto_encoding'"
+        instead = "compression_gradient='reconstruction'" if by_task else "reconstruction='attention_reconstruction'"
+        names = ", ".join(sorted({repr(tier.compressor) for tiers in layers for tier in tiers[1:]})) or "none at all"
+        raise ValueError(
+            f"{asked} needs compressors with something to train, but memory has {names}; use compressor 'conv', or "
+            f"{instead}"
+        )
+
+
+def _attention_outputs(attention: MemoryAttention, compression: Compression) -> tuple[Tensor, Tensor]:
     """Return [B, Q, D] the attention output of the query steps from the evicted slots, and from their compression."""
     queries, old, query_mask = compression.queries, compression.old, compression.query_mask
     queries = queries[:, _query_steps(queries.shape[1])].detach()

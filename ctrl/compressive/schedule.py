@@ -26,14 +26,18 @@ steps attends to few of them (`attention.block_mask`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ctrl.compressive.tiers import Tier, spans
 
+Steps = TypeVar("Steps", Tensor, npt.NDArray[np.int64])
+"""Whole numbers of any shape: in torch for windows, in numpy for acting."""
 EMPTY = -(2**62)
 """Centre of a slot that does not exist: so old that no step sees it."""
 
@@ -45,21 +49,6 @@ class Counts(NamedTuple):
     """Slots formed so far in this episode."""
     evicted: Tensor
     """Slots that have left the tier so far."""
-
-
-class Columns(NamedTuple):
-    """A tier's slots during a window, in C = n + E columns; other fields are meaningless where `exists` is false."""
-
-    exists: Tensor
-    """[B, C] bool, true where the column holds a slot."""
-    step: Tensor
-    """[B, C] the step of the window at which the slot is formed; negative if before the window."""
-    number: Tensor
-    """[B, C] the slot's number k within its episode."""
-    episode: Tensor
-    """[B, C] its episode's number within the window."""
-    gone: Tensor
-    """[B, C] the first step of the window that no longer sees the slot: evicted, or its episode is over."""
 
 
 class TierSchedule(NamedTuple):
@@ -80,39 +69,57 @@ class TierSchedule(NamedTuple):
         """Count the tier's columns in a window of `length` steps: n + E."""
         return self.slots + -(-length // min(self.span, length))
 
+    def forms(self, time: Steps) -> Any:
+        """Return bool, true where the tier forms a slot at `time`."""
+        since_first = time - self.first
+        return (since_first >= 0) & (since_first % self.span == 0)
+
+    def newest(self, time: Steps) -> Steps:
+        """Return the number k of the newest slot formed by `time`; negative where there is none."""
+        return (time - self.first) // self.span
+
     def created(self, time: Tensor) -> Tensor:
         """Count the slots formed by `time`."""
-        return (torch.div(time - self.first, self.span, rounding_mode="floor") + 1).clamp_min(0)
+        return (self.newest(time) + 1).clamp_min(0)
 
-    def column(self, number: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
-        """Return the columns of slots `number`, all formed by `step` of the window, at `time` of the episode."""
-        formed = step - (time - self.first - number * self.span)
-        return self.slots + torch.div(formed, self.span, rounding_mode="floor")
+    def column(self, slot: Tensor, step: Tensor | int, time: Tensor) -> Tensor:
+        """Return the columns of slots k = `slot`, all formed by `step` of the window, at `time` of the episode."""
+        formed = step - (time - self.first - slot * self.span)
+        return self.slots + formed // self.span
 
-    def centre(self, number: Tensor) -> Tensor:
-        """Return the episode step in the middle of the steps that slots `number` stand for, rounded up."""
-        return number * self.span + self.span // 2
+    def centre(self, slot: Steps) -> Steps:
+        """Return the episode step in the middle of the steps that slots k = `slot` stand for, rounded up."""
+        return slot * self.span + self.span // 2
 
     def block_centres(self) -> Tensor:
         """Return [m] the offset in steps of each block slot's centre from the centre of the slot that they become."""
         below = self.span // self.rate
         return torch.arange(self.rate) * below + below // 2 - self.span // 2
 
-    def lifetime(self, number: Tensor) -> Tensor:
-        """Return for how many steps the tier holds slots `number`; the slots of a block leave together."""
-        return (self.slots - number.remainder(self.block)) * self.span
+    def lifetime(self, slot: Tensor) -> Tensor:
+        """Return for how many steps the tier holds slots k = `slot`; the slots of a block leave together."""
+        return (self.slots - slot % self.block) * self.span
 
     def newest_in_ring(self, created: Tensor) -> Tensor:
         """Return [B, n] the newest slot k < created with k mod n equal to the position; negative where none is."""
         newest = created[:, None] - 1
-        return newest - (newest - torch.arange(self.slots, device=created.device)).remainder(self.slots)
+        return newest - (newest - torch.arange(self.slots, device=created.device)) % self.slots
 
 
 class TierPlan(NamedTuple):
-    """One tier's part of a window's plan."""
+    """One tier's slots during a window, in C = n + E columns; the first n are stored, the window forms the others."""
 
     schedule: TierSchedule
-    columns: Columns
+    exists: Tensor
+    """[B, C] bool, true where the column holds a slot; where not, the next four are meaningless."""
+    step: Tensor
+    """[B, C] the step of the window at which the slot is formed; negative if before the window."""
+    slot: Tensor
+    """[B, C] the slot's number k within its episode."""
+    episode: Tensor
+    """[B, C] its episode, counted as in `WindowPlan`."""
+    gone: Tensor
+    """[B, C] the first step of the window that no longer sees the slot: evicted, or its episode is over."""
     stored: Tensor
     """[B, n] ring positions of the first n columns."""
     source: Tensor
@@ -123,29 +130,24 @@ class TierPlan(NamedTuple):
     """[B, n] bool, true for ring positions that hold a slot after the window."""
 
 
-class Episodes(NamedTuple):
-    """Episodes of a window's steps."""
-
-    time: Tensor
-    """[B, T] int64, each step's index in its episode, from 0."""
-    number: Tensor
-    """[B, T] each step's episode: how many resets the env has seen since the window began."""
-    next_reset: Tensor
-    """[B, T + 1] the first reset at or after each step; T where there is none."""
-
-
 class WindowPlan(NamedTuple):
     """Schedule of a window for one list of tiers: everything that does not depend on the content of slots."""
 
-    length: int
-    """T, the steps of the window."""
-    clock: Tensor
-    """[B] int64, steps of the current episode consumed by the end of the window."""
     time: Tensor
     """[B, T] int64, each step's index in its episode, from 0."""
     episode: Tensor
     """[B, T] int64, each step's episode: how many resets the env has seen since the window began."""
     tiers: list[TierPlan]
+
+    @property
+    def length(self) -> int:
+        """T, the steps of the window."""
+        return self.time.shape[1]
+
+    @property
+    def clock(self) -> Tensor:
+        """[B] int64, steps of the current episode consumed by the end of the window."""
+        return self.time[:, -1] + 1
 
 
 def tier_schedules(tiers: Sequence[Tier]) -> list[TierSchedule]:
@@ -180,9 +182,9 @@ def ring_centres(tiers: Sequence[Tier], clock: Tensor) -> Tensor:
     """
     centres = []
     for schedule, counts in zip(tier_schedules(tiers), count_slots(tiers, clock), strict=True):
-        number = schedule.newest_in_ring(counts.created)
-        kept = number >= counts.evicted[:, None]
-        centres.append(torch.where(kept, schedule.centre(number), EMPTY))
+        slot = schedule.newest_in_ring(counts.created)
+        kept = slot >= counts.evicted[:, None]
+        centres.append(torch.where(kept, schedule.centre(slot), EMPTY))
     return torch.cat(centres, dim=1)
 
 
@@ -202,59 +204,62 @@ def plan_window(tiers: Sequence[Tier], clock: Tensor, reset: Tensor) -> WindowPl
     :param reset: [B, T] bool, true where a step is the first of an episode
     """
     length = reset.shape[1]
-    steps = torch.arange(length, device=reset.device)
+    steps = torch.arange(length, device=reset.device)  # [T]
     begun = torch.where(reset, steps, -1).cummax(dim=1).values  # [B, T] the episode's first step; -1: before the window
-    time = torch.where(begun < 0, clock[:, None] + steps, steps - begun)
+    time = torch.where(begun < 0, clock[:, None] + steps, steps - begun)  # [B, T]
+    episode = reset.cumsum(dim=1)  # [B, T]
     next_reset = torch.where(reset, steps, length).flip(1).cummin(dim=1).values.flip(1)  # [B, T] at or after each step
-    episodes = Episodes(time, reset.cumsum(dim=1), F.pad(next_reset, (0, 1), value=length))
+    next_reset = F.pad(next_reset, (0, 1), value=length)  # [B, T + 1], T where there is none
     schedules = tier_schedules(tiers)
     before, after = count_slots(tiers, clock), count_slots(tiers, time[:, -1] + 1)
     plans = []
     for tier, schedule in enumerate(schedules):
-        below = schedules[max(tier - 1, 0)]
-        plans.append(_plan_tier(schedule, below, clock, before[tier], after[tier], episodes))
-    return WindowPlan(length, time[:, -1] + 1, time, episodes.number, plans)
+        old = _stored_columns(schedule, clock, before[tier].evicted, next_reset[:, :1])  # [B, n] each
+        new = _formed_columns(schedule, time, episode, next_reset)  # [B, E] each
+        exists, step, slot, of_episode, gone = (
+            torch.cat(parts, dim=1) for parts in zip(old, new, strict=True)
+        )  # [B, C]
+        stored = old[2] % schedule.slots  # [B, n]
+        source = _source_columns(schedule, schedules[max(tier - 1, 0)], time, new)  # [B, E, m]
+        in_ring = schedule.newest_in_ring(after[tier].created)  # [B, n]
+        kept = in_ring >= after[tier].evicted[:, None]  # [B, n]
+        ring = torch.where(kept, schedule.column(in_ring, length - 1, time[:, -1:]), 0)  # [B, n]
+        plans.append(TierPlan(schedule, exists, step, slot, of_episode, gone, stored, source, ring, kept))
+    return WindowPlan(time, episode, plans)
 
 
-def _plan_tier(
-    schedule: TierSchedule, below: TierSchedule, clock: Tensor, before: Counts, after: Counts, episodes: Episodes
-) -> TierPlan:
-    time = episodes.time
-    old = _stored_columns(schedule, clock, before, episodes)
-    new = _formed_columns(schedule, episodes)
-    merged = new.number[:, :, None] * schedule.rate + torch.arange(schedule.rate, device=time.device)  # [B, E, m]
-    source = below.column(merged, new.step[:, :, None], time.gather(1, new.step)[:, :, None])
-    in_ring = schedule.newest_in_ring(after.created)
-    kept = in_ring >= after.evicted[:, None]
-    ring = schedule.column(in_ring, time.shape[1] - 1, time[:, -1:])
-    return TierPlan(
-        schedule,
-        Columns(*(torch.cat(parts, dim=1) for parts in zip(old, new, strict=True))),
-        stored=old.number.remainder(schedule.slots),
-        source=torch.where(new.exists[:, :, None], source, 0),
-        ring=torch.where(kept, ring, 0),
-        kept=kept,
-    )
+def _stored_columns(
+    schedule: TierSchedule, clock: Tensor, evicted: Tensor, next_reset: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return exists, step, slot, episode and gone of the stored slots [B, n], as if their episode had no beginning.
+
+    `exists` is false for slots that the episode never formed.
+    """
+    starts = torch.arange(-schedule.slots, 0, device=clock.device) * schedule.span  # [n]
+    step = starts + (schedule.first - clock[:, None]) % schedule.span  # [B, n]
+    slot = schedule.newest(clock[:, None] + step)
+    exists = slot >= evicted[:, None]  # evicted is never negative, so no negative number exists
+    gone = torch.minimum(step + schedule.lifetime(slot), next_reset)
+    return exists, step, slot, torch.zeros_like(slot), gone
 
 
-def _stored_columns(schedule: TierSchedule, clock: Tensor, before: Counts, episodes: Episodes) -> Columns:
-    """Lay out the stored slots as if their episode had no beginning; `exists` is false for those it never formed."""
-    starts = torch.arange(-schedule.slots, 0, device=clock.device) * schedule.span
-    step = starts + (schedule.first - clock).remainder(schedule.span)[:, None]  # [B, n]
-    number = torch.div(clock[:, None] + step - schedule.first, schedule.span, rounding_mode="floor")
-    exists = number >= before.evicted[:, None]  # evicted is never negative, so no negative number exists
-    gone = torch.minimum(step + schedule.lifetime(number), episodes.next_reset[:, :1])
-    return Columns(exists, step, number, torch.zeros_like(number), gone)
-
-
-def _formed_columns(schedule: TierSchedule, episodes: Episodes) -> Columns:
-    """Lay out the slots that the window forms."""
-    since_first = episodes.time - schedule.first  # [B, T]
-    forms = (since_first >= 0) & (since_first.remainder(schedule.span) == 0)
+def _formed_columns(
+    schedule: TierSchedule, time: Tensor, episode: Tensor, next_reset: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return exists, step, slot, episode and gone of the slots [B, E] that the window forms."""
+    forms = schedule.forms(time)  # [B, T]
     span = min(schedule.span, forms.shape[1])  # a window shorter than rho has a single column
     by_column = F.pad(forms, (0, -forms.shape[1] % span)).unflatten(1, (-1, span))  # [B, E, rho]
-    starts = torch.arange(by_column.shape[1], device=forms.device) * schedule.span
-    step = starts + by_column.to(torch.uint8).argmax(dim=2)
-    number = torch.div(since_first.gather(1, step), schedule.span, rounding_mode="floor")
-    gone = torch.minimum(step + schedule.lifetime(number), episodes.next_reset.gather(1, step + 1))
-    return Columns(by_column.any(dim=2), step, number, episodes.number.gather(1, step), gone)
+    starts = torch.arange(by_column.shape[1], device=forms.device) * schedule.span  # [E]
+    step = starts + by_column.to(torch.uint8).argmax(dim=2)  # [B, E]
+    slot = schedule.newest(time.gather(1, step))
+    gone = torch.minimum(step + schedule.lifetime(slot), next_reset.gather(1, step + 1))
+    return by_column.any(dim=2), step, slot, episode.gather(1, step), gone
+
+
+def _source_columns(schedule: TierSchedule, below: TierSchedule, time: Tensor, formed: tuple[Tensor, ...]) -> Tensor:
+    """Return [B, E, m] the columns of the tier below that become the slots `formed`; 0 where there is no slot."""
+    exists, step, slot, *_ = formed
+    merged = slot[:, :, None] * schedule.rate + torch.arange(schedule.rate, device=time.device)  # [B, E, m]
+    source = below.column(merged, step[:, :, None], time.gather(1, step)[:, :, None])
+    return torch.where(exists[:, :, None], source, 0)

@@ -1,6 +1,7 @@
 """Data of a window of the compressive core: its plan, its slots in columns, and the indices that gather them.
 
 This file holds plain data and index arithmetic. `ctrl.compressive.core` and `ctrl.compressive.layer_window` use it.
+Sizes are those of `ctrl.compressive.layer_window`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ctrl.compressive.attention.block_mask import BlockMask, lay_out
 from ctrl.compressive.attention.memory_attention import Attended
-from ctrl.compressive.schedule import TierPlan, TierSchedule, WindowPlan
+from ctrl.compressive.schedule import WindowPlan
 from ctrl.compressive.tiers import Tiers
 
 
@@ -31,12 +31,34 @@ class LayerPlan(NamedTuple):
     """[B, Q, E] query masks of the reconstruction loss, by tier from 1 on; see `query_masks`."""
 
 
+class Gather(NamedTuple):
+    """Flat indices of slots, numbered through all envs."""
+
+    at: Tensor  # [B, ..] int64
+    missing: Tensor  # [B, .., 1] bool, True where there is no such slot
+
+
+class WindowIndices(NamedTuple):
+    """Schedule, mask and gather indices of windows, for layers with the same tiers; lists go by tier.
+
+    Full masks and indices are too large to keep for all windows of a rollout, so each unroll expands its `LayerPlan`.
+    """
+
+    schedule: WindowPlan
+    mask: BlockMask
+    times: Tensor | None  # [B, n + T, CLOCK_FEATURES] as in `LayerPlan`
+    query_masks: list[Tensor]  # [B, Q, E] as in `LayerPlan`
+    stored: list[Gather]  # [B, n] the stored slots, from the state's ring
+    blocks: list[Gather]  # [B, E, m] the slots to compress, from the columns of the tier below
+    ring: list[Gather]  # [B, n] the slots that the ring holds after the window, from the tier's columns
+
+
 class Ring(NamedTuple):
     """State of one tier of a layer."""
 
     slots: Tensor  # [B, n, D]
     importance: Tensor  # [B, n], or [B, 0] where slots are not ranked by attention
-    carried: Tensor  # [B, n, F + 1], see `CompressiveState`; forgetting relative to the step before the window
+    carried: Tensor  # [B, n, R], see `CompressiveState`; forgetting relative to the step before the window
 
 
 class Memory(NamedTuple):
@@ -46,7 +68,7 @@ class Memory(NamedTuple):
     formed: Tensor  # [B, E, D] formed in the window; above tier 0 with the compressor's graph
     blocks: Tensor  # [B, E, m, D] the slots that each of them was formed from
     importance: Tensor  # [B, C], or [B, 0] where slots are not ranked by attention
-    carried: Tensor  # [B, C, F + 1], forgetting relative to the beginning of the column's episode, or of the window
+    carried: Tensor  # [B, C, R], forgetting relative to the beginning of the column's episode, or of the window
     normed: Tensor  # [B, C, D] normed for attention, without weights; in tier 0 [B, n, D], the stored slots only
     novelty: Tensor | None  # [B, C], with a graph only for tier 0's formed slots; None where it is not measured
     times: Tensor | None  # [B, C, CLOCK_FEATURES] the time of each slot's content; None without a clock
@@ -63,40 +85,13 @@ class Memory(NamedTuple):
         """Return the tier's ring after the window.
 
         :param ring: gathers the slots that the ring holds after the window
-        :param forgotten: [B, F + 1] the sum of the log forget gates up to the window's last step
+        :param forgotten: [B, R] the sum of the log forget gates up to the window's last step
         """
         slots = gather_slots(self.slots().detach(), ring)  # [B, n, D]
-        carried = gather_slots(self.carried.detach(), ring, forgotten[:, None])  # [B, n, F + 1]
+        carried = gather_slots(self.carried.detach(), ring, forgotten[:, None])  # [B, n, R]
         if not self.importance.shape[1]:
             return Ring(slots, self.importance, carried)
         return Ring(slots, gather_slots(self.importance[:, :, None], ring)[:, :, 0], carried)
-
-
-class Gather(NamedTuple):
-    """Flat indices of slots, numbered through all envs."""
-
-    at: Tensor  # [B, ..] int64
-    missing: Tensor  # [B, .., 1] bool, True where there is no such slot
-
-
-class GatherIndices(NamedTuple):
-    """Indices that gather the slots of one tier; the same for layers with the same tiers."""
-
-    stored: Gather  # [B, n] the stored slots, from the state's ring
-    blocks: Gather  # [B, E, m] the slots to compress, from the columns of the tier below
-    ring: Gather  # [B, n] the slots that the ring holds after the window, from the tier's columns
-
-    def formed(self) -> Tensor:
-        """Return [B, E] bool, True where the tier forms a slot."""
-        return ~self.blocks.missing[:, :, 0, 0]
-
-
-class WindowIndices(NamedTuple):
-    """Plan, mask and gather indices of windows, for layers with the same tiers."""
-
-    plan: LayerPlan
-    mask: BlockMask
-    gathers: list[GatherIndices]
 
 
 class LayerPass(NamedTuple):
@@ -108,29 +103,27 @@ class LayerPass(NamedTuple):
 
 
 def window_indices(tiers: Tiers, plan: LayerPlan) -> WindowIndices:
-    """Expand a plan to full masks and indices, which are too large to keep for all windows of a rollout."""
-    columns = lay_out(tiers, plan.window.length, plan.buckets.device).columns
-    mask = BlockMask(columns, plan.buckets.long(), whole=len(columns) == 1)
-    return WindowIndices(plan, mask, gather_indices(plan.window.tiers))
-
-
-def gather_indices(tiers: list[TierPlan]) -> list[GatherIndices]:
-    """Turn each tier's plan into indices that are numbered through all envs."""
-    gathers = []
-    below = tiers[0].columns.exists
-    for tier in tiers:
-        slots, exists = tier.schedule.slots, tier.columns.exists
-        envs = torch.arange(len(exists), device=exists.device)[:, None]
-        missing = ~exists[:, :, None]  # [B, n + E, 1]
-        gathers.append(
-            GatherIndices(
-                Gather(tier.stored + envs * slots, missing[:, :slots]),
-                Gather(tier.source + envs[:, :, None] * below.shape[1], missing[:, slots:, None]),
-                Gather(tier.ring + envs * exists.shape[1], ~tier.kept[:, :, None]),
-            )
-        )
-        below = exists
-    return gathers
+    """Expand a plan to full masks, and to indices that are numbered through all envs."""
+    schedule, columns = plan.window, lay_out(tiers, plan.window.length, plan.buckets.device).columns
+    indices = WindowIndices(
+        schedule,
+        BlockMask(columns, plan.buckets.long(), whole=len(columns) == 1),
+        plan.times,
+        plan.query_masks,
+        stored=[],
+        blocks=[],
+        ring=[],
+    )
+    below = schedule.tiers[0]
+    envs = torch.arange(len(below.exists), device=below.exists.device)[:, None]  # [B, 1]
+    for tier in schedule.tiers:
+        slots, missing = tier.schedule.slots, ~tier.exists[:, :, None]  # [B, C, 1]
+        indices.stored.append(Gather(tier.stored + envs * slots, missing[:, :slots]))
+        at = tier.source + envs[:, :, None] * below.exists.shape[1]
+        indices.blocks.append(Gather(at, missing[:, slots:, None]))
+        indices.ring.append(Gather(tier.ring + envs * tier.exists.shape[1], ~tier.kept[:, :, None]))
+        below = tier
+    return indices
 
 
 LARGEST = 1e9
@@ -139,17 +132,8 @@ LARGEST = 1e9
 
 def harmless(carried: Tensor) -> Tensor:
     """Make carried numbers finite and small beside `MASKED`, whatever another episode may have left there."""
-    return carried.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-LARGEST, LARGEST)
-
-
-def to_new_centre(schedule: TierSchedule, facts: int) -> Tensor:
-    """Return offsets for the carried numbers of a tier's blocks, so that times count from the new slot's centre.
-
-    :param schedule: of the tier that the blocks become a slot of
-    :param facts: F + 1, the count of carried numbers; the time is the last
-    :return: [m, F + 1], to be added to [.., m, F + 1]; 0 except for the time
-    """
-    return F.pad(schedule.block_centres().float()[:, None], (facts - 1, 0))
+    largest = min(LARGEST, torch.finfo(carried.dtype).max / 64)
+    return carried.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-largest, largest)
 
 
 def sum_by_episode(values: Tensor, episode: Tensor) -> Tensor:

@@ -23,8 +23,13 @@ MASKED = -1e30
 exactly 0 beside a real score."""
 
 
+def masked_score(dtype: torch.dtype) -> float:
+    """Return `MASKED`, or a quarter of the lowest number in float16, which has none so low."""
+    return max(MASKED, torch.finfo(dtype).min / 4)
+
+
 class KeysValues(NamedTuple):
-    """Keys and values of all columns, those of the window's own steps apart from the rest."""
+    """Keys and values of all columns, those of the window's own steps apart from the rest, and their score terms."""
 
     own: Tensor
     """[B, T, 2 D] of the window's steps."""
@@ -32,39 +37,38 @@ class KeysValues(NamedTuple):
     """[B, C - T, 2 D] of all other columns."""
     start: int
     """Number of columns of the rest that come before the window's steps."""
-
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return them in three parts, in the order of the columns."""
-        return self.rest[:, : self.start], self.own, self.rest[:, self.start :]
-
-
-class ScoreTerms(NamedTuple):
-    """Terms of the attention scores beside content and relative position."""
-
     emphasis: Tensor | None
-    """[B, C] the factor of keys and values, without a graph; None for 1."""
+    """[B, C] the factor of keys and values, without a graph, not yet applied; None for 1."""
     decay: Tensor
     """[B, C, F] added to the scores of the last F heads; F may be 0."""
-    time_queries: Tensor | None
-    """[B, T, J K] time queries of the first J heads, see `ctrl.compressive.attention.clock`; None without a clock."""
     time_keys: Tensor | None
-    """[B, C, K] time keys of the columns, without a graph; None without a clock."""
+    """[B, C, K] time keys, see `ctrl.compressive.attention.clock`, without a graph; None without a clock."""
+
+    def joined(self) -> Tensor:
+        """Return [B, C, 2 D] keys and values of all columns in their order, times emphasis."""
+        joined = torch.cat(in_order(self.own, self.rest, self.start), dim=1)
+        return joined if self.emphasis is None else joined * self.emphasis[:, :, None]
+
+
+def in_order(own: Tensor, rest: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the parts [B, .., 2 D] of `KeysValues` in the order of the columns."""
+    return rest[:, :start], own, rest[:, start:]
 
 
 def block_attention(
-    queries: Tensor, keys_values: KeysValues, biases: Tensor, terms: ScoreTerms, mask: BlockMask
+    queries: Tensor, time_queries: Tensor | None, keys_values: KeysValues, biases: Tensor, mask: BlockMask
 ) -> tuple[Tensor, Tensor]:
     """Attend from each block's steps to its columns.
 
     :param queries: [B, T, D]
+    :param time_queries: [B, T, J K] of the first J heads; None without a clock
     :param keys_values: of all columns
     :param biases: [H, E], one for each bucket but the masked one
-    :param terms: of the window
     :param mask: columns and buckets of each block
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], which carry no gradient
     """
-    read, weights = _BlockAttention.apply(queries, biases, mask, *keys_values, *terms)  # type: ignore[no-untyped-call]
-    return read, weights
+    attended, weights = _BlockAttention.apply(queries, time_queries, biases, mask, *keys_values)  # type: ignore[no-untyped-call]
+    return attended, weights
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -72,6 +76,7 @@ class _BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any,
         queries: Tensor,
+        time_queries: Tensor | None,
         biases: Tensor,
         mask: BlockMask,
         own: Tensor,
@@ -79,27 +84,26 @@ class _BlockAttention(torch.autograd.Function):
         start: int,
         emphasis: Tensor | None,
         decay: Tensor,
-        time_queries: Tensor | None,
         time_keys: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         heads, (batch, blocks, size, width) = len(biases), mask.buckets.shape
         scale = 1 / math.sqrt(queries.shape[2] // heads)
         query = _split_heads(mask.split(queries), heads)  # [H, B, N, Q, d]
-        columns = _by_head(KeysValues(own, rest, start), heads)  # [2, H, B, C, d]
+        columns = _by_head(in_order(own, rest, start), heads)  # [2, H, B, C, d]
         if emphasis is not None:
             columns *= emphasis[:, :, None]
         if not mask.whole:
             columns = columns.index_select(3, mask.columns.flatten())
         columns = columns.view(2, heads, -1, width, query.shape[4])  # [2, H, B N, W, d]
         key, value = columns
-        table = F.pad(biases, (0, 1), value=MASKED).repeat_interleave(COPIES, dim=1)
+        table = F.pad(biases, (0, 1), value=masked_score(biases.dtype)).repeat_interleave(COPIES, dim=1)
         forgetting = slice(heads - decay.shape[2], heads)
         lost = decay.index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)  # [B, N, W, F]
         time_query, time_key = query.new_empty(0), None  # [J, B, N, Q, K], [B N, W, K]
         if time_queries is not None and time_keys is not None:
             time_query = _split_heads(mask.split(time_queries), time_queries.shape[2] // time_keys.shape[2])
             time_key = time_keys.index_select(1, mask.columns.flatten()).view(batch * blocks, width, -1)
-        weights, read = query.new_empty(heads, *mask.buckets.shape), torch.empty_like(query)
+        weights, attended = query.new_empty(heads, *mask.buckets.shape), torch.empty_like(query)
         for head in range(heads):
             scores = weights[head].view(-1, size, width)
             torch.index_select(table[head], 0, mask.buckets.flatten(), out=scores.view(-1))
@@ -109,14 +113,14 @@ class _BlockAttention(torch.autograd.Function):
             if head >= forgetting.start:
                 weights[head].add_(lost[..., head - forgetting.start][:, :, None])
             torch.softmax(scores, 2, out=scores)
-            torch.bmm(scores, value[head], out=read[head].view(-1, size, query.shape[4]))
+            torch.bmm(scores, value[head], out=attended[head].view(-1, size, query.shape[4]))
         ctx.mask, ctx.scale, ctx.num_buckets = mask, scale, biases.shape[1]
         ctx.own, ctx.count = slice(start, start + own.shape[1]), own.shape[1] + rest.shape[1]
         ctx.forgetting, ctx.timed = forgetting, len(time_query)
         ctx.save_for_backward(query, columns, weights, emphasis, time_key)
         ctx.set_materialize_grads(False)  # no gradient arrives for the weights
         ctx.mark_non_differentiable(weights)
-        return mask.join(_join_heads(read), queries.shape[1]), weights
+        return mask.join(_join_heads(attended), queries.shape[1]), weights
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor, _: None) -> tuple[Tensor | None, ...]:
@@ -124,12 +128,12 @@ class _BlockAttention(torch.autograd.Function):
         query, columns, weights, emphasis, time_key = ctx.saved_tensors
         key, value = columns
         heads, batch, _, size, features = query.shape
-        of_read = _split_heads(mask.split(of_output), heads)  # [H, B, N, Q, d]
+        of_attended = _split_heads(mask.split(of_output), heads)  # [H, B, N, Q, d]
         of_query, of_columns = torch.empty_like(query), torch.empty_like(columns)
         of_lost, of_times = [], []
         of_table = query.new_zeros(heads, (ctx.num_buckets + 1) * COPIES)
         for head in range(heads):
-            weight, of_head = weights[head].flatten(0, 1), of_read[head].flatten(0, 1)
+            weight, of_head = weights[head].flatten(0, 1), of_attended[head].flatten(0, 1)
             of_scores = torch.bmm(of_head, value[head].transpose(1, 2))
             torch._softmax_backward_data(of_scores, weight, 2, weight.dtype, grad_input=of_scores)
             _multiply(of_scores.transpose(1, 2), query[head].flatten(0, 1), scale, of_columns[0, head])
@@ -148,7 +152,7 @@ class _BlockAttention(torch.autograd.Function):
         of_queries = mask.join(_join_heads(of_query), of_output.shape[1])
         of_time_queries = mask.join(torch.cat(of_times, dim=3), of_output.shape[1]) if of_times else None
         of_own, of_rest = _by_column(of_columns, ctx.own)
-        return of_queries, of_biases[:, :-1], None, of_own, of_rest, None, None, of_decay, of_time_queries, None
+        return of_queries, of_time_queries, of_biases[:, :-1], None, of_own, of_rest, None, None, of_decay, None
 
 
 def _multiply(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
@@ -156,10 +160,10 @@ def _multiply(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
     torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
-def _by_head(keys_values: KeysValues, heads: int) -> Tensor:
-    """Return [2, H, B, C, d] keys and values, contiguous."""
-    parts = [part.unflatten(2, (2, heads, -1)).permute(2, 3, 0, 1, 4) for part in keys_values.parts()]
-    return torch.cat(parts, dim=3).contiguous()
+def _by_head(parts: tuple[Tensor, ...], heads: int) -> Tensor:
+    """Return [2, H, B, C, d] keys and values, contiguous, from parts [B, .., 2 D]."""
+    by_head = [part.unflatten(2, (2, heads, -1)).permute(2, 3, 0, 1, 4) for part in parts]
+    return torch.cat(by_head, dim=3).contiguous()
 
 
 def _by_column(columns: Tensor, own: slice) -> tuple[Tensor, Tensor]:

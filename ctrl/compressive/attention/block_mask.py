@@ -122,27 +122,22 @@ def lay_out(tiers: Tiers, length: int, device: torch.device) -> BlockLayout:
 
 def visible(plan: WindowPlan, layout: BlockLayout) -> Tensor:
     """Return [B, N, Q, W] bool, true where the step sees the column's slot."""
-    born = _at(layout, [torch.where(tier.columns.exists, tier.columns.step, plan.length) for tier in plan.tiers])
-    gone = _at(layout, [tier.columns.gone for tier in plan.tiers])
+    born = _at(layout, [torch.where(tier.exists, tier.step, plan.length) for tier in plan.tiers])
+    gone = _at(layout, [tier.gone for tier in plan.tiers])
     born = born.masked_fill(~layout.real, plan.length)
     return (layout.steps >= born[:, :, None]) & (layout.steps < gone[:, :, None])
 
 
-class TierMask(NamedTuple):
-    """Mask of one tier."""
+def tier_mask(tiers: Tiers, mask: BlockMask, tier: int, length: int) -> tuple[BlockMask, slice]:
+    """Cut one tier out of the mask of windows of T = `length` steps.
 
-    mask: BlockMask
-    part: slice
-    """The part of the whole mask's columns that is this tier's."""
-
-
-def tier_mask(tiers: Tiers, mask: BlockMask, tier: int, length: int) -> TierMask:
-    """Cut one tier out of the mask of windows of T = `length` steps; its columns are numbered from T on."""
+    :return: the tier's own mask, with columns numbered from T on, and its part of the W columns of each block
+    """
     layout = lay_out(tiers, length, mask.buckets.device)
     part = slice(sum(layout.widths[:tier]), sum(layout.widths[: tier + 1]))
     offset = sum(schedule.count_columns(length) for schedule in tier_schedules(tiers)[:tier])
     columns = (mask.columns[:, part] - offset).clamp_min(0) + length
-    return TierMask(BlockMask(columns, mask.buckets[..., part], whole=False), part)
+    return BlockMask(columns, mask.buckets[..., part], whole=False), part
 
 
 def ages(plan: WindowPlan, layout: BlockLayout) -> Tensor:
@@ -150,7 +145,7 @@ def ages(plan: WindowPlan, layout: BlockLayout) -> Tensor:
 
     The result is int32, which is faster, unless ages may exceed it.
     """
-    centres = [tier.columns.step - (tier.schedule.first - tier.schedule.span // 2) for tier in plan.tiers]
+    centres = [tier.step - (tier.schedule.first - tier.schedule.span // 2) for tier in plan.tiers]
     last = plan.tiers[-1].schedule
     dtype = torch.int32 if last.first + last.slots * last.span + plan.length < 2**31 else torch.int64
     return layout.steps.to(dtype) - _at(layout, centres).to(dtype)[:, :, None]
@@ -170,7 +165,7 @@ def distances(tiers: Tiers, plan: WindowPlan, layout: BlockLayout) -> Tensor:
     for counts, width in zip(count_slots(tiers, time + 1), layout.widths, strict=True):
         newest.append((newer + counts.created - 1).expand(-1, -1, -1, width))
         newer = newer + counts.created - counts.evicted
-    return torch.cat(newest, dim=3) - _at(layout, [tier.columns.number for tier in plan.tiers])[:, :, None]
+    return torch.cat(newest, dim=3) - _at(layout, [tier.slot for tier in plan.tiers])[:, :, None]
 
 
 class Buckets(NamedTuple):
@@ -186,15 +181,12 @@ BY_AGE = Buckets(lambda tiers, plan, layout: age_bucket(ages(plan, layout), exac
 BY_DISTANCE = Buckets(distances, lambda tiers: sum(tier.slots for tier in tiers))
 
 
-def find_buckets(
-    tiers: Tiers, plan: WindowPlan, layout: BlockLayout, kind: Buckets = BY_AGE, masked: int | None = None
-) -> Tensor:
+def find_buckets(tiers: Tiers, plan: WindowPlan, layout: BlockLayout, kind: Buckets = BY_AGE) -> Tensor:
     """Return `BlockMask.buckets`, as int16 to save memory, or as int32 where there are too many buckets for that.
 
     :param kind: by age or by distance
-    :param masked: the masked bucket, where a table has more buckets than these tiers need
     """
-    masked = kind.masked(tiers) if masked is None else masked
+    masked = kind.masked(tiers)
     found = kind.find(tiers, plan, layout).masked_fill_(~visible(plan, layout), masked)
     buckets = found.to(torch.int16 if (masked + 1) * COPIES <= 2**15 else torch.int32)
     copies = torch.arange(buckets.shape[3], device=buckets.device) % COPIES

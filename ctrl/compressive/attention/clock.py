@@ -84,12 +84,12 @@ class TimeQueries(nn.Module):
         self.weight = nn.Parameter(torch.zeros(heads, TIME_KEYS))  # a of all frequencies, then b
 
     def matrix(self) -> Tensor:
-        """Return [J TIME_KEYS, TIME_KEYS], the map from (sin wt, cos wt) of a step's time to the heads' time queries.
+        """Return [J K, K], K = `TIME_KEYS`: the map from (sin wt, cos wt) of a step's time to time queries.
 
         They are (b cos wt - a sin wt, a cos wt + b sin wt), to be multiplied by (sin ws, cos ws).
         """
-        a, b = self.SCALE * self.weight.unflatten(1, (2, -1)).movedim(1, 0)  # [J, P] each
-        parts = torch.stack([-a, b, b, a], dim=1).diag_embed().unflatten(1, (2, 2))  # [J, 2, 2, P, P]
+        a, b = self.SCALE * self.weight.unflatten(1, (2, -1)).movedim(1, 0)  # [J, K / 2] each
+        parts = torch.stack([-a, b, b, a], dim=1).diag_embed().unflatten(1, (2, 2))  # [J, 2, 2, K / 2, K / 2]
         matrix: Tensor = parts.transpose(2, 3).reshape(-1, TIME_KEYS)
         return matrix
 

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms, block_attention
-from ctrl.compressive.attention.block_mask import BlockMask
+from ctrl.compressive.attention.block_attention import KeysValues, block_attention, masked_score
+from ctrl.compressive.attention.block_mask import BY_AGE, BlockMask, Buckets
 from ctrl.compressive.attention.clock import NEVER, TimeQueries, extend, time_keys
 from ctrl.compressive.attention.novelty import Novelty
 
@@ -22,35 +22,32 @@ BOUND = 1e12
 stay far below the size of `MASKED`, so a masked slot has no weight, whatever it holds."""
 
 
-class Attended(NamedTuple):
-    """Result of `MemoryAttention.forward`."""
+class Columns(NamedTuple):
+    """All columns of a layer but the window's own steps, and what is known of all columns beside content."""
 
-    read: Tensor
-    """[B, T, D] the attention output, heads side by side."""
-    queries: Tensor
-    """[B, T, D] content queries."""
-    projected: KeysValues
-    """Keys and values of all columns, before `emphasis`."""
-    emphasis: Tensor | None
-    """[B, C] the factor of keys and values; None for 1."""
-    weights: Tensor
-    """[H, B, N, Q, W] attention weights."""
-
-    def keys_values(self) -> Tensor:
-        """Return [B, C, 2 D] keys and values of all columns, without a graph."""
-        joined = torch.cat(self.projected.parts(), dim=1).detach()
-        return joined if self.emphasis is None else joined * self.emphasis[:, :, None]
-
-
-class ColumnFacts(NamedTuple):
-    """Facts that a layer knows of each column beside its content."""
-
+    rest: Tensor
+    """[B, C - T, D] slots, normed without weights."""
+    start: int
+    """Number of columns of the rest that come before the window's steps."""
     decay: Tensor
-    """[B, C, F] the term of forgetting in its score, up to a constant for each step; F = 0 without forgetting."""
+    """[B, C, F] the term of forgetting in the score, up to a constant for each step; F = 0 without forgetting."""
     novelty: Tensor | None
     """[B, C]; None in a layer that does not measure it."""
     times: Tensor | None
-    """[B, C, CLOCK_FEATURES] the time of its content; None without a clock."""
+    """[B, C, CLOCK_FEATURES] the time of the content; None without a clock."""
+
+
+class Attended(NamedTuple):
+    """Result of `MemoryAttention.forward`."""
+
+    outputs: Tensor
+    """[B, T, D] the attention output, heads side by side."""
+    queries: Tensor
+    """[B, T, D] content queries."""
+    keys_values: KeysValues
+    """Keys and values of all columns."""
+    weights: Tensor
+    """[H, B, N, Q, W] attention weights."""
 
 
 class SlotNorm(nn.LayerNorm):
@@ -102,11 +99,14 @@ class MemoryAttention(nn.Module, ABC):
     :param heads: H
     :param norm: applied to slots before they are projected
     :param query_bias: if true, the queries' projection has a bias
+    :param novelty: the layer's measure of novelty, where a compressor uses it
     :param forgetting: if true, the last quarter of the heads, but at least one of two or more, have a forget gate (Lin
         et al. 2025, arXiv 2503.02130)
     :param clock: if true, the first quarter of the heads, but at least one, attend by the step of the episode too
     """
 
+    BUCKETS: ClassVar[Buckets]
+    """Relative-position buckets."""
     GATE_BIASES = (3.0, 5.0)
     """Range of the forget gates' initial biases, spread evenly: they keep 95.3 % to 99.3 % a step."""
 
@@ -117,6 +117,7 @@ class MemoryAttention(nn.Module, ABC):
         norm: SlotNorm | NoNorm,
         *,
         query_bias: bool = False,
+        novelty: Novelty | None = None,
         forgetting: bool = False,
         clock: bool = False,
     ) -> None:
@@ -126,11 +127,10 @@ class MemoryAttention(nn.Module, ABC):
         self.query = nn.Linear(width, width, bias=query_bias)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.novelty: Novelty | None = None
-        """The layer's measure of novelty, where a compressor uses it; set by the core."""
         self.forgetting_heads = max(heads // 4, int(heads > 1)) if forgetting else 0
         self.forget_gate = nn.Linear(width, self.forgetting_heads) if self.forgetting_heads else None
         self.time_queries = TimeQueries(max(heads // 4, 1)) if clock else None
+        self.novelty = novelty
 
     def reset_parameters(self) -> None:
         """Initialise forget gates so that they depend on their biases alone."""
@@ -145,30 +145,28 @@ class MemoryAttention(nn.Module, ABC):
             return normed.new_zeros(*normed.shape[:-1], 0)
         return F.logsigmoid(F.linear(normed, *self.norm.folded(self.forget_gate)))
 
-    def forward(self, own: Tensor, rest: Tensor, start: int, known: ColumnFacts, mask: BlockMask) -> Attended:
+    def forward(self, own: Tensor, columns: Columns, mask: BlockMask) -> Attended:
         """Attend from the window's steps to all columns.
 
         :param own: [B, T, D] the window's steps as layer inputs, normed without weights
-        :param rest: [B, C - T, D] all other columns, normed likewise
-        :param start: number of columns of the rest that come before the window's steps
-        :param known: facts of all columns
+        :param columns: all other columns, and facts of all
         :param mask: the columns that each step sees, and their relative positions
         """
-        decay, novelty, times = known
+        rest, start, decay, novelty, times = columns
         to_keys_values = self.norm.folded(self.key_value)
-        keys_values = KeysValues(F.linear(own, *to_keys_values), F.linear(rest, *to_keys_values), start)
-        queries = F.linear(own, *self.norm.folded(self.query))
-        asked = None
+        own_kv, rest_kv = F.linear(own, *to_keys_values), F.linear(rest, *to_keys_values)  # [B, T or C - T, 2 D]
+        queries = F.linear(own, *self.norm.folded(self.query))  # [B, T, D]
+        time_queries = None
         if self.time_queries is not None and times is not None:
-            asked = self.time_queries(times[:, start : start + own.shape[1]])
-        emphasis = self.emphasis(novelty)
-        terms = ScoreTerms(emphasis, decay, asked, None if times is None else time_keys(times))
-        read, weights = self._read(queries, keys_values, terms, mask)
-        return Attended(read, queries, keys_values, emphasis, weights)
+            time_queries = self.time_queries(times[:, start : start + own.shape[1]])  # [B, T, J K]
+        by_time = None if times is None else time_keys(times)  # [B, C, K]
+        keys_values = KeysValues(own_kv, rest_kv, start, self.emphasis(novelty), decay, by_time)
+        outputs, weights = self._attend(queries, time_queries, keys_values, mask)
+        return Attended(outputs, queries, keys_values, weights)
 
     @abstractmethod
-    def _read(
-        self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, mask: BlockMask
+    def _attend(
+        self, queries: Tensor, time_queries: Tensor | None, keys_values: KeysValues, mask: BlockMask
     ) -> tuple[Tensor, Tensor]:
         """Return the heads' outputs, [B, T, D], and the weights [H, B, N, Q, W] without a graph."""
 
@@ -195,9 +193,9 @@ class MemoryAttention(nn.Module, ABC):
         """
         query = _split_heads(queries, self.heads)
         key, value = (_split_heads(part, self.heads) for part in keys_values.chunk(2, dim=-1))
-        mask = queries.new_zeros(visible.shape).masked_fill_(~visible, MASKED)
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None])
-        return read.transpose(1, 2).flatten(start_dim=2)
+        mask = queries.new_zeros(visible.shape).masked_fill_(~visible, masked_score(queries.dtype))
+        outputs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None])
+        return outputs.transpose(1, 2).flatten(start_dim=2)
 
     def fixed_keys_values(self, slots: Tensor) -> Tensor:
         """Return keys and values [.., 2 D] of slots [.., D], with a gradient to `slots` only.
@@ -220,8 +218,10 @@ class AgeAttention(MemoryAttention):
     bias (`ctrl.compressive.attention.block_mask.age_bucket`). Slots older than any that training has met count as the
     oldest that it has, because the biases of greater ages have learned nothing.
 
-    :param buckets: number of biases, one for each bucket
+    :param buckets: number of biases, one for each bucket; the other arguments are those of `MemoryAttention`
     """
+
+    BUCKETS = BY_AGE
 
     oldest_bucket: Tensor
     """[] int64, the bucket of the oldest age that training has met; `NEVER` until `settle` is called."""
@@ -229,7 +229,7 @@ class AgeAttention(MemoryAttention):
     SCALE = 8.0
     """Factor from parameters to biases, so that an optimizer's steps soon single out one age."""
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, buckets: int, **options: bool) -> None:
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, buckets: int, **options: Any) -> None:
         super().__init__(width, heads, norm, query_bias=True, **options)
         nn.init.zeros_(self.query.bias)
         self.age_bias = nn.Parameter(torch.zeros(heads, buckets))
@@ -244,10 +244,10 @@ class AgeAttention(MemoryAttention):
         """Record the bucket of the oldest age of an update; the oldest of all updates counts."""
         extend(self.oldest_bucket, bucket)
 
-    def _read(
-        self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, mask: BlockMask
+    def _attend(
+        self, queries: Tensor, time_queries: Tensor | None, keys_values: KeysValues, mask: BlockMask
     ) -> tuple[Tensor, Tensor]:
-        return block_attention(queries, keys_values, self.age_biases(), terms, mask)
+        return block_attention(queries, time_queries, keys_values, self.age_biases(), mask)
 
 
 def normalise(slots: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -262,3 +262,14 @@ def _split_heads(features: Tensor, heads: int) -> Tensor:
     """[B, N, D] -> [B, H, N, d]."""
     batch, count, width = features.shape
     return features.view(batch, count, heads, width // heads).transpose(1, 2)
+
+
+def check_heads(heads: int, width: int) -> None:
+    """Raise a ValueError unless `heads` divides `width`."""
+    if width % heads:
+        fitting = [count for count in range(1, width + 1) if width % count == 0]
+        nearest = [max(count for count in fitting if count < heads), *(count for count in fitting if count > heads)][:2]
+        raise ValueError(
+            f"heads must divide width, got heads = {heads} and width = {width}; use heads = "
+            f"{' or '.join(map(str, nearest))}"
+        )

@@ -12,36 +12,39 @@ leaves out of its equations, and its code does not). Positions are distances in 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms
-from ctrl.compressive.attention.block_mask import COPIES, BlockMask
+from ctrl.compressive.attention.block_attention import KeysValues, masked_score
+from ctrl.compressive.attention.block_mask import BY_DISTANCE, COPIES, BlockMask
 from ctrl.compressive.attention.memory_attention import MemoryAttention, NoNorm, SlotNorm
 
 
 class RelativeAttention(MemoryAttention):
     """Attention by content and by the sinusoids of the distance in slots.
 
-    :param distances: number of distances, from 0 on
+    :param distances: number of distances, from 0 on; the other arguments are those of `MemoryAttention`
     """
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, distances: int, **options: bool) -> None:
+    BUCKETS = BY_DISTANCE
+
+    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, distances: int, **options: Any) -> None:
         super().__init__(width, heads, norm, **options)
         self.position_key = nn.Linear(width, width, bias=False)  # W_r
         self.content_bias = nn.Parameter(torch.zeros(heads, width // heads))  # u
         self.position_bias = nn.Parameter(torch.zeros(heads, width // heads))  # v
         self.register_buffer("sinusoids", sinusoids(distances, width), persistent=False)
 
-    def _read(
-        self, queries: Tensor, keys_values: KeysValues, terms: ScoreTerms, mask: BlockMask
+    def _attend(
+        self, queries: Tensor, time_queries: Tensor | None, keys_values: KeysValues, mask: BlockMask
     ) -> tuple[Tensor, Tensor]:
         encodings = self.get_buffer("sinusoids").to(self.position_key.weight)
         position_keys = self.position_key(encodings).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [H, E, d]
         biases = self.content_bias, self.position_bias
-        return relative_attention(queries, keys_values, position_keys, biases, terms, mask)
+        return relative_attention(queries, time_queries, keys_values, position_keys, biases, mask)
 
 
 def sinusoids(count: int, width: int) -> Tensor:
@@ -53,41 +56,39 @@ def sinusoids(count: int, width: int) -> Tensor:
 
 def relative_attention(
     queries: Tensor,
+    time_queries: Tensor | None,
     keys_values: KeysValues,
     position_keys: Tensor,
     biases: tuple[Tensor, Tensor],
-    terms: ScoreTerms,
     mask: BlockMask,
 ) -> tuple[Tensor, Tensor]:
     """Attend from each block's steps to its columns; sizes as in `ctrl.compressive.attention.block_attention`.
 
     :param queries: [B, T, D]
+    :param time_queries: [B, T, J K] of the first J heads; None without a clock
     :param keys_values: of all columns
     :param position_keys: [H, E, d], one for each bucket of the mask but the masked one
     :param biases: u and v, each [H, d]
-    :param terms: of the window
     :param mask: columns and buckets of each block
     :return: the heads' outputs side by side, [B, T, D], and the weights, [H, B, N, Q, W], without a graph
     """
     heads, _, features = position_keys.shape
     of_content, of_position = (bias[:, None, None, None] for bias in biases)
     query = mask.split(queries).unflatten(3, (heads, -1)).movedim(3, 0)  # [H, B, N, Q, d]
-    joined = torch.cat(keys_values.parts(), dim=1)
-    if terms.emphasis is not None:
-        joined = joined * terms.emphasis[:, :, None]
-    columns = joined.index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)
+    columns = keys_values.joined().index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)
     key, value = columns.unflatten(3, (2, heads, -1)).permute(3, 4, 0, 1, 2, 5)  # [H, B, N, W, d] each
     by_distance = (query + of_position) @ position_keys.transpose(1, 2)[:, None, None]  # [H, B, N, Q, E]
-    by_distance = F.pad(by_distance / math.sqrt(features), (0, 1), value=MASKED)
+    by_distance = F.pad(by_distance / math.sqrt(features), (0, 1), value=masked_score(query.dtype))
     by_content = (query + of_content) @ key.transpose(3, 4) / math.sqrt(features)  # [H, B, N, Q, W]
-    if terms.time_queries is not None and terms.time_keys is not None:
-        time_key = terms.time_keys.index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)
-        asked = mask.split(terms.time_queries).unflatten(3, (-1, time_key.shape[3])).movedim(3, 0)  # [J, B, N, Q, K]
-        by_time = asked @ time_key.transpose(2, 3)
+    if time_queries is not None and keys_values.time_keys is not None:
+        time_key = keys_values.time_keys.index_select(1, mask.columns.flatten()).unflatten(1, mask.columns.shape)
+        time_query = mask.split(time_queries).unflatten(3, (-1, time_key.shape[3])).movedim(3, 0)  # [J, B, N, Q, K]
+        by_time = time_query @ time_key.transpose(2, 3)
         by_content = torch.cat([by_content[: len(by_time)] + by_time, by_content[len(by_time) :]])
-    lost = F.pad(terms.decay, (heads - terms.decay.shape[2], 0)).index_select(1, mask.columns.flatten())
+    decay = keys_values.decay
+    lost = F.pad(decay, (heads - decay.shape[2], 0)).index_select(1, mask.columns.flatten())
     lost = lost.unflatten(1, mask.columns.shape).permute(3, 0, 1, 2)[:, :, :, None]  # [H, B, N, 1, W]
     bucket = (mask.buckets // COPIES).expand(heads, -1, -1, -1, -1)
     weights = (by_content + lost + by_distance.gather(4, bucket)).softmax(dim=4)
-    read = (weights @ value).movedim(0, 3).flatten(start_dim=3)  # [B, N, Q, D]
-    return mask.join(read, queries.shape[1]), weights.detach()
+    attended = (weights @ value).movedim(0, 3).flatten(start_dim=3)  # [B, N, Q, D]
+    return mask.join(attended, queries.shape[1]), weights.detach()

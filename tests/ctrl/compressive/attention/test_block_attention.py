@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl.compressive.attention.block_attention import MASKED, KeysValues, ScoreTerms, block_attention
+from ctrl.compressive.attention.block_attention import MASKED, KeysValues, block_attention
 from ctrl.compressive.attention.block_mask import COPIES, BlockMask, block_size, find_buckets, lay_out, masked_bucket
 from ctrl.compressive.schedule import plan_window
 from ctrl.compressive.tiers import Tier, Tiers
@@ -27,7 +27,7 @@ def band_of(length: int, tiers: Tiers = TIERS) -> tuple[BlockMask, int]:
     plan = plan_window(tiers, torch.tensor([7, 31]), reset)
     layout = lay_out(tiers, length, reset.device)
     return BlockMask(layout.columns, find_buckets(tiers, plan, layout).long(), len(layout.columns) == 1), sum(
-        tier.columns.number.shape[1] for tier in plan.tiers
+        tier.slot.shape[1] for tier in plan.tiers
     )
 
 
@@ -101,26 +101,24 @@ def test_output_and_gradients_are_those_of_plain_attention(tiers: Tiers, length:
     time_keys = torch.randn(BATCH, count, 7, dtype=torch.float64)
     emphasis = 1 + torch.rand(BATCH, count, dtype=torch.float64) if emphasised else None
     arguments = (queries, own, rest, biases, decay, time_queries)
-    terms = ScoreTerms(emphasis, decay, time_queries, time_keys)
-    read, weights = block_attention(queries, KeysValues(own, rest, START), biases, terms, mask)
+    keys_values = KeysValues(own, rest, START, emphasis, decay, time_keys)
+    found, weights = block_attention(queries, time_queries, keys_values, biases, mask)
     expected = plain_attention(*arguments, time_keys, mask, emphasis)
-    torch.testing.assert_close(read, expected)
+    torch.testing.assert_close(found, expected)
     assert not weights.requires_grad
     torch.testing.assert_close(weights.sum(dim=4), torch.ones_like(weights[..., 0]))
-    of_read = torch.randn_like(read)
-    for found, wanted in zip(
-        torch.autograd.grad(read, arguments, of_read), torch.autograd.grad(expected, arguments, of_read), strict=True
-    ):
-        torch.testing.assert_close(found, wanted)
+    of_outputs = torch.randn_like(found)
+    gradients = (torch.autograd.grad(outputs, arguments, of_outputs) for outputs in (found, expected))
+    for gradient, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_only_what_is_visible_has_weight() -> None:
     mask, count = band_of(40)
     biases = torch.randn(HEADS, masked_bucket(TIERS))
     queries, own = torch.randn(BATCH, 40, WIDTH), torch.randn(BATCH, 40, 2 * WIDTH)
-    keys_values = KeysValues(own, torch.randn(BATCH, count - 40, 2 * WIDTH), START)
-    terms = ScoreTerms(None, torch.randn(BATCH, count, 1), None, None)
-    _, weights = block_attention(queries, keys_values, biases, terms, mask)
+    rest, decay = torch.randn(BATCH, count - 40, 2 * WIDTH), torch.randn(BATCH, count, 1)
+    _, weights = block_attention(queries, None, KeysValues(own, rest, START, None, decay, None), biases, mask)
     visible = mask.buckets // COPIES != masked_bucket(TIERS)
     real = torch.arange(mask.buckets.shape[1] * mask.buckets.shape[2]).view(1, *mask.buckets.shape[1:3], 1) < 40
     assert not weights.masked_select(~visible & real).any()

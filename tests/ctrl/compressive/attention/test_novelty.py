@@ -102,7 +102,7 @@ def last_read(core: CompressiveCore, inputs: Tensor, reset: Tensor, rare: Tensor
     changed = inputs.clone()
     changed[:, 3] = rare
     reads: list[Tensor] = []
-    hook = core.layers[0].attention.register_forward_hook(lambda *passed: reads.append(passed[-1].read[:, -1]))
+    hook = core.layers[0].attention.register_forward_hook(lambda *passed: reads.append(passed[-1].outputs[:, -1]))
     core.unroll(changed, core.initial_state(len(changed)), reset)
     hook.remove()
     return reads[-1].detach()
@@ -115,7 +115,7 @@ def test_the_reconstruction_loss_compares_what_attention_reads() -> None:
     attention = core.layers[0].attention
     torch.nn.init.normal_(attention.novelty.rebuild)
     passes: list[tuple[Tensor, Tensor]] = []
-    attention.register_forward_hook(lambda _, given, attended: passes.append((given[0], attended.keys_values())))
+    attention.register_forward_hook(lambda _, given, attended: passes.append((given[0], attended.keys_values.joined())))
     inputs = torch.randn(2, 5, 3)
     core.unroll(inputs, core.initial_state(2), torch.zeros(2, 5, dtype=torch.bool))
     normed, keys_values = passes[-1]

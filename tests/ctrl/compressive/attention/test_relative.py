@@ -89,7 +89,7 @@ def test_one_layer_by_hand() -> None:
     core = hand_core()
     state, reset = core.initial_state(1), torch.zeros(1, 3, dtype=torch.bool)
     _, _, [layer_pass] = core._run_window(inputs, state, core.plan(state, reset))
-    weights, read = layer_pass.attended.weights[:, 0, 0], layer_pass.attended.read[0]
+    weights, read = layer_pass.attended.weights[:, 0, 0], layer_pass.attended.outputs[0]
     seen = layer_pass.indices.mask.buckets[0, 0, 2] // COPIES < 3
     expected = torch.tensor([[0.289250, 0.239349, 0.471401], [0.081454, 0.315029, 0.603517]])
     torch.testing.assert_close(weights[:, 2][:, seen], expected, rtol=0, atol=2e-6)
@@ -129,7 +129,7 @@ def test_rows_of_thousands_of_distances_are_told_apart() -> None:
     """The rows and their copies are more than 16 bits can number."""
     tiers, reset = (Tier(5000),), torch.zeros(1, 2, dtype=torch.bool)
     plan = plan_window(tiers, torch.tensor([4990]), reset)
-    rows = find_buckets(tiers, plan, lay_out(tiers, 2, reset.device), POSITIONS["sinusoidal"].buckets)
+    rows = find_buckets(tiers, plan, lay_out(tiers, 2, reset.device), POSITIONS["sinusoidal"].BUCKETS)
     seen = rows[0, 0, 1][rows[0, 0, 1] // COPIES < 5000] // COPIES
     assert sorted(seen.tolist()) == list(range(4992))
     assert int(rows.max()) // COPIES == 5000
