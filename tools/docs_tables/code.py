@@ -61,7 +61,7 @@ def tiers() -> Lines:
     yield "tier", "n", "rate", "steps a slot", "E", "C"
     resets = torch.zeros(1, WINDOW, dtype=torch.bool)
     for at, tier in enumerate(plan_window(core.tiers[0], core.initial_state(1).clock, resets).tiers):
-        schedule, columns = tier.schedule, tier.columns.exists.shape[1]
+        schedule, columns = tier.schedule, tier.exists.shape[1]
         rate = str(schedule.rate) if at else MISSING
         numbers = (schedule.span, columns - schedule.slots, columns)
         yield str(at), str(schedule.slots), rate, *map(str, numbers)
