@@ -11,7 +11,8 @@ from typing import Annotated, Any, Union
 import tyro
 from rich.console import Console
 
-from ctrl.experiments.bench.config import BenchConfig
+from ctrl.experiments.bench import options as bench
+from ctrl.experiments.bench.options import BenchConfig
 from ctrl.experiments.compare.ablation_config import AblateConfig
 from ctrl.experiments.config import CompareConfig, DemoConfig, EnvsConfig, EvaluateConfig, TrainConfig
 from ctrl.experiments.errors import UserError
@@ -125,6 +126,8 @@ def parse(arguments: Sequence[str]) -> object:
     """Parse the command line into a config; `--help` prints the examples below the options and exits."""
     commands: Any = Union[tuple(Annotated[one, tyro.conf.subcommand(name)] for name, (one, _) in COMMANDS.items())]  # noqa: UP007
     try:
+        if list(arguments[:1]) == ["bench"]:
+            return bench.parse(arguments[1:])
         config: object = tyro.cli(
             commands,
             prog="ctrl",

@@ -32,9 +32,9 @@ def require_at_least(least: int, options: object, *names: str) -> None:
 
 
 def require_distinct(options: object, name: str) -> None:
-    """Raise a `UserError` if the named option, a sequence of names, has one twice."""
+    """Raise a `UserError` if the named option, a sequence, has a value twice."""
     values = getattr(options, name)
-    require(len(set(values)) == len(values), f"{flag(name)} names one twice: {' '.join(values)}")
+    require(len(set(values)) == len(values), f"{flag(name)} names one twice: {' '.join(map(str, values))}")
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], *, show: int = 12) -> UserError:

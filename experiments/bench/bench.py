@@ -1,64 +1,58 @@
-"""`ctrl bench`: run a benchmark, show its table, and keep its numbers together with machine and versions."""
+"""`ctrl bench`: run a benchmark, show its tables, and keep its numbers together with machine and versions."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
+import torch
 from rich.console import Console
 
-from ctrl.experiments.bench.config import (
-    AnyBench,
-    BenchAct,
-    BenchConfig,
-    BenchEnvs,
-    BenchImpala,
-    BenchProfile,
-    BenchScale,
-    BenchTrain,
-    BenchUnroll,
-)
+from ctrl.experiments.bench.harness import Row, Table
+from ctrl.experiments.bench.options import BenchConfig, TorchOptions
 from ctrl.experiments.errors import require
 from ctrl.experiments.report import provenance
 from ctrl.experiments.runs.run_folder import write_json
-
-# Imported only when used: the benchmark of the envs needs no SB3.
-MODULES: dict[type, str] = {
-    BenchTrain: "train",
-    BenchEnvs: "envs",
-    BenchAct: "act",
-    BenchUnroll: "unroll",
-    BenchScale: "scale",
-    BenchProfile: "profile",
-    BenchImpala: "impala",
-}
 
 WIDTH = 100
 """Largest width of a table, in characters."""
 
 
-class BenchModule(Protocol):
-    """Interface of the module of a benchmark."""
+class Benchmark(Protocol):
+    """Interface of the module of a benchmark, which also has its `Options`."""
 
-    def run(self, config: AnyBench, console: Console) -> dict[str, Any]:
-        """Run the benchmark, print its table and return its part of the report."""
+    def run(self, options: Any, console: Console) -> Row:
+        """Run the benchmark and return its part of the report."""
+
+    def tables(self, report: Row) -> Sequence[Table]:
+        """List the tables of a report."""
 
 
 def run_command(config: BenchConfig, console: Console) -> int:
     """Run `ctrl bench` and return its exit code."""
-    asked = config.what
-    if asked.out is not None:
-        require(
-            asked.overwrite or not asked.out.exists(), f"--out {asked.out} exists; name another, or add --overwrite"
-        )
+    out, overwrite = config.what.out, config.what.overwrite
+    if out is not None:
+        require(overwrite or not out.exists(), f"--out {out} exists; name another, or add --overwrite")
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)  # a file or a pipe has room for a whole table
-    module = importlib.import_module(f"ctrl.experiments.bench.{MODULES[type(asked)]}")
-    measured = cast(BenchModule, module).run(asked, console)
-    if asked.out is not None:
-        versions = provenance.versions((*provenance.PACKAGES, "compressive-transformer-pytorch"))
-        about = {"command": provenance.command(), "machine": provenance.machine(), "versions": versions}
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(asked.out, about | measured)
-        console.print(f"numbers: {asked.out}", soft_wrap=True)
+    benchmark = cast(Benchmark, importlib.import_module(type(config.what).__module__))
+    report = conditions(config) | benchmark.run(config.what, console)
+    for table in benchmark.tables(report):
+        console.print(table.render(report))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, report)
+        console.print(f"numbers: {out}", soft_wrap=True)
     return 0
+
+
+def conditions(config: BenchConfig) -> Row:
+    """Return what the numbers depend on; torch gets its number of threads, if one is asked for."""
+    versions = provenance.versions((*provenance.PACKAGES, "compressive-transformer-pytorch"))
+    about = {"command": provenance.command(), "machine": provenance.machine(), "versions": versions}
+    if not isinstance(config.what, TorchOptions):
+        return about
+    if config.what.threads is not None:
+        torch.set_num_threads(config.what.threads)
+    return {**about, "torch_threads": torch.get_num_threads()}

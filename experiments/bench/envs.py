@@ -7,25 +7,24 @@ Both run the same task in one process and one thread, with actions that are draw
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
-from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from ctrl.envs import TASKS
-from ctrl.experiments.bench.config import BenchEnvs
-from ctrl.experiments.bench.turns import framed, ratio, summarise, take_turns
-from ctrl.experiments.errors import unknown
+from ctrl.experiments.bench.harness import SEED, Case, Column, Row, Table, Turn, calls_per_second, measure, turns_note
+from ctrl.experiments.bench.options import BenchOptions
+from ctrl.experiments.errors import require_at_least, unknown
+from ctrl.experiments.options import open_option
 from ctrl.experiments.report.summary import count_text
 
-SEED = 0
 TURN_SECONDS = 0.8
 WARM_UP = 3
 """Number of calls of `step` at the start of a turn that are not timed."""
@@ -47,33 +46,20 @@ Builder = Callable[[], VectorEnv[Any, Any, Any]]
 
 
 @dataclass(frozen=True)
-class EnvsResult:
-    """Results of one task, in all turns."""
+class Options(BenchOptions):
+    """Speed of our native vector envs beside gymnasium's SyncVectorEnv of the same task."""
 
-    task: str
-    arguments: dict[str, Any]
-    native: list[float]
-    """Env steps per second of our vector env in each turn, all copies together."""
-    sync: list[float]
-    """Env steps per second of `SyncVectorEnv` in each turn, all copies together."""
+    num_envs: int = 256
+    """Number of copies of a task that are stepped together."""
+    tasks: Annotated[tuple[str, ...], open_option("all of ours", "[ID ...]")] = ()
+    """Tasks to measure."""
 
-    @property
-    def name(self) -> str:
-        """Id of the task, and the values of its arguments that differ from the default."""
-        return " ".join([self.task, *map(str, self.arguments.values())])
-
-    @property
-    def ratio(self) -> float:
-        """Speed of our vector env, as a multiple of the speed of `SyncVectorEnv`."""
-        return ratio(self.native, self.sync)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the turns, their medians and ranges, and the ratio."""
-        summed = {form: summarise(speeds) for form, speeds in (("native", self.native), ("sync", self.sync))}
-        return {**asdict(self), "steps_per_second": summed, "ratio": self.ratio}
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "num_envs")
 
 
-def cases(tasks: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+def measured(tasks: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Return the ids to measure with their arguments: of the given tasks, or of all our tasks if none is given.
 
     :raises UserError: for an id that is not one of ours
@@ -90,60 +76,60 @@ def builder(task: str, form: str, num_envs: int, arguments: dict[str, Any]) -> B
     return partial(gym.make_vec, task, num_envs=num_envs, **options)
 
 
-def run_turn(build: Builder, seconds: float) -> float:
+def steps_per_second(build: Builder, seconds: float) -> float:
     """Return the env steps per second of all copies together, measured over at least `seconds`."""
-    envs = build()
-    envs.action_space.seed(SEED)
-    actions = itertools.cycle([np.asarray(envs.action_space.sample()) for _ in range(DRAWN)])
-    envs.reset(seed=SEED)
-    for action in itertools.islice(actions, WARM_UP):
-        envs.step(action)
-    calls, begin = 0, time.perf_counter()
-    while (spent := time.perf_counter() - begin) < seconds:
-        envs.step(next(actions))
-        calls += 1
-    envs.close()
-    return calls * envs.num_envs / spent
+    with closing(build()) as envs:
+        envs.action_space.seed(SEED)
+        actions = itertools.cycle([np.asarray(envs.action_space.sample()) for _ in range(DRAWN)])
+        envs.reset(seed=SEED)
+        for action in itertools.islice(actions, WARM_UP):
+            envs.step(action)
+        return envs.num_envs * calls_per_second(lambda: envs.step(next(actions)), seconds)
 
 
-def measure(config: BenchEnvs, console: Console) -> list[EnvsResult]:
+def turn(native: Builder, sync: Builder) -> Turn:
+    """Measure both forms of a task, one after the other."""
+    speeds = [steps_per_second(build, TURN_SECONDS) for build in (native, sync)]
+    return {"native": speeds[0], "sync": speeds[1], "ratio": speeds[0] / speeds[1]}
+
+
+def run(options: Options, console: Console) -> Row:
     """Measure both forms of each task in turns."""
-    results = []
-    for task, arguments in cases(config.tasks):
-        turns = take_turns(
-            {form: partial(run_turn, builder(task, form, config.num_envs, arguments), TURN_SECONDS) for form in FORMS},
-            config.repeats,
-        )
-        results.append(EnvsResult(task, arguments, turns["native"], turns["sync"]))
-        console.print(f"{results[-1].name}: {count_text(round(median(turns['native'])))} steps/s", soft_wrap=True)
-    return results
-
-
-def envs_table(results: Sequence[EnvsResult], num_envs: int) -> RenderableType:
-    """Build the table of the benchmark."""
     rows = []
-    for result in results:
-        native, lowest, highest, sync = (
-            count_text(round(speed))
-            for speed in (median(result.native), min(result.native), max(result.native), median(result.sync))
+    for task, arguments in measured(options.tasks):
+        forms = (builder(task, form, options.num_envs, arguments) for form in FORMS)
+        case = Case(name_of(task, arguments), {"task": task, "arguments": arguments}, partial(turn, *forms))
+        rows += measure([case], options.repeats, console)
+    for row in rows:
+        row["steps_per_second"] = {form: row.pop(form) for form in FORMS}
+    return {"sizes": {"num_envs": options.num_envs, "turn_seconds": TURN_SECONDS, "seed": SEED}, "tasks": rows}
+
+
+def name_of(task: str, arguments: dict[str, Any]) -> str:
+    """Return the id of a task, and the values of its arguments that differ from the default."""
+    return " ".join([task, *map(str, arguments.values())])
+
+
+def tables(report: Row) -> list[Table]:
+    """List the only table."""
+    return [
+        Table(
+            f"native vector envs, {report['sizes']['num_envs']} copies, all their steps together",
+            report["tasks"],
+            [
+                Column("task", lambda row: name_of(row["task"], row["arguments"])),
+                Column.median("steps/s", "native", _short),
+                Column.range("range", "native", _short),
+                Column.median("Sync\nVectorEnv", "sync", _short),
+                Column.median("ratio", "ratio", lambda ratio: f"{ratio:.1f}"),
+            ],
+            [
+                turns_note(report["tasks"], "one process, one thread; actions drawn beforehand"),
+                "ratio of steps/s to SyncVectorEnv",
+            ],
         )
-        rows.append([result.name, native, f"{lowest}–{highest}", sync, f"{result.ratio:.1f}"])
-    turns = len(results[0].native)
-    return framed(
-        f"native vector envs, {num_envs} copies, all their steps together",
-        ["task", "steps/s", "range", "SyncVectorEnv", "ratio"],
-        rows,
-        [
-            f"median of {turns} interleaved turns; one process, one thread; actions drawn beforehand",
-            "ratio of steps/s to SyncVectorEnv",
-        ],
-        gap=1,
-    )
+    ]
 
 
-def run(config: BenchEnvs, console: Console) -> dict[str, Any]:
-    """Run the benchmark, print its table and return its part of the report."""
-    results = measure(config, console)
-    console.print(envs_table(results, config.num_envs))
-    sizes = {"num_envs": config.num_envs, "turn_seconds": TURN_SECONDS, "seed": SEED}
-    return {"sizes": sizes, "tasks": [result.to_json() for result in results]}
+def _short(speed: float) -> str:
+    return count_text(round(speed))

@@ -9,42 +9,41 @@ env step counts when a learner has it.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 
-from ctrl.experiments.bench.config import BenchImpala
-from ctrl.experiments.bench.train import TARGET, make_cartpole, matched_config, memory_config
-from ctrl.experiments.bench.turns import (
-    framed,
-    range_text,
-    ratio,
-    ratio_text,
-    shower,
-    summarise,
-    take_turns,
-    use_threads,
+from ctrl.experiments.bench.agents import (
+    MINIBATCHES,
+    PAPER,
+    fresh_agent,
+    make_cartpole,
+    matched_config,
+    memory_config,
+    target_of,
 )
+from ctrl.experiments.bench.harness import Case, Column, Row, Table, Turn, measure, turns_note, values
+from ctrl.experiments.bench.options import Names, TorchOptions, require_names
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.errors import UserError
-from ctrl.experiments.options import ImpalaOptions
+from ctrl.experiments.errors import UserError, require, require_at_least
+from ctrl.experiments.options import ImpalaOptions, open_option
+from ctrl.experiments.report.summary import MISSING
 from ctrl.experiments.runs.build import build_model, parameter_count
 
 WINDOW = 64
-"""Steps of a window of IMPALA, ours and RLlib's; those of PPO have 128, see `ctrl.experiments.bench.train`."""
+"""Steps of a window of IMPALA, ours and RLlib's; those of PPO have 128, see `ctrl.experiments.bench.agents`."""
 WARM_UP = 5.0
 """Seconds that are not timed, counted from the first steps that reach a learner."""
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "rllib_impala.py"
+SCRIPT = Path(__file__).with_name("rllib_impala.py")
 
 LABELS = {
     "impala_compressive": "MemoryImpala compressive",
@@ -55,16 +54,36 @@ LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class Turn:
-    """Results of one agent in one turn."""
+AGENTS = tuple(LABELS)
+"""Agents: algorithm and core."""
 
-    steps_per_second: float
-    parameters: int
-    policy_lag: float | None = None
-    """Number of updates by which the acting weights were older, at the end; None for PPO and if it is not reported."""
-    ray: str | None = None
-    """Version of ray, for RLlib only; the other versions in the report are those of our own environment."""
+
+@dataclass(frozen=True)
+class Options(TorchOptions):
+    """Training speed of MemoryImpala beside MemoryPPO and RLlib's IMPALA with its LSTM, on all CPU cores."""
+
+    actors: int = 2
+    """Number of actor processes, of MemoryImpala and of RLlib."""
+    num_envs: int = 8
+    """Number of copies of the task in each actor process; MemoryPPO steps all of them together."""
+    agents: Names = AGENTS[:-1]
+    """Agents to measure: impala_compressive, impala_lstm, ppo_compressive, ppo_lstm, and with --rllib rllib_lstm."""
+    rllib: Annotated[Path | None, open_option("leave RLlib out", "PYTHON")] = None
+    """Python of a separate environment where RLlib is installed: pip install "ray[rllib]==2.60.0" torch."""
+    seconds: float = 20.0
+    """Number of timed seconds in a turn, after some that are not timed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "actors", "num_envs")
+        multiple = self.num_envs % MINIBATCHES == 0
+        require(multiple, f"--num-envs must be a multiple of {MINIBATCHES}, got {self.num_envs}")
+        require(self.seconds > 0, f"--seconds must be above 0, got {self.seconds}")
+        require_names("agent", self, AGENTS)
+        asked = "rllib_lstm" in self.agents
+        require(not asked or self.rllib is not None, "--agents rllib_lstm needs --rllib PYTHON")
+        runs = self.rllib is None or shutil.which(self.rllib) is not None
+        require(runs, f"--rllib must be a Python that can be run, got {self.rllib}")
 
 
 class Timed(BaseCallback):
@@ -100,131 +119,104 @@ class _Done(Exception):
     """Signal that the time of the turn is up."""
 
 
-def configs(asked: BenchImpala) -> dict[str, TrainConfig]:
-    """Return the configs of our own agents among those to measure, with matched parameter counts."""
-    env = make_cartpole(asked.num_envs)
-    try:
-        target = parameter_count(build_model(memory_config(TARGET), env))
-        cores = {core: matched_config(core, env, target) for core in (TARGET, "lstm")}
-    finally:
-        env.close()
+def configs(options: Options) -> tuple[dict[str, TrainConfig], int]:
+    """Return the configs of our own agents among those to measure, and the number of parameters that all have."""
+    with closing(make_cartpole(options.num_envs)) as env:
+        target = target_of(PAPER, env)
+        cores = {core: matched_config(memory_config(core), env, target) for core in (PAPER, "lstm")}
     found = {}
-    for agent in asked.agents:
+    for agent in options.agents:
         algorithm, _, core = agent.partition("_")
         if algorithm == "ppo":
             found[agent] = cores[core]
         if algorithm == "impala":
             # Options that only PPO has go back to their default, since IMPALA refuses them.
             ppo = replace(cores[core].ppo, n_steps=WINDOW, n_epochs=type(cores[core].ppo).n_epochs)
-            found[agent] = replace(
-                cores[core], algorithm="impala", ppo=ppo, impala=ImpalaOptions(num_actors=asked.actors)
-            )
-    return found
+            impala = ImpalaOptions(num_actors=options.actors)
+            found[agent] = replace(cores[core], algorithm="impala", ppo=ppo, impala=impala)
+    return found, target
 
 
-def envs_of_a_process(agent: str, asked: BenchImpala) -> int:
+def envs_of_a_process(agent: str, options: Options) -> int:
     """Return the number of envs of each acting process, so that all agents have equally many in total."""
-    return asked.num_envs * (asked.actors if agent.startswith("ppo") else 1)
+    return options.num_envs * (options.actors if agent.startswith("ppo") else 1)
 
 
-def run_turn(config: TrainConfig, num_envs: int, seconds: float) -> Turn:
-    """Train a fresh agent of ours and return its results."""
-    env = make_cartpole(num_envs)
-    try:
-        model = build_model(config, env)
-        model.set_logger(Logger(folder=None, output_formats=[]))
+def turn(config: TrainConfig, num_envs: int, seconds: float) -> Turn:
+    """Train a fresh agent of ours.
+
+    :return: `policy_lag` is the number of updates by which the acting weights were older at the end, for IMPALA only
+    """
+    with fresh_agent(partial(build_model, config), num_envs) as model:
         watch = Timed(seconds)
         with suppress(_Done):
-            model.learn(10**9, callback=watch, log_interval=None)  # type: ignore[arg-type]
-        return Turn(watch.speed, parameter_count(model), model.logger.name_to_value.get("train/policy_lag"))
-    finally:
-        env.close()
+            model.learn(10**9, callback=watch, log_interval=None)
+        lag = model.logger.name_to_value.get("train/policy_lag")
+        return {
+            "steps_per_second": watch.speed,
+            "parameters": parameter_count(model),
+            **({} if lag is None else {"policy_lag": lag}),
+        }
 
 
-def run_rllib(asked: BenchImpala, parameters: int) -> Turn:
-    """Train RLlib's agent in its own Python environment and return its results.
+def rllib_turn(options: Options, parameters: int) -> Turn:
+    """Train RLlib's agent in its own Python environment.
 
+    :return: the version of `ray` too; the other versions in the report are those of our own environment
     :raises UserError: if it fails; the message has the end of its stderr
     """
-    options = {
+    flags = {
         "--parameters": parameters,
-        "--actors": asked.actors,
-        "--envs": asked.num_envs,
+        "--actors": options.actors,
+        "--envs": options.num_envs,
         "--window": WINDOW,
-        "--seconds": asked.seconds,
+        "--seconds": options.seconds,
         "--warm-up": WARM_UP,
     }
-    words = [str(word) for pair in options.items() for word in pair]
-    result = subprocess.run([str(asked.rllib), str(TOOL), *words], capture_output=True, text=True)
+    words = [str(word) for pair in flags.items() for word in pair]
+    # Isolated (-I): the names of the files beside the script would hide modules of the standard library.
+    result = subprocess.run([str(options.rllib), "-I", str(SCRIPT), *words], capture_output=True, text=True)
     lines = result.stdout.strip().splitlines()
     if result.returncode or not lines:
-        raise UserError(f"--rllib {asked.rllib} failed:\n{result.stderr.strip()[-2000:]}")
+        raise UserError(f"--rllib {options.rllib} failed:\n{result.stderr.strip()[-2000:]}")
     told = json.loads(lines[-1])
-    return Turn(told["steps_per_second"], told["parameters"], ray=told["ray"])
+    return {name: told[name] for name in ("steps_per_second", "parameters", "ray")}
 
 
-def measure(asked: BenchImpala, console: Console) -> dict[str, list[Turn]]:
+def run(options: Options, console: Console) -> Row:
     """Measure the agents in turns."""
-    ours = configs(asked)
-    env = make_cartpole(asked.num_envs)
-    try:
-        parameters = parameter_count(build_model(memory_config(TARGET), env))
-    finally:
-        env.close()
-    workers: dict[str, Callable[[], Turn]] = {}
-    for agent in asked.agents:
+    ours, parameters = configs(options)
+    cases = []
+    for agent in options.agents:
+        train = partial(rllib_turn, options, parameters)
         if agent in ours:
-            workers[agent] = partial(run_turn, ours[agent], envs_of_a_process(agent, asked), asked.seconds)
-        else:
-            workers[agent] = partial(run_rllib, asked, parameters)
-    show = shower(console, asked.repeats, lambda turn: f"{turn.steps_per_second:8,.0f} steps/s")
-    return take_turns(workers, asked.repeats, show)
+            train = partial(turn, ours[agent], envs_of_a_process(agent, options), options.seconds)
+        cases.append(Case(agent, {"agent": agent}, train))
+    sizes = {"actors": options.actors, "num_envs": options.num_envs, "window": WINDOW, "seconds": options.seconds}
+    return {"sizes": sizes, "agents": measure(cases, options.repeats, console, {"ratio_to_last": options.agents[-1]})}
 
 
-def impala_table(turns: dict[str, list[Turn]], asked: BenchImpala, threads: int) -> RenderableType:
-    """Build the table of the benchmark."""
-    reference = asked.agents[-1]
-    return framed(
-        f"training on CartPole without velocities, {asked.actors} × {asked.num_envs} envs",
-        ["agent", "params", "steps/s", "range", "lag", "ratio"],
-        [_cells(agent, turns, reference) for agent in turns],
-        [
-            f"median of {asked.repeats} interleaved turns of {asked.seconds:g} s; ratio of steps/s to the last row",
-            "lag: updates by which the weights that acted were older",
-            "torch threads: of MemoryPPO; MemoryImpala's learner has as many as its actors leave it cores",
-        ],
-        threads,
-    )
-
-
-def _cells(agent: str, turns: dict[str, list[Turn]], reference: str) -> Sequence[str]:
-    mine = turns[agent]
-    speeds = [turn.steps_per_second for turn in mine]
-    lags = [turn.policy_lag for turn in mine if turn.policy_lag is not None]
+def tables(report: Row) -> list[Table]:
+    """List the only table."""
+    sizes, rows = report["sizes"], report["agents"]
     return [
-        LABELS[agent],
-        f"{mine[0].parameters:,}",
-        f"{median(speeds):,.0f}",
-        range_text(speeds),
-        f"{median(lags):.1f}" if lags else "–",
-        ratio_text(ratio(speeds, [turn.steps_per_second for turn in turns[reference]])),
+        Table(
+            f"training on CartPole without velocities, {sizes['actors']} × {sizes['num_envs']} envs",
+            rows,
+            [
+                Column("agent", lambda row: LABELS[row["agent"]]),
+                Column("params", lambda row: f"{row['turns'][0]['parameters']:,}"),
+                Column.median("steps/s", "steps_per_second"),
+                Column.range("range", "steps_per_second"),
+                Column(
+                    "lag", lambda row: f"{median(values(row, 'policy_lag')):.1f}" if "policy_lag" in row else MISSING
+                ),
+                Column.ratio("ratio", "ratio_to_last"),
+            ],
+            [
+                turns_note(rows, f"each {sizes['seconds']:g} s; ratio of steps/s to the last row"),
+                "lag: updates by which the weights that acted were older",
+                "torch threads: of MemoryPPO; MemoryImpala's learner has as many as its actors leave it cores",
+            ],
+        )
     ]
-
-
-def run(config: BenchImpala, console: Console) -> dict[str, Any]:
-    """Run the benchmark, print its table and return its part of the report."""
-    threads = use_threads(config.threads)
-    turns = measure(config, console)
-    console.print(impala_table(turns, config, threads))
-    return {
-        "torch_threads": threads,
-        "sizes": {"actors": config.actors, "num_envs": config.num_envs, "window": WINDOW, "seconds": config.seconds},
-        "agents": [
-            {
-                "agent": agent,
-                "turns": [asdict(turn) for turn in each],
-                "steps_per_second": summarise([turn.steps_per_second for turn in each]),
-            }
-            for agent, each in turns.items()
-        ],
-    }

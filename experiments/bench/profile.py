@@ -17,37 +17,63 @@ env, buffer and policy; the library itself has none. Phases do not overlap:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.console import Console, RenderableType
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecEnv
+from rich.console import Console
 from torch import Tensor
 
 from ctrl.agents import MemoryPPO
-from ctrl.experiments.bench.config import MINIBATCHES, BenchProfile
-from ctrl.experiments.bench.train import N_EPOCHS, N_STEPS, agents, make_cartpole
-from ctrl.experiments.bench.turns import SEED, framed, number_of, shower, summarise, take_turns, use_threads
+from ctrl.experiments.bench.agents import MINIBATCHES, N_EPOCHS, N_STEPS, Builder, agents, fresh_agent
+from ctrl.experiments.bench.harness import (
+    SEED,
+    Case,
+    Column,
+    Row,
+    Table,
+    Turn,
+    measure,
+    milliseconds,
+    turns_note,
+    values,
+)
+from ctrl.experiments.bench.options import (
+    Integers,
+    Names,
+    TorchOptions,
+    require_numbers,
+    require_some,
+)
+from ctrl.experiments.errors import require_at_least
+from ctrl.experiments.options import require_core
 
 PHASES = ("env", "act", "buffer", "plan", "advantage", "forward", "backward", "optimizer", "rest")
 
-Turn = dict[str, float]
-"""Seconds of an update by phase, and of the whole update under `TOTAL`."""
 TOTAL = "total"
+"""Name of the whole update among the phases."""
 
 
-class Case(NamedTuple):
-    """Core and number of envs to measure."""
+@dataclass(frozen=True)
+class Options(TorchOptions):
+    """Time of an update of MemoryPPO by phase."""
 
-    core: str
-    num_envs: int
+    num_envs: Integers = (8, 64)
+    """Numbers of copies of the task that are stepped together; each is measured."""
+    cores: Names = ("compressive",)
+    """Memories to measure: compressive, transformer_xl, gtrxl, lstm, gru, mingru, feedforward."""
+    updates: int = 4
+    """Number of timed updates in a turn, after one that is not timed."""
 
-    def __str__(self) -> str:
-        return f"{self.core}, {self.num_envs} envs"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_numbers(self, "num_envs", of=MINIBATCHES)
+        require_at_least(1, self, "updates")
+        require_some(self, "cores")
+        for core in self.cores:
+            require_core(core)
 
 
 class Clocks:
@@ -119,88 +145,69 @@ class Clocks:
         self._mark = now
 
 
-@dataclass(frozen=True)
-class ProfileResult:
-    """Results of one core at one number of envs, in all turns."""
-
-    core: str
-    num_envs: int
-    turns: list[Turn]
-
-    def milliseconds(self, phase: str) -> float:
-        """Return the milliseconds of a phase in an update, median over the turns."""
-        return 1e3 * median(turn[phase] for turn in self.turns)
-
-    def share(self, phase: str) -> float:
-        """Return the share of a phase in an update: the median over turns of the share within a turn."""
-        return median(turn[phase] / turn[TOTAL] for turn in self.turns)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the results of all turns, and their median and range, as plain data."""
-        seconds = {phase: summarise([turn[phase] for turn in self.turns]) for phase in (*PHASES, TOTAL)}
-        shares = {phase: self.share(phase) for phase in PHASES}
-        about = {"core": self.core, "num_envs": self.num_envs, "turns": self.turns}
-        return {**about, "seconds_per_update": seconds, "share": shares}
-
-
 def per_update(seconds: Mapping[str, float], total: float, updates: int) -> Turn:
-    """Return the seconds of an update by phase; the phase `rest` has the time that no clock counted."""
+    """Return the seconds of an update, and of its phases; the phase `rest` has the time that no clock counted."""
     rest = total - sum(seconds.values())
-    return {phase: each / updates for phase, each in {**seconds, "rest": rest, TOTAL: total}.items()}
+    return {phase: each / updates for phase, each in {TOTAL: total, **seconds, "rest": rest}.items()}
 
 
-def run_turn(build: Callable[[VecEnv], Any], num_envs: int, updates: int) -> Turn:
+def turn(build: Builder, num_envs: int, updates: int) -> Turn:
     """Train a fresh agent for one update without clocks and `updates` with them; return the seconds of an update."""
-    env = make_cartpole(num_envs)
-    try:
-        model = build(env)
-        model.set_logger(Logger(folder=None, output_formats=[]))
+    with fresh_agent(build, num_envs) as model:
         model.learn(num_envs * N_STEPS)
         clocks = Clocks(model)
         begin = time.perf_counter()
         model.learn(updates * num_envs * N_STEPS, reset_num_timesteps=False)
         return per_update(clocks.seconds, time.perf_counter() - begin, updates)
-    finally:
-        env.close()
 
 
-def measure(config: BenchProfile, console: Console) -> list[ProfileResult]:
+def share(row: Row, phase: str) -> float:
+    """Return the share of a phase in an update: the median over turns of the share within a turn."""
+    shares: list[float] = [turn[phase] / turn[TOTAL] for turn in row["turns"]]
+    return median(shares)
+
+
+def run(options: Options, console: Console) -> Row:
     """Measure all cores at all numbers of envs in turns."""
-    builders, _ = agents(config.cores)
-    workers = {
-        Case(core, num_envs): partial(run_turn, builders[core], num_envs, config.updates)
-        for core in config.cores
-        for num_envs in config.num_envs
-    }
-    show = shower(console, config.repeats, lambda turn: f"{1e3 * turn[TOTAL]:8,.0f} ms an update")
-    turns = take_turns(workers, config.repeats, show)
-    return [ProfileResult(*case, each) for case, each in turns.items()]
-
-
-def profile_table(results: Sequence[ProfileResult], threads: int) -> RenderableType:
-    """Build the table of one core, with two columns for each number of envs."""
-    columns = ["phase", *(head for result in results for head in (f"{result.num_envs} envs\nms", "\nshare"))]
-    rows = [[phase, *(cell for result in results for cell in _cells(result, phase))] for phase in (*PHASES, TOTAL)]
-    notes = [
-        f"median of {len(results[0].turns)} interleaved turns; ms of an update and share of all of it",
-        f"CartPole without velocities, {N_STEPS} steps, {N_EPOCHS} epochs × {MINIBATCHES} minibatches",
+    builders, _ = agents(options.cores)
+    cases = [
+        Case(
+            f"{core}, {num_envs} envs",
+            {"core": core, "num_envs": num_envs},
+            partial(turn, builders[core], num_envs, options.updates),
+        )
+        for core in options.cores
+        for num_envs in options.num_envs
     ]
-    return framed(f"phases of an update, MemoryPPO {results[0].core}", columns, rows, notes, threads)
+    rows = measure(cases, options.repeats, console)
+    for row in rows:
+        row["seconds_per_update"] = {phase: row.pop(phase) for phase in (*PHASES, TOTAL)}
+        row["share"] = {phase: share(row, phase) for phase in PHASES}
+    sizes = {"n_steps": N_STEPS, "n_epochs": N_EPOCHS, "minibatches": MINIBATCHES, "updates": options.updates}
+    return {"sizes": {**sizes, "num_envs": options.num_envs, "seed": SEED}, "cores": rows}
 
 
-def _cells(result: ProfileResult, phase: str) -> tuple[str, str]:
-    return number_of(result.milliseconds(phase)), "" if phase == TOTAL else f"{result.share(phase):.1%}"
+def tables(report: Row) -> list[Table]:
+    """List one table a core."""
+    cores = dict.fromkeys(row["core"] for row in report["cores"])
+    return [_table([row for row in report["cores"] if row["core"] == core]) for core in cores]
 
 
-def run(config: BenchProfile, console: Console) -> dict[str, Any]:
-    """Run the benchmark, print its tables and return its part of the report."""
-    threads = use_threads(config.threads)
-    results = measure(config, console)
-    for core in config.cores:
-        console.print(profile_table([result for result in results if result.core == core], threads))
-    sizes = {"n_steps": N_STEPS, "n_epochs": N_EPOCHS, "minibatches": MINIBATCHES, "updates": config.updates}
-    return {
-        "torch_threads": threads,
-        "sizes": {**sizes, "num_envs": config.num_envs, "seed": SEED},
-        "cores": [result.to_json() for result in results],
-    }
+def _table(rows: list[Row]) -> Table:
+    """Build the table of one core: a row for each phase, and two columns for each number of envs."""
+    return Table(
+        f"phases of an update, MemoryPPO {rows[0]['core']}",
+        (*PHASES, TOTAL),
+        [Column("phase", str), *(column for row in rows for column in _columns(row))],
+        [
+            turns_note(rows, "ms of an update and share of all of it"),
+            f"CartPole without velocities, {N_STEPS} steps, {N_EPOCHS} epochs × {MINIBATCHES} minibatches",
+        ],
+    )
+
+
+def _columns(row: Row) -> list[Column]:
+    return [
+        Column(f"{row['num_envs']} envs\nms", lambda phase: milliseconds(median(values(row, phase)))),
+        Column("\nshare", lambda phase: "" if phase == TOTAL else f"{share(row, phase):.1%}"),
+    ]

@@ -13,43 +13,39 @@ import itertools
 import os
 import platform
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 import ctrl
 from ctrl import Tier
 from ctrl.core import Acting
-from ctrl.experiments.bench.config import BenchScale
-from ctrl.experiments.bench.train import N_STEPS, make_cartpole, memory_config
-from ctrl.experiments.bench.turns import (
+from ctrl.experiments.bench.agents import N_STEPS, fresh_agent, memory_config
+from ctrl.experiments.bench.cores import INPUT_SIZE, WARM_UP, drawn, warm_state
+from ctrl.experiments.bench.harness import (
     SEED,
-    framed,
-    number_of,
-    range_text,
-    ratio,
-    ratio_text,
+    Case,
+    Column,
+    Row,
+    Table,
+    Turn,
+    measure,
+    milliseconds,
     seconds_per_call,
-    shower,
-    summarise,
-    take_turns,
-    use_threads,
-    warm_state,
+    turns_note,
 )
+from ctrl.experiments.bench.options import TorchOptions
+from ctrl.experiments.errors import require, require_at_least
 from ctrl.experiments.report.summary import bytes_text, duration_text
 from ctrl.experiments.runs.build import build_model
 
-INPUT_SIZE = 64
 SLICES = 10
-WARM_UP = 20
-"""Number of steps at the start of a turn that are not timed."""
 DRAWN = 128
 """Number of inputs drawn beforehand; they are repeated in a cycle."""
 ROLLOUT_ENVS = 8
@@ -57,16 +53,23 @@ WINDOWS = (128, 32, 16)
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Results of a tenth of the long episode."""
+class Options(TorchOptions):
+    """Cost of a long episode, and of more slots, envs and layers, in time and in bytes."""
 
-    seconds_per_step: float
-    resident_bytes: int
-    """Resident memory of the process at the end of the slice."""
+    episode_steps: int = 1_000_000
+    """Number of steps of the long episode, in one env; a multiple of 10."""
+    steps: int = 200
+    """Number of timed steps in a turn, for each number of slots, envs or layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "steps")
+        steps = self.episode_steps
+        require(steps >= 10 and steps % 10 == 0, f"--episode-steps must be a multiple of 10, got {steps}")
 
 
 @dataclass(frozen=True)
-class Case:
+class Sizes:
     """Sizes with which an acting step is timed."""
 
     slots: int = 32
@@ -74,65 +77,15 @@ class Case:
     envs: int = 16
     layers: int = 2
 
-    def __str__(self) -> str:
-        return f"{self.slots} slots, {self.envs} envs, {self.layers} layers"
-
     def core(self) -> ctrl.MemoryCore[Any]:
         """Build the core."""
         memory = [Tier(self.slots), Tier(self.slots, 4, "conv")]
         return ctrl.make_core("compressive", INPUT_SIZE, layers=self.layers, memory=memory)
 
 
-DEFAULT = Case()
-VARIED: dict[str, list[Case]] = {
-    "slots": [replace(DEFAULT, slots=slots) for slots in (8, 16, 32, 64, 128, 256)],
-    "envs": [replace(DEFAULT, envs=envs) for envs in (1, 4, 16, 64, 256)],
-    "layers": [replace(DEFAULT, layers=layers) for layers in (1, 2, 4, 8)],
-}
-"""Cases by the size that varies; `DEFAULT` is in each list."""
-
-
-@dataclass(frozen=True)
-class ScaleResult:
-    """Results of one case, in all turns."""
-
-    varied: str
-    case: Case
-    state_bytes: int
-    """Bytes of the state of one env."""
-    seconds: list[float]
-    """Seconds of one step of all envs, in each turn."""
-    ratio: float
-    """Ratio of seconds to those of `DEFAULT`."""
-
-    @property
-    def value(self) -> int:
-        """Value of the size that varies."""
-        value: int = getattr(self.case, self.varied)
-        return value
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the results of all turns, and their median and range, as plain data."""
-        return {**asdict(self), "seconds_per_step": summarise(self.seconds)}
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Bytes of a rollout of `ROLLOUT_ENVS` envs and `N_STEPS` steps."""
-
-    core: str
-    window: int
-    snapshots: int
-    """Bytes of the states that are kept, one for each window."""
-    rest: int
-    """Bytes of observations, actions and the other arrays."""
-    every_step: int
-    """Bytes of the states if there were one for each step."""
-
-    @property
-    def saving(self) -> float:
-        """Size of the whole rollout with a state for each step, as a multiple of its real size."""
-        return (self.rest + self.every_step) / (self.rest + self.snapshots)
+DEFAULT = Sizes()
+VARIED = {"slots": (8, 16, 32, 64, 128, 256), "envs": (1, 4, 16, 64, 256), "layers": (1, 2, 4, 8)}
+"""Values of each size that varies while the others are as in `DEFAULT`, whose own value is among them."""
 
 
 def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
@@ -146,14 +99,14 @@ def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
 
 def drawn_inputs(envs: int) -> itertools.cycle[torch.Tensor]:
     """Return an endless iterator over inputs [B, I]."""
-    generator = torch.Generator().manual_seed(SEED)
-    return itertools.cycle(torch.randn(DRAWN, envs, INPUT_SIZE, generator=generator).unbind())
+    return itertools.cycle(drawn(DRAWN, envs, INPUT_SIZE).unbind())
 
 
-def play_episode(acting: Acting[Any], steps: int, show: Callable[[int, Slice], None]) -> list[Slice]:
-    """Act for an episode of `steps` steps and return the results of each tenth.
+def play_episode(acting: Acting[Any], steps: int, show: Callable[[int, Row], None]) -> list[Row]:
+    """Act for an episode of `steps` steps.
 
-    :param show: called with the number (from 1) and the results of each slice when it ends
+    :param show: called with the number (from 1) and the results of each tenth when it ends
+    :return: seconds of a step in each tenth, and the resident memory of the process at its end
     """
     inputs = drawn_inputs(acting.batch_size)
     first = torch.ones(acting.batch_size, dtype=torch.bool)
@@ -162,147 +115,139 @@ def play_episode(acting: Acting[Any], steps: int, show: Callable[[int, Slice], N
     slices = []
     for number in range(1, SLICES + 1):
         seconds = seconds_per_call(lambda: acting.step(next(inputs), next(resets)), steps // SLICES)
-        slices.append(Slice(seconds, resident_bytes()))
+        slices.append({"seconds_per_step": seconds, "resident_bytes": resident_bytes()})
         show(number, slices[-1])
     return slices
 
 
-def measure_episode(steps: int, console: Console) -> list[Slice]:
+def measure_episode(steps: int, console: Console) -> Row:
     """Play the long episode in one env."""
     core = DEFAULT.core()
-    acting = core.acting(core.initial_state(1))
+    before, acting = resident_bytes(), core.acting(core.initial_state(1))
 
-    def show(number: int, slice_: Slice) -> None:
-        left = duration_text((SLICES - number) * slice_.seconds_per_step * steps / SLICES)
-        memory = bytes_text(slice_.resident_bytes)
-        console.print(f"slice {number}/{SLICES}  {1e3 * slice_.seconds_per_step:.3f} ms a step, {memory}, {left} left")
+    def show(number: int, tenth: Row) -> None:
+        left = duration_text((SLICES - number) * tenth["seconds_per_step"] * steps / SLICES)
+        milliseconds, memory = 1e3 * tenth["seconds_per_step"], bytes_text(tenth["resident_bytes"])
+        console.print(f"slice {number}/{SLICES}  {milliseconds:.3f} ms a step, {memory}, {left} left")
 
-    return play_episode(acting, steps, show)
+    return {"resident_bytes_before": before, "slices": play_episode(acting, steps, show)}
 
 
-def run_turn(core: ctrl.MemoryCore[Any], envs: int, steps: int) -> float:
-    """Return the mean seconds of a step of all envs, starting from a warm state."""
+def turn(core: ctrl.MemoryCore[Any], envs: int, steps: int) -> Turn:
+    """Time steps of all envs, starting from a warm state."""
     acting, inputs = core.acting(warm_state(core, envs)), drawn_inputs(envs)
     reset = torch.zeros(envs, dtype=torch.bool)
-    seconds_per_call(lambda: acting.step(next(inputs), reset), WARM_UP)
-    return seconds_per_call(lambda: acting.step(next(inputs), reset), steps)
+    return {"seconds_per_step": seconds_per_call(lambda: acting.step(next(inputs), reset), steps, WARM_UP)}
 
 
-def measured(
-    varied: str, state_bytes: Mapping[Case, int], turns: Mapping[Case, list[float]], default: Case = DEFAULT
-) -> list[ScaleResult]:
-    """Combine the results of the cases in which one size varies."""
-    return [
-        ScaleResult(varied, case, state_bytes[case], seconds, ratio(seconds, turns[default]))
-        for case, seconds in turns.items()
-    ]
+def measure_varied(varied: str, options: Options, console: Console) -> list[Row]:
+    """Measure the values of one size in turns."""
+    console.print(f"{varied} vary")
+    cases = []
+    for value in VARIED[varied]:
+        sizes = replace(DEFAULT, **{varied: value})
+        core = sizes.core()
+        about = {"varied": varied, "case": asdict(sizes), "state_bytes": core.state_bytes}
+        cases.append(Case(f"{varied} {value}", about, partial(turn, core, sizes.envs, options.steps)))
+    return measure(cases, options.repeats, console, {"ratio": f"{varied} {getattr(DEFAULT, varied)}"})
 
 
-def measure_cases(config: BenchScale, console: Console) -> list[ScaleResult]:
-    """Measure the cases in turns, for each size that varies."""
-    results = []
-    for varied, cases in VARIED.items():
-        console.print(f"{varied} vary")
-        cores = {case: case.core() for case in cases}
-        workers = {case: partial(run_turn, core, case.envs, config.steps) for case, core in cores.items()}
-        show = shower(console, config.repeats, lambda seconds: f"{1e3 * seconds:8.3f} ms")
-        turns = take_turns(workers, config.repeats, show)
-        results += measured(varied, {case: core.state_bytes for case, core in cores.items()}, turns)
-    return results
+def measure_rollout(core: str, window: int) -> Row:
+    """Collect a rollout and count its bytes.
 
-
-def measure_rollout(core: str, window: int) -> Rollout:
-    """Collect a rollout and count its bytes."""
+    :return: bytes of the states that are kept (`snapshots`, one for each window), of all other arrays (`rest`), and of
+        the states if there were one for each step; `ratio` is that of the whole rollout with those to its real size
+    """
     config = memory_config(core)
-    env = make_cartpole(ROLLOUT_ENVS)
-    try:
-        model = build_model(replace(config, ppo=replace(config.ppo, window=window, n_epochs=1)), env)
+    build = partial(build_model, replace(config, ppo=replace(config.ppo, window=window, n_epochs=1)))
+    with fresh_agent(build, ROLLOUT_ENVS) as model:
         model.learn(ROLLOUT_ENVS * N_STEPS)
-    finally:
-        env.close()
     buffer = model.rollout_buffer
     states = [tensor for state in buffer.snapshots.values() for tensor in (*state.core, *state[1:])]
     snapshots = sum(tensor.nbytes for tensor in states)
-    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
-    return Rollout(core, window, snapshots, sum(array.nbytes for array in arrays), snapshots * window)
+    rest = sum(value.nbytes for value in vars(buffer).values() if isinstance(value, np.ndarray))
+    return rollout_row(core, window, snapshots, rest)
 
 
-def episode_table(slices: Sequence[Slice], steps: int, before: int, threads: int) -> RenderableType:
-    """Build the table of the long episode."""
-    rows = [
-        [
-            f"{number * steps // SLICES:,}",
-            number_of(1e3 * slice_.seconds_per_step),
-            ratio_text(slice_.seconds_per_step / slices[0].seconds_per_step),
-            bytes_text(slice_.resident_bytes),
-        ]
-        for number, slice_ in enumerate(slices, start=1)
-    ]
-    notes = [
-        f"ms of a step, mean over a tenth of the episode; ratio to the first tenth; {bytes_text(before)} before it",
-    ]
-    columns = ["step", "ms a step", "ratio", "resident memory"]
-    return framed(f"one episode of {steps:,} steps in one env", columns, rows, notes, threads)
+def rollout_row(core: str, window: int, snapshots: int, rest: int) -> Row:
+    """Return the row of a rollout; see `measure_rollout`."""
+    sizes = {"core": core, "window": window, "snapshots": snapshots, "rest": rest}
+    every_step = snapshots * window
+    return {**sizes, "every_step": every_step, "ratio": (rest + every_step) / (rest + snapshots)}
 
 
-def cases_table(results: Sequence[ScaleResult], threads: int) -> RenderableType:
-    """Build the table of the cases."""
-    rows = [
-        [
-            f"{result.varied} {result.value}",
-            number_of(1e3 * median(result.seconds)),
-            range_text([1e3 * seconds for seconds in result.seconds]),
-            ratio_text(result.ratio),
-            bytes_text(result.state_bytes),
-        ]
-        for result in results
-    ]
-    default = f"{DEFAULT.slots} slots of each tier, {DEFAULT.envs} envs, {DEFAULT.layers} layers"
-    notes = [
-        f"median of {len(results[0].seconds)} interleaved turns; ms of one acting step of all envs",
-        f"ratio of ms to {default}, from which one thing varies",
-    ]
-    columns = ["with", "ms a step", "range", "ratio", "state of an env"]
-    return framed("acting, all slots full", columns, rows, notes, threads)
-
-
-def rollouts_table(results: Sequence[Rollout]) -> RenderableType:
-    """Build the table of the bytes of rollouts."""
-    rows = [
-        [
-            result.core,
-            str(result.window),
-            bytes_text(result.snapshots),
-            bytes_text(result.rest),
-            bytes_text(result.every_step),
-            ratio_text(result.saving),
-        ]
-        for result in results
-    ]
-    notes = [
-        "states: one for each window, as the buffer keeps them; each step: if there were one for each step",
-        "ratio of the whole rollout with a state for each step to the rollout as it is",
-    ]
-    columns = ["core", "window", "states", "the rest", "each step", "ratio"]
-    return framed(f"bytes of a rollout, {ROLLOUT_ENVS} envs × {N_STEPS} steps of CartPole", columns, rows, notes)
-
-
-def run(config: BenchScale, console: Console) -> dict[str, Any]:
-    """Run the benchmark, print its tables and return its part of the report."""
-    threads = use_threads(config.threads)
+def run(options: Options, console: Console) -> Row:
+    """Count the bytes of rollouts, measure the cases, and play the long episode."""
     rollouts = [measure_rollout("compressive", window) for window in WINDOWS] + [measure_rollout("lstm", N_STEPS)]
-    cases = measure_cases(config, console)
-    before = resident_bytes()
-    slices = measure_episode(config.episode_steps, console)
-    console.print(episode_table(slices, config.episode_steps, before, threads))
-    console.print(cases_table(cases, threads))
-    console.print(rollouts_table(rollouts))
-    sizes = {"episode_steps": config.episode_steps, "steps": config.steps, "warm_up": WARM_UP, "seed": SEED}
+    cases = [row for varied in VARIED for row in measure_varied(varied, options, console)]
+    sizes = {"episode_steps": options.episode_steps, "steps": options.steps, "warm_up": WARM_UP, "seed": SEED}
     return {
-        "torch_threads": threads,
         "sizes": {**sizes, "rollout_envs": ROLLOUT_ENVS, "rollout_steps": N_STEPS},
         "reference": asdict(DEFAULT),
-        "episode": {"resident_bytes_before": before, "slices": [asdict(slice_) for slice_ in slices]},
-        "cases": [result.to_json() for result in cases],
-        "rollouts": [{**asdict(result), "ratio": result.saving} for result in rollouts],
+        "episode": measure_episode(options.episode_steps, console),
+        "cases": cases,
+        "rollouts": rollouts,
     }
+
+
+def tables(report: Row) -> list[Table]:
+    """List the tables of the long episode, of the cases and of rollouts."""
+    return [_episode_table(report), _cases_table(report["cases"]), _rollouts_table(report["rollouts"])]
+
+
+def _episode_table(report: Row) -> Table:
+    steps, slices = report["sizes"]["episode_steps"], report["episode"]["slices"]
+    first, before = slices[0]["seconds_per_step"], bytes_text(report["episode"]["resident_bytes_before"])
+    return Table(
+        f"one episode of {steps:,} steps in one env",
+        list(enumerate(slices, start=1)),
+        [
+            Column("step", lambda row: f"{row[0] * steps // SLICES:,}"),
+            Column("ms a step", lambda row: milliseconds(row[1]["seconds_per_step"])),
+            Column("ratio", lambda row: f"{row[1]['seconds_per_step'] / first:.2f}"),
+            Column("resident memory", lambda row: bytes_text(row[1]["resident_bytes"])),
+        ],
+        [f"ms of a step, mean over a tenth of the episode; ratio to the first tenth; {before} before it"],
+    )
+
+
+def _cases_table(rows: list[Row]) -> Table:
+    default = f"{DEFAULT.slots} slots of each tier, {DEFAULT.envs} envs, {DEFAULT.layers} layers"
+    return Table(
+        "acting, all slots full",
+        rows,
+        [
+            Column("with", lambda row: f"{row['varied']} {row['case'][row['varied']]}"),
+            Column.median("ms a step", "seconds_per_step", milliseconds),
+            Column.range("range", "seconds_per_step", milliseconds),
+            Column.ratio("ratio", "ratio"),
+            Column("state of an env", _size("state_bytes")),
+        ],
+        [
+            turns_note(rows, "ms of one acting step of all envs"),
+            f"ratio of ms to {default}, from which one thing varies",
+        ],
+    )
+
+
+def _rollouts_table(rows: list[Row]) -> Table:
+    return Table(
+        f"bytes of a rollout, {ROLLOUT_ENVS} envs × {N_STEPS} steps of CartPole",
+        rows,
+        [
+            Column.text("core", "core"),
+            Column.text("window", "window"),
+            Column("states", _size("snapshots")),
+            Column("the rest", _size("rest")),
+            Column("each step", _size("every_step")),
+            Column.ratio("ratio", "ratio"),
+        ],
+        [
+            "states: one for each window, as the buffer keeps them; each step: if there were one for each step",
+            "ratio of the whole rollout with a state for each step to the rollout as it is",
+        ],
+    )
+
+
+def _size(name: str) -> Callable[[Row], str]:
+    return lambda row: bytes_text(row[name])

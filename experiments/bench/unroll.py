@@ -34,37 +34,45 @@ layer
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console, RenderableType
+from rich.console import Console
 from torch import Tensor, nn
 
 import ctrl
 from ctrl import Tier
 from ctrl.compressive.reconstruction import QUERY_STEPS
-from ctrl.experiments.bench.config import BenchUnroll, heads_of
-from ctrl.experiments.bench.turns import (
+from ctrl.experiments.bench.cores import parameters_of, warm_state
+from ctrl.experiments.bench.harness import (
     SEED,
-    count,
-    framed,
-    range_text,
+    Case,
+    Column,
+    Row,
+    Table,
+    Turn,
+    calls_per_second,
+    measure,
     ratio,
-    ratio_text,
-    ratios,
-    shower,
     summarise,
-    take_turns,
-    use_threads,
-    warm_state,
+    turns_note,
 )
-from ctrl.experiments.errors import UserError
+from ctrl.experiments.bench.options import (
+    Integers,
+    Names,
+    TorchOptions,
+    require_names,
+    require_numbers,
+)
+from ctrl.experiments.errors import UserError, require, require_at_least
+from ctrl.experiments.report.summary import MISSING
 
+MODELS = ("compressive", "compressive_long", "lstm", "package")
+"""Models to measure; `compressive_long` has the memory that the package needs."""
 LAYERS, SLOTS, RATE = 2, 32, 4
 PEAK = "peak"
 PEAK_SIZE = 2048
@@ -76,6 +84,35 @@ TURN_SECONDS = 0.3
 """Smallest length of a turn; batches are repeated until it is reached."""
 
 Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Options(TorchOptions):
+    """Speed of forward and backward of a window, beside torch.nn.LSTM, a published package and the hardware's peak."""
+
+    lengths: Integers = (32, 128, 512, 2048)
+    """Numbers of steps of a window; each is measured."""
+    widths: Integers = (64, 256, 512)
+    """Numbers of features of a layer; each is measured."""
+    models: Names = MODELS
+    """Models to measure; package is compressive-transformer-pytorch, and compressive_long has as much memory."""
+    tokens: int = 4096
+    """Number of steps in all windows of a batch together; a batch has at least one window."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_numbers(self, "lengths", least=2)
+        require_numbers(self, "widths")
+        require_at_least(1, self, "tokens")
+        require_names("model", self, MODELS)
+        for width in self.widths:
+            heads = heads_of(width)
+            require(width % heads == 0, f"--widths must be multiples of {heads}, got {width}")
+
+
+def heads_of(width: int) -> int:
+    """Return the number of attention heads for a width."""
+    return 4 if width <= 64 else 8
 
 
 @dataclass(frozen=True)
@@ -91,35 +128,6 @@ class Shape:
     def tokens(self) -> int:
         """Number of steps of all windows together."""
         return self.length * self.batch_size
-
-
-@dataclass(frozen=True)
-class UnrollResult:
-    """Results of one model in one case, in all turns."""
-
-    model: str
-    width: int
-    length: int
-    batch_size: int
-    parameters: int
-    memory: str
-    """Slots of a layer, such as `32,32x4`; empty if there are none."""
-    tokens_per_second: list[float]
-    """Tokens per second in each turn."""
-    share_of_peak: float | None
-    ratios: dict[str, float]
-    """Ratios of tokens per second, by `ratio_to_…`; empty if no reference was measured."""
-
-    @property
-    def label(self) -> str:
-        """Name of the model in the table."""
-        return f"compressive {self.memory}" if self.model.startswith("compressive") else self.model
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the results of all turns, and their median and range, as plain data."""
-        data = asdict(self)
-        speeds = data.pop("tokens_per_second")
-        return {**data, **data.pop("ratios"), "turns": speeds, "tokens_per_second": summarise(speeds)}
 
 
 def memory_of(model: str, length: int) -> tuple[int, int] | None:
@@ -157,7 +165,7 @@ def build(model: str, shape: Shape) -> tuple[Work, int]:
     inputs = torch.randn(shape.batch_size, shape.length, shape.width)
     if model == "lstm":
         lstm = nn.LSTM(shape.width, shape.width, LAYERS, batch_first=True)
-        return _trainer(lstm, lambda: _task_loss(lstm(inputs)[0])), count(lstm)
+        return _trainer(lstm, lambda: _task_loss(lstm(inputs)[0])), parameters_of(lstm)
     return _compressive(model, shape, inputs)
 
 
@@ -183,7 +191,7 @@ def _compressive(model: str, shape: Shape, inputs: Tensor) -> tuple[Work, int]:
         unrolled = core.unroll(inputs, state, reset)
         return _task_loss(unrolled.outputs) + unrolled.reconstruction_loss
 
-    return _trainer(core, loss), count(core)
+    return _trainer(core, loss), parameters_of(core)
 
 
 def _task_loss(outputs: Tensor) -> Tensor:
@@ -222,7 +230,7 @@ def _package(shape: Shape) -> tuple[Work, int]:
         total: Tensor = F.cross_entropy(logits.transpose(1, 2), targets) + auxiliary.sum()
         return total
 
-    return _trainer(model, loss), count(model)
+    return _trainer(model, loss), parameters_of(model)
 
 
 def _import_package() -> Any:
@@ -236,35 +244,29 @@ def _import_package() -> Any:
     return CompressiveTransformer
 
 
-def tokens_per_second(work: Work, tokens: int, seconds: float) -> float:
-    """Return the tokens per second of a batch with `tokens` tokens, measured over at least `seconds`."""
-    calls, begin = 0, time.perf_counter()
-    while True:
-        work()
-        calls += 1
-        spent = time.perf_counter() - begin
-        if spent >= seconds:
-            return calls * tokens / spent
+def turn(work: Work, tokens: int) -> Turn:
+    """Measure a batch with `tokens` tokens."""
+    return {"tokens_per_second": tokens * calls_per_second(work, TURN_SECONDS)}
 
 
-def peak_flops(size: int) -> Callable[[], float]:
+def peak_turn(size: int) -> Callable[[], Turn]:
     """Return a function that measures the FLOPs per second of a product of two float32 matrices of `size` × `size`."""
     one, other = torch.randn(2, size, size)
     result = torch.empty(size, size)
 
-    def measure() -> float:
+    def measure() -> Turn:
         begin = time.perf_counter()
         torch.mm(one, other, out=result)
-        return 2 * size**3 / (time.perf_counter() - begin)
+        return {"flops_per_second": 2 * size**3 / (time.perf_counter() - begin)}
 
     measure()
     return measure
 
 
-def cases(config: BenchUnroll) -> list[Shape]:
-    """Return the sizes of all cases."""
+def shapes(options: Options) -> list[Shape]:
+    """Return the sizes of all windows."""
     return [
-        Shape(width, length, max(1, config.tokens // length)) for width in config.widths for length in config.lengths
+        Shape(width, length, max(1, options.tokens // length)) for width in options.widths for length in options.lengths
     ]
 
 
@@ -274,79 +276,83 @@ def models_of(models: Sequence[str], length: int) -> list[str]:
     return [model for model in models if not (model == "compressive_long" and "compressive" in models and same)]
 
 
-def measured(shape: Shape, counts: Mapping[str, int], turns: Mapping[str, list[float]]) -> list[UnrollResult]:
-    """Combine the results of one case.
-
-    :param counts: numbers of parameters by model
-    :param turns: tokens per second in each turn by model, and FLOPs per second under `PEAK`
-    """
-    results = []
-    for model in counts:
-        flops, memory = flops_per_token(model, shape), memory_of(model, shape.length)
-        share = None if flops is None else flops * ratio(turns[model], turns[PEAK])
-        slots = "" if memory is None else f"{memory[0]},{memory[1]}x{RATE}"
-        sizes = (shape.width, shape.length, shape.batch_size, counts[model], slots)
-        results.append(UnrollResult(model, *sizes, turns[model], share, ratios(turns, model, REFERENCES)))
-    return results
+def case_of(model: str, shape: Shape) -> Case:
+    """Build a model and run a first batch, which warms it up."""
+    work, parameters = build(model, shape)
+    work()
+    memory = memory_of(model, shape.length)
+    slots = "" if memory is None else f"{memory[0]},{memory[1]}x{RATE}"
+    about = {"model": model, **asdict(shape), "parameters": parameters, "memory": slots}
+    return Case(model, about, partial(turn, work, shape.tokens))
 
 
-def measure_case(config: BenchUnroll, shape: Shape, peak: Callable[[], float], console: Console) -> list[UnrollResult]:
-    """Measure the models and the peak in turns, in one case."""
-    counts, workers = {}, {}
-    for model in models_of(config.models, shape.length):
-        work, counts[model] = build(model, shape)
-        work()  # warms up
-        workers[model] = partial(tokens_per_second, work, shape.tokens, TURN_SECONDS)
+def share_of_peak(row: Row, peak: Row) -> float | None:
+    """Return the share of the peak that a model reaches: the median over turns; None for the package."""
+    flops = flops_per_token(row["model"], Shape(row["width"], row["length"], row["batch_size"]))
+    return None if flops is None else flops * ratio(row["turns"], peak["turns"])
+
+
+def measure_shape(
+    options: Options, shape: Shape, peak: Callable[[], Turn], console: Console
+) -> tuple[list[Row], list[float]]:
+    """Measure the models and the peak in turns; return the rows of the models, and the FLOPs per second of the peak."""
     console.print(f"width {shape.width}, {shape.batch_size} × {shape.length} steps")
-    turns = take_turns(
-        {**workers, PEAK: peak}, config.repeats, shower(console, config.repeats, lambda speed: f"{speed:14,.0f} /s")
-    )
-    return measured(shape, counts, turns)
+    cases = [case_of(model, shape) for model in models_of(options.models, shape.length)]
+    bases = {f"ratio_to_{name}": name for name in REFERENCES}
+    *rows, highest = measure([*cases, Case(PEAK, {}, peak)], options.repeats, console, bases)
+    for row in rows:
+        row["share_of_peak"] = share_of_peak(row, highest)
+    return rows, [turn["flops_per_second"] for turn in highest["turns"]]
 
 
-def unroll_table(results: Sequence[UnrollResult], peak: Sequence[float], threads: int) -> RenderableType:
-    """Build the table of the benchmark."""
-    rows = [
-        [
-            result.label,
-            str(result.width),
-            str(result.length),
-            f"{result.parameters:,}",
-            f"{median(result.tokens_per_second):,.0f}",
-            range_text(result.tokens_per_second),
-            *(ratio_text(result.ratios.get(f"ratio_to_{name}")) for name in REFERENCES),
-            "–" if result.share_of_peak is None else f"{result.share_of_peak:.0%}",
-        ]
-        for result in results
-    ]
-    columns = ["model", "width", "T", "params", "tokens/s", "range", "to\nlstm", "to\npackage", "of\npeak"]
-    notes = [
-        f"median of {len(results[0].tokens_per_second)} interleaved turns; compressive SLOTS,SLOTSxRATE",
-        "lstm: torch.nn.LSTM; package: compressive-transformer-pytorch",
-        "to lstm, to package: ratio of tokens/s to theirs at the same width and T",
-        f"of peak: share of the {median(peak) / 1e9:,.0f} GFLOP/s of a float32 product of {PEAK_SIZE} × {PEAK_SIZE}",
-    ]
-    title = f"forward and backward of windows of T steps, {LAYERS} layers, all losses"
-    return framed(title, columns, rows, notes, threads)
-
-
-def run(config: BenchUnroll, console: Console) -> dict[str, Any]:
-    """Run the benchmark, print its table and return its part of the report."""
-    threads = use_threads(config.threads)
-    if "package" in config.models:
+def run(options: Options, console: Console) -> Row:
+    """Measure the models at all sizes of windows."""
+    if "package" in options.models:
         _import_package()
-    peak, reached = peak_flops(PEAK_SIZE), []
-
-    def measure_peak() -> float:
-        reached.append(peak())
-        return reached[-1]
-
-    results = [result for shape in cases(config) for result in measure_case(config, shape, measure_peak, console)]
-    console.print(unroll_table(results, reached, threads))
-    sizes = {"layers": LAYERS, "tokens": config.tokens, "turn_seconds": TURN_SECONDS, "seed": SEED}
+    peak = peak_turn(PEAK_SIZE)
+    rows, reached = [], []
+    for shape in shapes(options):
+        found, flops = measure_shape(options, shape, peak, console)
+        rows += found
+        reached += flops
+    sizes = {"layers": LAYERS, "tokens": options.tokens, "turn_seconds": TURN_SECONDS, "seed": SEED}
     return {
-        "torch_threads": threads,
         "sizes": {**sizes, "peak_size": PEAK_SIZE, "num_tokens": NUM_TOKENS},
         "peak_flops_per_second": {"turns": reached, **summarise(reached)},
-        "models": [result.to_json() for result in results],
+        "models": rows,
     }
+
+
+def tables(report: Row) -> list[Table]:
+    """List the only table."""
+    rows, peak = report["models"], report["peak_flops_per_second"]["median"] / 1e9
+    return [
+        Table(
+            f"forward and backward of windows of T steps, {LAYERS} layers, all losses",
+            rows,
+            [
+                Column("model", _label),
+                Column.text("width", "width"),
+                Column.text("T", "length"),
+                Column.count("params", "parameters"),
+                Column.median("tokens/s", "tokens_per_second"),
+                Column.range("range", "tokens_per_second"),
+                Column.ratio("to\nlstm", "ratio_to_lstm"),
+                Column.ratio("to\npackage", "ratio_to_package"),
+                Column(
+                    "of\npeak", lambda row: MISSING if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
+                ),
+            ],
+            [
+                turns_note(rows, "compressive SLOTS,SLOTSxRATE"),
+                "lstm: torch.nn.LSTM; package: compressive-transformer-pytorch",
+                "to lstm, to package: ratio of tokens/s to theirs at the same width and T",
+                f"of peak: share of the {peak:,.0f} GFLOP/s of a float32 product of {PEAK_SIZE} × {PEAK_SIZE}",
+            ],
+        )
+    ]
+
+
+def _label(row: Row) -> str:
+    model: str = row["model"]
+    return f"compressive {row['memory']}" if model.startswith("compressive") else model

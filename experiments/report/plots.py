@@ -27,17 +27,7 @@ COLOURS = {
     "gtrxl": "#F0E442",
     "feedforward": "#7F7F7F",
 }
-# Colours for pictures in which all series have the same core.
-SERIES_COLOURS = {
-    "MemoryPPO": "#0072B2",
-    "MemoryImpala": "#D55E00",
-    "rate 1": "#7F7F7F",
-    "rate 2": "#E69F00",
-    "rate 4": "#0072B2",
-    "rate 8": "#009E73",
-}
 OTHER_COLOURS = ("#56B4E9", "#000000")
-X_LABELS = {"steps": "environment steps", "seconds": "seconds of training"}
 GRID_POINTS = 120
 SMOOTHING = 0.03
 """Width of the moving mean, as a share of the whole run."""
@@ -53,7 +43,7 @@ Floats = NDArray[np.float64]
 
 def colour_of(core: str) -> str:
     """Return the colour of a core or another series; an unknown name gets the same colour every time."""
-    return COLOURS.get(core) or SERIES_COLOURS.get(core) or OTHER_COLOURS[sum(map(ord, core)) % len(OTHER_COLOURS)]
+    return COLOURS.get(core) or OTHER_COLOURS[sum(map(ord, core)) % len(OTHER_COLOURS)]
 
 
 def learning_curves(
@@ -63,7 +53,6 @@ def learning_curves(
     held_out: Mapping[str, Sequence[Sequence[Point]]] | None = None,
     references: Mapping[str, float] | None = None,
     metric: str | None = None,
-    by: str = "steps",
 ) -> Figure:
     """Draw the learning curve of every core, as mean and range over its seeds.
 
@@ -72,17 +61,16 @@ def learning_curves(
     :param held_out: results of held-out episodes of all seeds, by the same names; dots show their mean over the seeds
     :param references: scores of baselines by name, drawn as dashed lines
     :param metric: `success` or `return`; by default success if any curve has it
-    :param by: `steps`, or `seconds` since training began
     """
     metric = metric or metric_of(curves)
     figure = Figure(figsize=(8, 4.7), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for core, seeds in curves.items():
-        _draw_core(axes, core, seeds, metric, by)
-    dots = [_draw_held_out(axes, core, seeds, metric, by) for core, seeds in (held_out or {}).items()]
+        _draw_core(axes, core, seeds, metric)
+    dots = [_draw_held_out(axes, core, seeds, metric) for core, seeds in (held_out or {}).items()]
     for name, value in (references or {}).items():
         _draw_reference(axes, name, value, metric)
-    axes.set_xlabel(X_LABELS[by])
+    axes.set_xlabel("environment steps")
     _decorate(axes, title, metric, max((len(seeds) for seeds in curves.values()), default=1), any(dots))
     return figure
 
@@ -98,9 +86,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", facecolor="white")
 
 
-def resample(curve: Sequence[Point], metric: str, grid: Floats, by: str = "steps") -> Floats:
-    """Return the smoothed values of a curve at the steps, or seconds, of `grid`; NaN outside of the curve."""
-    steps = _positions(curve, by)
+def resample(curve: Sequence[Point], metric: str, grid: Floats) -> Floats:
+    """Return the smoothed values of a curve at the steps of `grid`; NaN outside of the curve."""
+    steps = np.array([point.steps for point in curve], dtype=np.float64)
     values = np.array([_value(point, metric) for point in curve], dtype=np.float64)
     weights = np.array([point.episodes for point in curve], dtype=np.float64)
     known = ~np.isnan(values) & (weights > 0)
@@ -120,19 +108,12 @@ def _value(point: Point, metric: str) -> float:
     return point.success if metric == "success" else point.return_
 
 
-def _positions(curve: Sequence[Point], by: str) -> Floats:
-    steps = np.array([point.steps for point in curve], dtype=np.float64)
-    return steps if by == "steps" else steps / np.array([point.steps_per_second for point in curve])
-
-
-def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> None:
-    # By seconds, seeds end at different times. The curve stops with the first, so its mean is always over all seeds.
-    ends = [_positions(curve, by)[-1] for curve in seeds if curve]
-    last = (max if by == "steps" else min)(ends, default=0)
+def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str) -> None:
+    last = max((curve[-1].steps for curve in seeds if curve), default=0)
     if last == 0:
         return
     grid = np.linspace(0, last, GRID_POINTS)
-    rows = np.stack([resample(curve, metric, grid, by) for curve in seeds if curve])
+    rows = np.stack([resample(curve, metric, grid) for curve in seeds if curve])
     seen = ~np.isnan(rows).all(axis=0)
     if not seen.any():
         return
@@ -144,12 +125,12 @@ def _draw_core(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: 
         axes.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
 
 
-def _draw_held_out(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str, by: str) -> bool:
+def _draw_held_out(axes: Axes, core: str, seeds: Sequence[Sequence[Point]], metric: str) -> bool:
     """Draw each evaluation as a dot, the mean over the seeds that have it; return True if there is any."""
     places, values = [], []
     for of_seeds in itertools.zip_longest(*seeds):
         points = [point for point in of_seeds if point is not None]
-        places.append(np.mean(_positions(points, by)))
+        places.append(np.mean([point.steps for point in points]))
         values.append(np.mean([_value(point, metric) for point in points]))
     axes.plot(
         places, values, "o", color=colour_of(core), markersize=6, markeredgecolor="white", zorder=4, clip_on=False

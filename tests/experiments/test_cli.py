@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ctrl.experiments.config
+from ctrl.experiments.bench.options import BENCHMARKS
 from ctrl.experiments.cli import EXAMPLES, main, parse
 from ctrl.experiments.config import CompareConfig, TrainConfig
 
@@ -77,7 +78,10 @@ def test_the_help_of_a_pair_of_flags_says_what_the_first_does(capsys: pytest.Cap
     assert "--overwrite Replace" in told  # where no is the default, there is nothing to say no to
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*config.py")), ids=lambda path: path.stem)
+OPTIONS = [*sorted(CONFIGS.rglob("*config.py")), *(CONFIGS / "bench" / f"{name}.py" for name in BENCHMARKS)]
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: path.stem)
 def test_help_of_an_option_is_one_line_in_the_source(path: Path) -> None:
     """A line break in a field's docstring would appear in `--help`. Longer texts are given by `help=`."""
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -9,20 +8,16 @@ from rich.console import Console
 
 from ctrl import Tier
 from ctrl.experiments.bench import act as bench
-from ctrl.experiments.bench.act import REFERENCE, WARM_UP, Prediction, measured, models, predictors, run_turn, stepper
-from ctrl.experiments.bench.config import BenchAct
-from ctrl.experiments.bench.turns import count
+from ctrl.experiments.bench.act import CORES, REFERENCE, models, predict_turn, predictors, step_turn, stepper
+from ctrl.experiments.bench.cores import WARM_UP, parameters_of
 
 
-def test_models_have_equal_parameters() -> None:
-    counts = {name: count(model) for name, model in models().items()}
+def test_models_are_what_the_page_says_and_have_equal_parameters() -> None:
+    built: Any = models()
+    assert built["compressive"].tiers == [(Tier(32, compressor="conv"), Tier(32, 4, "conv"))] * 2
+    counts = {name: parameters_of(model) for name, model in built.items()}
     assert set(counts) == {"compressive", "lstm", REFERENCE}
     assert all(number == pytest.approx(counts["compressive"], rel=0.1) for number in counts.values())
-
-
-def test_the_compressive_model_is_what_the_page_says() -> None:
-    core: Any = models()["compressive"]
-    assert core.tiers == [(Tier(32, compressor="conv"), Tier(32, 4, "conv"))] * 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -51,66 +46,41 @@ def test_lstms_compute_the_same() -> None:
     assert torch.allclose(torch.stack([step() for _ in range(3)]), expected, atol=1e-6)  # type: ignore[misc]
 
 
-def test_a_turn_starts_afresh_and_leaves_its_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, made, steps = [0.0], [], [0]
+def test_a_turn_starts_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, steps = [], []
+    monkeypatch.setattr(bench, "stepper", lambda model, size: made.append(size) or (lambda: steps.append(size)))
+    for _ in range(2):
+        step_turn(torch.nn.LSTM(2, 3), 5, 6)
+    assert made == [5, 5] and len(steps) == 2 * (WARM_UP + 6)
+
+
+def test_overhead_is_taken_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
-    def step() -> None:
-        steps[0] += 1
-        clock[0] += 1.0 if steps[0] <= WARM_UP else 0.5
+    def taking(seconds: float) -> Any:
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
 
-    def make() -> Any:
-        made.append(True)
-        return step
-
-    assert run_turn(make, 6) == 0.5
-    assert len(made) == 1 and steps == [WARM_UP + 6]
+    turn = predict_turn(taking(3.0), taking(1.0), 4)
+    assert turn == {"predict_seconds": 3.0, "core_step_seconds": 1.0, "overhead_seconds": 2.0}
 
 
-def test_ratios_are_of_time_to_torchs_lstm() -> None:
-    turns = {"compressive": [4.0, 8.0], REFERENCE: [2.0, 4.0]}
-    core, reference = measured({"compressive": 10, REFERENCE: 11}, 16, turns)
-    assert (core.ratio, reference.ratio) == (2.0, 1.0)
-    data = core.to_json()
-    assert data["seconds_per_step"] == {"median": 6.0, "range": [4.0, 8.0]}
-    assert (data["seconds"], data["batch_size"], data["parameters"]) == ([4.0, 8.0], 16, 10)
-
-
-def test_overhead_is_taken_within_a_turn() -> None:
-    prediction = Prediction("lstm", predict=[3.0, 10.0, 4.0], core_step=[1.0, 9.0, 1.0])
-    assert prediction.overhead == 2.0
-    assert prediction.to_json()["overhead_seconds"] == 2.0
-
-
-@pytest.mark.parametrize("core", bench.CORES)
+@pytest.mark.parametrize("core", CORES)
 def test_predict_and_core_start_from_the_same_state(core: str) -> None:
-    made = {name: make() for name, make in predictors(core).items()}
-    action, state = made["predict"]()  # type: ignore[misc]
-    outputs, after = made["core.step"]()  # type: ignore[misc]
+    predict, core_step = predictors(core)
+    action, state = predict()  # type: ignore[misc]
+    outputs, after = core_step()  # type: ignore[misc]
     assert action.shape == (1,) and not outputs.requires_grad
     assert len(state) == len(after) + 2
     if core == "compressive":
         assert state[0] == after.clock.numpy() > 160
 
 
-def test_tables_say_what_they_refer_to() -> None:
-    turns = {"compressive": [0.0123, 0.0123], "lstm": [0.001, 0.003], REFERENCE: [0.002, 0.002]}
-    console = Console(width=100)
-    with console.capture() as captured:
-        console.print(bench.steps_table(measured(dict.fromkeys(turns, 203_664), 256, turns), threads=1))
-        console.print(bench.predictions_table([Prediction("lstm", [0.004], [0.001])], threads=1))
-    lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
-    rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
-    assert ["compressive", "256", "203,664", "12.3", "12.3–12.3", "20,813", "6.15"] in rows
-    assert ["lstm", "4", "4–4", "1", "1–1", "3"] in rows
-    assert any("ratio of ms to torch.nn.LSTM" in line for line in lines)
-
-
 def test_the_report_has_every_batch_size() -> None:
-    report = bench.run(BenchAct(batch_sizes=(1, 3), steps=2, repeats=2), Console(quiet=True))
-    measured = {(each["model"], each["batch_size"]): each["seconds"] for each in report["steps"]}
+    report = bench.run(bench.Options(batch_sizes=(1, 3), steps=2, repeats=2), Console(quiet=True))
+    measured = {(each["model"], each["batch_size"]): each for each in report["steps"]}
     assert set(measured) == {(model, size) for size in (1, 3) for model in ("compressive", "lstm", REFERENCE)}
-    assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in measured.values())
-    assert [each["core"] for each in report["predict"]] == list(bench.CORES)
-    assert report["reference"] == REFERENCE and report["torch_threads"] >= 1
+    assert all(len(each["turns"]) == 2 and each["seconds_per_step"]["range"][0] > 0 for each in measured.values())
+    assert [measured[REFERENCE, size]["ratio"] for size in (1, 3)] == [1.0, 1.0]
+    assert [each["core"] for each in report["predict"]] == list(CORES)
+    assert report["reference"] == REFERENCE

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -12,13 +11,8 @@ from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.policies import MlpMemoryPolicy
 from ctrl.baselines.lstm_gru import LSTMCore
 from ctrl.experiments.bench import profile as bench
-from ctrl.experiments.bench.config import BenchProfile
-from ctrl.experiments.bench.profile import PHASES, TOTAL, Clocks, ProfileResult, per_update, run_turn
-from ctrl.experiments.bench.train import agents
-
-
-def turn(**seconds: float) -> dict[str, float]:
-    return {**dict.fromkeys(PHASES, 0.0), **seconds}
+from ctrl.experiments.bench.agents import agents
+from ctrl.experiments.bench.profile import PHASES, TOTAL, Clocks, per_update, share
 
 
 def test_what_no_clock_counted_is_the_rest() -> None:
@@ -28,10 +22,8 @@ def test_what_no_clock_counted_is_the_rest() -> None:
 
 def test_shares_are_taken_within_a_turn() -> None:
     # Turn 2 met a busy machine.
-    results = ProfileResult("lstm", 8, [turn(env=1.0, total=4.0), turn(env=2.0, total=8.0), turn(env=1.0, total=5.0)])
-    assert results.share("env") == 0.25
-    assert results.milliseconds("env") == 1000.0
-    assert results.to_json()["seconds_per_update"]["env"] == {"median": 1.0, "range": [1.0, 2.0]}
+    turns = [{"env": 1.0, TOTAL: 4.0}, {"env": 2.0, TOTAL: 8.0}, {"env": 1.0, TOTAL: 5.0}]
+    assert share({"turns": turns}, "env") == 0.25
 
 
 class Nested:
@@ -65,7 +57,7 @@ def test_phases_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("core", ["compressive", "feedforward"])
 def test_every_phase_is_met(core: str) -> None:
-    update = run_turn(agents((core,))[0][core], num_envs=4, updates=1)
+    update = bench.turn(agents((core,))[0][core], num_envs=4, updates=1)
     assert set(update) == {*PHASES, TOTAL}
     assert all(seconds > 0 for seconds in update.values())
     assert sum(update[phase] for phase in PHASES) == pytest.approx(update[TOTAL])
@@ -75,22 +67,8 @@ def test_the_library_is_left_as_it_was() -> None:
     classes = (MemoryPPO, MlpMemoryPolicy, WindowBuffer, Actor, LSTMCore)
     before = [dict(vars(each)) for each in classes]
     builders, _ = agents(("lstm",))
-    run_turn(builders["lstm"], num_envs=4, updates=1)
+    bench.turn(builders["lstm"], num_envs=4, updates=1)
     assert [dict(vars(each)) for each in classes] == before
-
-
-def test_the_table_fits() -> None:
-    busy: dict[str, Any] = {**dict.fromkeys(PHASES, 0.1), "act": 1.2345, TOTAL: 2.0}
-    results = [ProfileResult("compressive", num_envs, [busy, busy]) for num_envs in (8, 64, 256)]
-    console = Console(width=100)
-    with console.capture() as captured:
-        console.print(bench.profile_table(results, threads=1))
-    lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
-    rows = {cells[0]: cells[1:] for cells in (re.split(r"\s{2,}", line.strip()) for line in lines)}
-    assert rows["act"] == ["1,234", "61.7%"] * 3
-    assert rows["total"] == ["2,000"] * 3
-    assert set(PHASES) <= set(rows)
 
 
 def test_the_report_has_every_core_and_number_of_envs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,13 +76,20 @@ def test_the_report_has_every_core_and_number_of_envs(monkeypatch: pytest.Monkey
 
     def fake(build: Any, num_envs: int, updates: int) -> dict[str, float]:
         asked.append((build, num_envs))
-        return turn(env=1.0, total=2.0)
+        return {**dict.fromkeys(PHASES, 0.0), "env": 1.2345, TOTAL: 2.0 * num_envs}
 
     monkeypatch.setattr(bench, "agents", lambda names: ({n: n for n in names}, {}))
-    monkeypatch.setattr(bench, "run_turn", fake)
-    config = BenchProfile(num_envs=(4, 8), cores=("lstm", "gru"), repeats=2)
-    report = bench.run(config, Console(quiet=True))
+    monkeypatch.setattr(bench, "turn", fake)
+    report = bench.run(bench.Options(num_envs=(4, 8), cores=("lstm", "gru"), repeats=2), Console(quiet=True))
     order = [(core, envs) for core in ("lstm", "gru") for envs in (4, 8)]
     assert asked == order * 2
     assert [(each["core"], each["num_envs"]) for each in report["cores"]] == order
-    assert all(len(each["turns"]) == 2 and each["share"]["env"] == 0.5 for each in report["cores"])
+    for each in report["cores"]:
+        assert set(each) == {"core", "num_envs", "turns", "seconds_per_update", "share"}
+        assert each["seconds_per_update"]["env"] == {"median": 1.2345, "range": [1.2345, 1.2345]}
+        assert set(each["share"]) == set(PHASES)
+    tables = bench.tables(report)
+    rows = [[column.cell(row) for column in tables[1].columns] for row in tables[1].rows]
+    assert [table.title for table in tables] == [f"phases of an update, MemoryPPO {core}" for core in ("lstm", "gru")]
+    assert rows[0] == ["env", "1,234", "15.4%", "1,234", "7.7%"]
+    assert rows[-1] == ["total", "8,000", "", "16,000", ""]

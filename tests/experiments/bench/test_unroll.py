@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import builtins
-import re
 from typing import Any
 
 import pytest
@@ -9,30 +8,34 @@ from rich.console import Console
 from torch import nn
 
 from ctrl.experiments.bench import unroll as bench
-from ctrl.experiments.bench.config import MODELS, BenchUnroll
 from ctrl.experiments.bench.unroll import (
-    PEAK,
+    MODELS,
+    Options,
     Shape,
     build,
-    cases,
     flops_per_token,
     forward_multiply_adds,
-    measured,
+    heads_of,
     memory_of,
     models_of,
-    peak_flops,
-    tokens_per_second,
+    peak_turn,
+    shapes,
+    share_of_peak,
 )
 from ctrl.experiments.errors import UserError
 
 
 def test_batches_have_equal_tokens_or_one_window() -> None:
-    shapes = cases(BenchUnroll(lengths=(32, 48, 8192), widths=(64, 256)))
-    assert [(shape.width, shape.length, shape.batch_size) for shape in shapes] == [
+    found = shapes(Options(lengths=(32, 48, 8192), widths=(64, 256)))
+    assert [(shape.width, shape.length, shape.batch_size) for shape in found] == [
         *((64, 32, 128), (64, 48, 85), (64, 8192, 1)),
         *((256, 32, 128), (256, 48, 85), (256, 8192, 1)),
     ]
-    assert shapes[1].tokens == 48 * 85
+    assert found[1].tokens == 48 * 85
+
+
+def test_heads_grow_with_the_width() -> None:
+    assert [heads_of(width) for width in (32, 64, 128, 512)] == [4, 4, 8, 8]
 
 
 def test_memory_is_what_the_package_asks_for() -> None:
@@ -110,35 +113,23 @@ def rows(module: nn.Module, outputs: Any) -> list[int]:
     return [names[type(module).__name__][0][..., 0].numel()] if type(module).__name__ in names else []
 
 
-def test_speed_counts_all_tokens_of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-
-    def work() -> None:
-        clock[0] += 0.25
-
-    assert tokens_per_second(work, tokens=10, seconds=1.0) == 40.0
-    assert clock == [1.0]
-    assert tokens_per_second(work, tokens=10, seconds=0.01) == 40.0
-    assert clock == [1.25]
+def test_a_turn_counts_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "calls_per_second", lambda work, seconds: 4.0)
+    assert bench.turn(lambda: None, tokens=10) == {"tokens_per_second": 40.0}
 
 
 def test_the_peak_is_a_products_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 2.0, 2.5])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    assert peak_flops(10)() == 2 * 1000 / 0.5
+    assert peak_turn(10)() == {"flops_per_second": 2 * 1000 / 0.5}
 
 
-def test_ratios_and_the_share_are_taken_within_a_turn() -> None:
-    shape = Shape(10, 40, 2)
-    turns = {"lstm": [100.0, 50.0], "package": [25.0, 12.5], PEAK: [1.92e6, 0.96e6]}
-    lstm, package = measured(shape, {"lstm": 5, "package": 6}, turns)
-    assert lstm.ratios == {"ratio_to_lstm": 1.0, "ratio_to_package": 4.0}
-    assert lstm.share_of_peak == pytest.approx(9600 * 100 / 1.92e6)
-    assert package.share_of_peak is None and package.memory == "40,32x4"
-    data = lstm.to_json()
-    assert data["tokens_per_second"] == {"median": 75.0, "range": [50.0, 100.0]}
-    assert data["turns"] == [100.0, 50.0] and data["ratio_to_package"] == 4.0
+def test_the_share_is_taken_within_a_turn() -> None:
+    turns = [{"tokens_per_second": speed} for speed in (100.0, 50.0)]
+    peak = {"turns": [{"flops_per_second": flops} for flops in (1.92e6, 0.96e6)]}
+    row = {"model": "lstm", "width": 10, "length": 40, "batch_size": 2, "turns": turns}
+    assert share_of_peak(row, peak) == pytest.approx(9600 * 100 / 1.92e6)
+    assert share_of_peak({**row, "model": "package"}, peak) is None
 
 
 def test_without_the_package_the_install_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,33 +141,19 @@ def test_without_the_package_the_install_command_is_told(monkeypatch: pytest.Mon
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr(bench, "peak_flops", lambda size: pytest.fail("measured before it was checked"))
+    monkeypatch.setattr(bench, "peak_turn", lambda size: pytest.fail("measured before it was checked"))
     with pytest.raises(UserError, match=r'pip install "ctrl-memory\[bench\]"'):
-        bench.run(BenchUnroll(), Console(quiet=True))
-
-
-def test_the_table_fits() -> None:
-    counts = dict.fromkeys(MODELS, 12_866_720)
-    turns = {**{model: [1234.5, 12_345.0] for model in MODELS}, PEAK: [6e10, 6e10]}
-    results = measured(Shape(512, 2048, 2), counts, turns)
-    console = Console(width=100)
-    with console.capture() as captured:
-        console.print(bench.unroll_table(results, [6e10, 7e10, 8e10], threads=1))
-    lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= 100 and not any("…" in line for line in lines)
-    rows = {cells[0]: cells for cells in (re.split(r"\s{2,}", line.strip()) for line in lines)}
-    assert rows["compressive 2048,512x4"][1:3] == ["512", "2048"]
-    assert rows["lstm"][-3:] == ["1.00", "1.00", f"{results[2].share_of_peak:.0%}"]
-    assert rows["package"][-1] == "–"
-    assert "70 GFLOP/s" in captured.get() and "torch.nn.LSTM" in captured.get()
+        bench.run(Options(), Console(quiet=True))
 
 
 def test_the_report_has_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(bench, "PEAK_SIZE", 16)
-    config = BenchUnroll(lengths=(4, 8), widths=(8,), models=("compressive", "lstm"), tokens=16, repeats=2)
-    report = bench.run(config, Console(quiet=True))
+    options = Options(lengths=(4, 8), widths=(8,), models=("compressive", "lstm"), tokens=16, repeats=2)
+    report = bench.run(options, Console(quiet=True))
     found = [(each["model"], each["length"], each["batch_size"]) for each in report["models"]]
     assert found == [(model, length, 16 // length) for length in (4, 8) for model in ("compressive", "lstm")]
-    assert all(len(each["turns"]) == 2 for each in report["models"])
+    assert [each["memory"] for each in report["models"]] == ["32,32x4", ""] * 2
+    assert [each["ratio_to_lstm"] == 1.0 for each in report["models"]] == [False, True] * 2
+    assert all(len(each["turns"]) == 2 and each["share_of_peak"] > 0 for each in report["models"])
     assert len(report["peak_flops_per_second"]["turns"]) == 4

@@ -132,19 +132,3 @@ def test_the_picture_is_a_png(tmp_path: Path) -> None:
     data = (tmp_path / "a.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(data) > 10_000
-
-
-def test_the_same_curve_over_seconds_of_training() -> None:
-    """At 500 steps a second, step 1,000 is reached after 2 seconds."""
-    grid = np.array([1.0, 2.0, 4.0, 5.0])
-    seconds = resample(curve([0.2, 0.6]), "success", grid, by="seconds")
-    assert seconds[1:3] == pytest.approx([0.2, 0.6]) and np.isnan(seconds[[0, 3]]).all()
-    (axes,) = learning_curves({"MemoryPPO": [curve([0.2, 0.6])]}, title="t", by="seconds").axes
-    assert axes.get_xlabel() == "seconds of training"
-    assert np.asarray(axes.lines[0].get_xdata())[-1] == pytest.approx(4.0)
-
-
-def test_over_seconds_the_mean_ends_with_the_seed_that_is_done_first() -> None:
-    fast = [point._replace(steps_per_second=1000.0) for point in curve([0.2, 0.6])]
-    (axes,) = learning_curves({"MemoryPPO": [curve([0.2, 0.6]), fast]}, title="t", by="seconds").axes
-    assert np.asarray(axes.lines[0].get_xdata())[-1] == pytest.approx(2.0)

@@ -1,7 +1,7 @@
-"""Measure RLlib's IMPALA with its LSTM on CartPole without velocities, for `ctrl bench impala --rllib PYTHON`.
+"""RLlib's IMPALA with its LSTM on CartPole without velocities, as a script for `ctrl bench impala --rllib PYTHON`.
 
     python -m venv rllib && rllib/bin/pip install "ray[rllib]==2.60.0" torch==2.13.0
-    rllib/bin/python tools/rllib_impala.py --parameters 212000 --seconds 20
+    ctrl bench impala --rllib rllib/bin/python --agents impala_lstm rllib_lstm
 
 The script runs in that environment and imports nothing of `ctrl`. The last line that it prints is JSON with the results
 and the version of ray.
@@ -18,11 +18,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+INSTALL = 'pip install "ray[rllib]==2.60.0" torch'
 ENCODER = [64]
 """Hidden units of the encoder before the LSTM, as in `ctrl`'s policies."""
 
 
-class PositionsOnly(gym.ObservationWrapper):
+class PositionsOnly(gym.ObservationWrapper[Any, Any, Any]):
     """CartPole that shows the cart's position and the pole's angle, but not their velocities."""
 
     KEPT = (0, 2)
@@ -101,7 +102,10 @@ def warm_up(algorithm: Any, seconds: float) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train, and return the speed after the warm-up with the sizes and the version of ray."""
-    import ray
+    try:
+        import ray
+    except ImportError:
+        raise SystemExit(f"RLlib is missing: {INSTALL}") from None
     from ray.tune.registry import register_env
 
     # These are promises, not processors: with the real number, RLlib's own actors would wait for ever.
