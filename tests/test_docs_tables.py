@@ -82,8 +82,9 @@ def test_a_text_is_written_as_it_is() -> None:
         yield "a line\n"
         yield ("head",)
         yield ("cell",)
+        yield "- one\n- two\n"
 
-    assert list(markdown(lines())) == ["a line", "", "| head |", "|---|", "| cell |"]
+    assert list(markdown(lines())) == ["a line", "", "| head |", "|---|", "| cell |", "", "- one\n- two"]
 
 
 def test_the_suite_may_lack_tasks_cores_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +114,6 @@ def test_recall_counts_from_the_first_checkpoint_at_95() -> None:
 )
 def test_verdicts(met: list[bool], said: str) -> None:
     assert speed.verdict(met) == said
-
-
-def test_spread_of_turns() -> None:
-    assert speed.spread([0.0034, 0.0012345, 0.002], 1e3) == ("2", "1.23–3.4")
-    assert speed.spread([1234.4, 99.96, 100.2]) == ("100", "100–1,234")
 
 
 def test_departures_are_those_of_the_signatures() -> None:

@@ -120,12 +120,12 @@ def tables(report: Row) -> list[Table]:
                 Column("task", lambda row: name_of(row["task"], row["arguments"])),
                 Column.median("steps/s", "native", _short),
                 Column.range("range", "native", _short),
-                Column.median("Sync\nVectorEnv", "sync", _short),
+                Column.median("gymnasium\nsteps/s", "sync", _short),
                 Column.median("ratio", "ratio", lambda ratio: f"{ratio:.1f}"),
             ],
             [
                 turns_note(report["tasks"], "one process, one thread; actions drawn beforehand"),
-                "ratio of steps/s to SyncVectorEnv",
+                "ratio of steps/s to gymnasium's SyncVectorEnv",
             ],
         )
     ]

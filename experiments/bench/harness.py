@@ -175,10 +175,13 @@ class Table:
         table.padding = (0, 1, 0, 0)
         for row in self.rows:
             table.add_row(*(column.cell(row) for column in self.columns))
-        machine, threads = report["machine"], report.get("torch_threads")
-        where = f"{machine['cpu']}, {machine['cores']} cores"
-        where += "" if threads is None else f"; torch threads: {threads}"
-        return titled(self.title, table, "\n".join([*self.notes, where]))
+        return titled(self.title, table, "\n".join([*self.notes, where(report)]))
+
+
+def where(report: Row) -> str:
+    """Return the line on the machine that a report was measured on."""
+    machine, threads = report["machine"], report.get("torch_threads")
+    return f"{machine['cpu']}, {machine['cores']} cores" + ("" if threads is None else f"; torch threads: {threads}")
 
 
 def turns_note(rows: Sequence[Row], meaning: str) -> str:

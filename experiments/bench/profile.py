@@ -208,6 +208,6 @@ def _table(rows: list[Row]) -> Table:
 
 def _columns(row: Row) -> list[Column]:
     return [
-        Column(f"{row['num_envs']} envs\nms", lambda phase: milliseconds(median(values(row, phase)))),
+        Column(f"{row['num_envs']} envs,\nms", lambda phase: milliseconds(median(values(row, phase)))),
         Column("\nshare", lambda phase: "" if phase == TOTAL else f"{share(row, phase):.1%}"),
     ]

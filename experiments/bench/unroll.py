@@ -333,7 +333,7 @@ def tables(report: Row) -> list[Table]:
             [
                 Column("model", _label),
                 Column.text("width", "width"),
-                Column.text("T", "length"),
+                Column.count("T", "length"),
                 Column.count("params", "parameters"),
                 Column.median("tokens/s", "tokens_per_second"),
                 Column.range("range", "tokens_per_second"),

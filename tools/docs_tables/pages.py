@@ -2,7 +2,7 @@
 
 A table stands between two markers. The first names its function, and the JSON file in docs/, if the function reads any:
 
-    <!-- table: bench_train bench_train.json -->
+    <!-- table: bench bench_train.json -->
     …
     <!-- /table -->
 
@@ -73,6 +73,8 @@ def markdown(lines: Iterable[Cells | str], present: str = "") -> Iterator[str]:
     text = False
     for line in lines:
         if isinstance(line, str):
+            if head:  # a text does not begin right below a table
+                yield ""
             yield line.rstrip("\n")
             head, text = (), True
             continue
