@@ -106,9 +106,8 @@ class SlowReference:
                 of_tier = []
                 newer += len(slots)
                 for index, slot in enumerate(slots):
-                    key, value = attention.key_value(
-                        self._emphasis(number, slot.value) * attention.norm(slot.value)
-                    ).chunk(2)
+                    projected = attention.key_value(attention.norm(slot.value))
+                    key, value = (self._emphasis(number, slot.value) * projected).chunk(2)
                     age, distance = self.time - slot.first - span // 2, newer - 1 - index
                     faded = ([0.0] * (heads - len(slot.lost)) + slot.lost)[head]
                     of_content = score(attention, part, query[part], key[part], age, distance)

@@ -91,7 +91,7 @@ class NoNorm(nn.Module):
 
 
 class MemoryAttention(nn.Module, ABC):
-    """Multi-head attention of the window's steps to all slots of a layer; keys, values and output without bias.
+    """Multi-head attention of the window's steps to all slots of a layer; the output without bias.
 
     Subclasses add a term for a slot's position.
 
@@ -99,6 +99,7 @@ class MemoryAttention(nn.Module, ABC):
     :param heads: H
     :param norm: applied to slots before they are projected
     :param query_bias: if true, the queries' projection has a bias
+    :param key_value_bias: if true, that of keys and values has one
     :param novelty: the layer's measure of novelty, where a compressor uses it
     :param forgetting: if true, the last quarter of the heads, but at least one of two or more, have a forget gate (Lin
         et al. 2025, arXiv 2503.02130)
@@ -117,6 +118,7 @@ class MemoryAttention(nn.Module, ABC):
         norm: SlotNorm | NoNorm,
         *,
         query_bias: bool = False,
+        key_value_bias: bool = False,
         novelty: Novelty | None = None,
         forgetting: bool = False,
         clock: bool = False,
@@ -125,7 +127,7 @@ class MemoryAttention(nn.Module, ABC):
         self.heads = heads
         self.norm = norm
         self.query = nn.Linear(width, width, bias=query_bias)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=key_value_bias)
         self.output = nn.Linear(width, width, bias=False)
         self.forgetting_heads = max(heads // 4, int(heads > 1)) if forgetting else 0
         self.forget_gate = nn.Linear(width, self.forgetting_heads) if self.forgetting_heads else None
@@ -203,7 +205,8 @@ class MemoryAttention(nn.Module, ABC):
         The layer's weights are held fixed by functional use of detached ones; the parameters themselves stay as they
         are.
         """
-        keys_values = F.linear(self.norm.fixed(slots), self.key_value.weight.detach())
+        weight, bias = self.key_value.weight.detach(), self.key_value.bias
+        keys_values = F.linear(self.norm.fixed(slots), weight, None if bias is None else bias.detach())
         emphasis = self.emphasis(self.novelty_of(self.norm.without_weights(slots)))
         return keys_values if emphasis is None else keys_values * emphasis[..., None]
 
@@ -218,6 +221,11 @@ class AgeAttention(MemoryAttention):
     bias (`ctrl.compressive.attention.block_mask.age_bucket`). Slots older than any that training has met count as the
     oldest that it has, because the biases of greater ages have learned nothing.
 
+    Where unusual slots have larger keys (`Novelty.emphasis`), the second quarter of four or more heads begins by
+    attending to them, whatever is asked, and not to the step itself. So the policy reads a rare cue from the first
+    update on, and does not first have to find it. Its keys and its queries have a bias in common for that: the larger a
+    slot's key, the higher its score.
+
     :param buckets: number of biases, one for each bucket; the other arguments are those of `MemoryAttention`
     """
 
@@ -228,12 +236,38 @@ class AgeAttention(MemoryAttention):
 
     SCALE = 8.0
     """Factor from parameters to biases, so that an optimizer's steps soon single out one age."""
+    OWN_STEP = -8.0
+    """Initial bias of the step itself in heads that begin with unusual slots: the step that asks is unusual, too."""
 
-    def __init__(self, width: int, heads: int, norm: SlotNorm | NoNorm, buckets: int, **options: Any) -> None:
-        super().__init__(width, heads, norm, query_bias=True, **options)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        norm: SlotNorm | NoNorm,
+        buckets: int,
+        *,
+        novelty: Novelty | None = None,
+        **options: Any,
+    ) -> None:
+        self.novelty_heads = heads // 4 if novelty is not None and novelty.gain else 0
+        biased = {"query_bias": True, "key_value_bias": self.novelty_heads > 0}
+        super().__init__(width, heads, norm, novelty=novelty, **biased, **options)
         nn.init.zeros_(self.query.bias)
         self.age_bias = nn.Parameter(torch.zeros(heads, buckets))
         self.register_buffer("oldest_bucket", torch.tensor(NEVER))
+
+    def reset_parameters(self) -> None:
+        """Initialise as `MemoryAttention` does, and let some heads begin with unusual slots."""
+        super().reset_parameters()
+        if not self.novelty_heads:
+            return
+        first, last = self.novelty_heads, 2 * self.novelty_heads
+        size = self.query.out_features // self.heads
+        with torch.no_grad():
+            self.query.weight[first * size : last * size] = 0.0
+            self.query.bias[first * size : last * size] = 1.0
+            self.key_value.bias[first * size : last * size] = 1.0  # keys come first
+            self.age_bias[first:last, 0] = self.OWN_STEP / self.SCALE
 
     def age_biases(self) -> Tensor:
         """Return the biases that are added to scores, by head and bucket: [H, E]."""

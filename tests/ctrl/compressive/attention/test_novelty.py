@@ -223,3 +223,35 @@ def test_a_registered_compressor_may_go_by_novelty_alone(monkeypatch: pytest.Mon
     embedded = core.embed(inputs[0, :2])
     left = normed(embedded) - normed(embedded) @ novelty.rebuild
     torch.testing.assert_close(state.slots[0, 4], embedded[left.square().sum(dim=1).argmax()])
+
+
+class TestHeadsThatBeginWithTheUnusual:
+    """Heads whose scores start as larger, the more unusual a slot is."""
+
+    def weights(self, *, gain: float | None = None, heads: int = 4) -> Tensor:
+        """Return [H, 9] attention of the last of 9 steps, of which one before it and itself are unusual."""
+        torch.manual_seed(0)
+        core = ctrl.make_core("compressive", 3, width=16, heads=heads, novelty_gain=gain, clock=False, forgetting=False)
+        inputs = torch.zeros(1, 9, 3)
+        inputs[:, :, 0] = 1.0
+        inputs[0, 2] = torch.tensor([0.0, 1.0, 0.0])
+        inputs[0, 8] = torch.tensor([0.0, 0.0, 1.0])
+        usual = torch.nn.functional.layer_norm(core.embed(inputs[0, :1]), (16,)).detach()
+        with torch.no_grad():  # the measure has learned the usual step
+            core.novelty_of(0).rebuild.copy_(usual.t() @ usual / usual.square().sum())
+        explained = core.explain(inputs, core.initial_state(1), torch.zeros(1, 9, dtype=torch.bool))
+        return explained.layers[0][0].attention[0, :, -1, -9:]
+
+    def test_second_quarter_attends_to_the_unusual_but_not_to_the_step_itself(self) -> None:
+        weights = self.weights()
+        assert weights[1].argmax() == 2 and weights[1, 2] > 0.5 and weights[1, 8] < 0.05
+
+    def test_without_a_gain_no_slot_is_singled_out(self) -> None:
+        assert self.weights(gain=0.0)[1, 2] < 0.5
+
+    def test_other_heads_and_fewer_than_four_have_no_bias(self) -> None:
+        attention = ctrl.make_core("compressive", 3, width=16).layers[0].attention
+        assert attention.query.bias.tolist() == attention.key_value.bias[:16].tolist() == [0] * 4 + [1] * 4 + [0] * 8
+        assert not attention.key_value.bias[16:].any()
+        attention = ctrl.make_core("compressive", 3, width=6, heads=3).layers[0].attention
+        assert attention.key_value.bias is None and not attention.query.bias.any()
