@@ -115,7 +115,7 @@ def test_attention_received_that_acting_forgets() -> None:
 
     error = broken(Forgets(memory=[Tier(6), Tier(3, 3, "most_used")]))
     found = find(error, "acting gives back the state at any step")
-    assert (found.env, found.step) == (0, 1) and "state.importance" in found.detail  # env 0 empties a block at step 0
+    assert found.step == 0 and "after step 0: state." in found.detail  # slots or importance, as the weights are drawn
 
 
 class ForgetfulActing(CompressiveActing):
