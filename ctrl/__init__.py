@@ -69,13 +69,20 @@ def core_names() -> list[str]:
     return list(_CORES)
 
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+"""Kinds of parameters that an option can be given to."""
+
+
 def register_core(name: str, factory: Callable[..., MemoryCore[Any]]) -> None:
     """Make a core usable by name, in `make_core` and in an agent's `policy_kwargs={"core": name}`.
 
     :param name: a new name
     :param factory: a subclass of `MemoryCore`, or a function that builds one from the input size and options by keyword
-    :raises ValueError: if the name is taken or not a string, or the factory cannot be called
+    :raises ValueError: if the name is taken or not a string, or the factory cannot be called with an input size
     """
+    first = next(iter(inspect.signature(factory).parameters.values()), None) if callable(factory) else None
+    if callable(factory) and (first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)):
+        raise ValueError(f"factory must take the input size as its first argument, got {factory!r}")
     register("core", name, factory, _CORES)
 
 
@@ -90,8 +97,9 @@ def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
     """
     factory = choose("core", name, _CORES)
     _, *parameters = inspect.signature(factory).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    unknown = [option for option in options if option not in known] if len(known) == len(parameters) else []
+    known = [parameter.name for parameter in parameters if parameter.kind in _NAMED]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    unknown = [] if open_ended else [option for option in options if option not in known]
     if unknown:
         hints = "".join(f"; {hint}" for option in unknown if (hint := _hint(option, known)))
         raise ValueError(f"core {name!r} does not take {', '.join(unknown)}; its options are {', '.join(known)}{hints}")

@@ -94,7 +94,7 @@ class TaskOptions:
         require_at_least(1, self, "num_envs")
         require(
             self.num_envs <= SEEDS_PER_RUN,
-            f"--num-envs must be at most SEEDS_PER_RUN = {SEEDS_PER_RUN}, got {self.num_envs}: with more copies, runs "
+            f"--num-envs must be at most {SEEDS_PER_RUN:,}, got {self.num_envs:,}: with more copies, runs "
             "with different --seed would share task seeds",
         )
         _ = self.env_arguments
@@ -157,7 +157,8 @@ class MemoryOptions:
     clock: Annotated[bool | None, tyro.conf.DisallowNone, open_option("--clock", None)] = None
     """Let a quarter of the heads, and the output, know the number of the step in its episode."""
     novelty_gain: Annotated[float | None, open_option("4.0 with surprise and most_missed", "FLOAT")] = None
-    """Gain g of novel slots: keys and values of a slot of novelty n are multiplied by 1 + g n."""
+    """Gain g of novel slots: keys and values of a slot of novelty n are multiplied by 1 + g n. Unless 0, a
+    quarter of the heads begins with novel slots."""
     chrono_horizon: Annotated[int | None, open_option("128")] = None
     """Steps that an LSTM, GRU or minGRU is initialised to remember."""
 

@@ -43,13 +43,13 @@ class GRUState(NamedTuple):
 def shut(dtype: torch.dtype) -> float:
     """Return an input x that opens a gate, and −x shuts it: σ(x) is exactly 1 and σ(−x) exactly 0.
 
-    A quarter of the largest number leaves room for what a state adds to it whose numbers are at most `largest`.
+    A quarter of the largest number leaves room for what outputs add to it whose size is at most `largest`.
     """
     return torch.finfo(dtype).max / 4
 
 
 def largest(dtype: torch.dtype) -> float:
-    """Return the size up to which a stored state's numbers count: far more than any core writes."""
+    """Return the size up to which a layer's stored outputs count; those that a core writes lie between -1 and 1."""
     return math.sqrt(torch.finfo(dtype).max)
 
 
@@ -172,9 +172,10 @@ class RecurrentCore(MemoryCore[StateT]):
             if padding is None:
                 features, (_, *rest) = self._fused(features, leaves, [of_input, *weights])
             else:
-                # Gates empty the memory by a product: 0 * NaN is NaN, and a huge state would open them.
+                # Gates empty the memory by a product: 0 * NaN is NaN, and huge outputs would open them.
                 most = largest(weights[1].dtype)
-                leaves = [leaf.nan_to_num(nan=0.0).clamp(-most, most) for leaf in leaves]
+                output, *cell = (leaf.nan_to_num(nan=0.0) for leaf in leaves)
+                leaves = [output.clamp(-most, most), *cell]
                 with_flags = torch.cat([of_input, self._flags(weights[1])], dim=1)
                 features, (_, *rest) = self._fused(padding.widen(features), leaves, [with_flags, *weights])
                 features = padding.narrow(features)

@@ -2,7 +2,7 @@
 
 A window goes through these stages: plan the schedule of slots; then in each layer recall the stored slots, compress the
 evicted ones, attend to stored, new and compressed slots together, and write the slots back. Acting does the same in
-place, one step at a time (`ctrl.compressive.kv_cache`).
+place, one step at a time (`ctrl.compressive.layer_step`; `kv_cache` adds what a longer run of steps keeps).
 
 There are two kinds of relative position and four ways to join attention's output to a layer's input. The defaults are
 those for RL; `ctrl.presets.paper_config` chooses those of the paper.
@@ -87,7 +87,8 @@ class CompressiveCore(MemoryCore[CompressiveState]):
     :param position: "age" (a learned bias on a slot's age in steps) or "sinusoidal" (Transformer-XL's encoding of its
         distance in slots)
     :param novelty_gain: g: keys and values of a slot of novelty n are 1 + g * n times as large, in layers with a
-        compressor that measures novelty; `Novelty.GAIN` = 4 if None
+        compressor that measures novelty; `Novelty.GAIN` = 4 if None. Unless it is 0, a quarter of four or more heads
+        with positions by age begins with unusual slots, see `AgeAttention`
     :param residual: how a layer joins its attention output to its input: "plain" (a sum, no feed-forward part),
         "pre_norm" (sums, with a feed-forward part), "gated" (GTrXL's gates in place of the sums) or "post_norm" (normed
         sums, as in Transformer-XL and the paper)

@@ -83,9 +83,12 @@ def check(subject: Subject, begin: Callable[[Law[Subject]], object] | None = Non
 
     :param begin: called with each law before it is checked
     """
-    for finding in judge_all(LAWS, subject, begin):
+    try:
+        for finding in judge_all(LAWS, subject, begin):
+            subject.close()
+            yield finding
+    finally:
         subject.close()
-        yield finding
 
 
 def check_task(

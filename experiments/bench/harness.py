@@ -70,7 +70,7 @@ def measure(cases: Sequence[Case], repeats: int, console: Console, bases: Mappin
 
 
 def _summaries(turns: Sequence[Turn]) -> Row:
-    floats = [name for name in turns[0] if all(isinstance(turn[name], float) for turn in turns)]
+    floats = [name for name in turns[0] if all(isinstance(turn.get(name), float) for turn in turns)]
     return {name: summarise([turn[name] for turn in turns]) for name in floats}
 
 

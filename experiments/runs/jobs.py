@@ -165,6 +165,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int, folder: Path, console: Console,
     :return: the exit code: 0 if all runs finished, 1 if one failed, `INTERRUPTED` after Ctrl-C, once the runs have
         saved their results so far
     """
+    if not jobs:
+        return 0
     parallel = min(parallel, len(jobs))
     console.print(f"{len(jobs)} runs, {parallel} at a time; results go to {folder}", soft_wrap=True)
     display = Display(jobs, console)

@@ -51,3 +51,15 @@ def test_outputs_and_gradients_are_finite_and_near(name: str, dtype: torch.dtype
     for found in (unrolled.outputs, torch.stack(stepped, dim=1), torch.stack(acted, dim=1)):
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected, rtol=0, atol=NEAR[dtype])
+
+
+def test_a_large_cell_of_an_lstm_in_float16_outlives_the_reset_of_another_env() -> None:
+    core = ctrl.make_core("lstm", 3, width=4).half()
+    core.requires_grad_(False)
+    state = core.initial_state(2)
+    state.cell[:] = 400.0
+    reset = torch.tensor([[False, False], [False, True]])
+    inputs = torch.zeros(2, 2, 3, dtype=torch.float16)
+    together = core.unroll(inputs, state, reset).state.cell[0]
+    alone = core.unroll(inputs[:1], core.make_state(leaf[:1] for leaf in state), reset[:1]).state.cell[0]
+    assert torch.equal(together, alone) and together.min() > 300

@@ -44,6 +44,8 @@ def test_a_factory_may_take_any_options() -> None:
         (7, Own, "name must be a text and factory a class or function, got 7 and"),
         ("a number", 7, "name must be a text and factory a class or function, got 'a number' and 7"),
         ("lstm", Own, "core 'lstm' is already registered"),
+        ("none", lambda: Own(5), "factory must take the input size as its first argument, got "),
+        ("options", lambda **options: Own(**options), "factory must take the input size as its first argument, got "),
     ],
 )
 def test_names_and_factories_that_do_not_fit_are_refused(name: Any, factory: Any, words: str) -> None:

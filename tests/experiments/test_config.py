@@ -78,7 +78,7 @@ def test_pairs_that_are_none_are_refused(pairs: tuple[str, ...]) -> None:
     ("options", "wrong", "told"),
     [
         (TaskOptions, {"num_envs": 0}, "--num-envs must be at least 1, got 0"),
-        (TaskOptions, {"num_envs": 10_001}, "--num-envs must be at most SEEDS_PER_RUN = 10000, got 10001"),
+        (TaskOptions, {"num_envs": 10_001}, "--num-envs must be at most 10,000, got 10,001"),
         (TaskOptions, {"env": ""}, "--env"),
         (MemoryOptions, {"width": 0}, "--width must be at least 1, got 0"),
         (MemoryOptions, {"chrono_horizon": 1}, "--chrono-horizon must be at least 2, got 1"),

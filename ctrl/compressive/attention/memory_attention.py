@@ -221,10 +221,10 @@ class AgeAttention(MemoryAttention):
     bias (`ctrl.compressive.attention.block_mask.age_bucket`). Slots older than any that training has met count as the
     oldest that it has, because the biases of greater ages have learned nothing.
 
-    Where unusual slots have larger keys (`Novelty.emphasis`), the second quarter of four or more heads begins by
-    attending to them, whatever is asked, and not to the step itself. So the policy reads a rare cue from the first
-    update on, and does not first have to find it. Its keys and its queries have a bias in common for that: the larger a
-    slot's key, the higher its score.
+    Where unusual slots have larger keys (`Novelty.emphasis`), keys and values have a bias too. The second quarter of
+    four or more heads then begins by attending to unusual slots, whatever the query, but not to the step itself. The
+    biases of its queries and keys start equal and positive, so a slot's score grows with its key. As soon as the
+    measure of novelty knows the usual inputs, the policy reads a rare cue; the task loss need not find it first.
 
     :param buckets: number of biases, one for each bucket; the other arguments are those of `MemoryAttention`
     """

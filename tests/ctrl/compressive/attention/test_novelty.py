@@ -231,7 +231,7 @@ class TestHeadsThatBeginWithTheUnusual:
     def weights(self, *, gain: float | None = None, heads: int = 4) -> Tensor:
         """Return [H, 9] attention of the last of 9 steps, of which one before it and itself are unusual."""
         torch.manual_seed(0)
-        core = ctrl.make_core("compressive", 3, width=16, heads=heads, novelty_gain=gain, clock=False, forgetting=False)
+        core = ctrl.make_core("compressive", 3, width=16, heads=heads, novelty_gain=gain, clock=True, forgetting=True)
         inputs = torch.zeros(1, 9, 3)
         inputs[:, :, 0] = 1.0
         inputs[0, 2] = torch.tensor([0.0, 1.0, 0.0])
@@ -246,7 +246,9 @@ class TestHeadsThatBeginWithTheUnusual:
         weights = self.weights()
         assert weights[1].argmax() == 2 and weights[1, 2] > 0.5 and weights[1, 8] < 0.05
 
-    def test_without_a_gain_no_slot_is_singled_out(self) -> None:
+    def test_without_a_gain_there_is_no_such_head(self) -> None:
+        attention = ctrl.make_core("compressive", 3, width=16, novelty_gain=0.0).layers[0].attention
+        assert attention.key_value.bias is None and not attention.query.bias.any()
         assert self.weights(gain=0.0)[1, 2] < 0.5
 
     def test_other_heads_and_fewer_than_four_have_no_bias(self) -> None:
