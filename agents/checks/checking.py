@@ -4,7 +4,7 @@
         print(finding)
 
 The model's own `collect_rollouts` collects a rollout, and its own `train` learns from it. The results are compared with
-a recording made between agent and env. All of this is done with a copy of the model, its twin.
+a recording made between agent and env. All of this is done with a copy of the model.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def check_memory(
     :raises ValueError: where an argument does not fit
     """
     with _randomness_kept(seed):
-        twin = ModelCopy(model, env, noise=noise, tolerance=tolerance, seed=seed)
+        copy = ModelCopy(model, env, noise=noise, tolerance=tolerance, seed=seed)
         trial = Trial(model.policy.core, noise=noise, tolerance=tolerance, seed=seed)  # type: ignore[arg-type]
-        findings = [*judge_core(trial), *judge_all(LAWS, twin)]
+        findings = [*judge_core(trial), *judge_all(LAWS, copy)]
     return require_kept(type(model).__name__, findings)
 
 
@@ -72,16 +72,16 @@ def _randomness_kept(seed: int) -> Iterator[None]:
         random.setstate(of_python)
 
 
-def learning_sees_what_acting_saw(twin: ModelCopy) -> str:
+def learning_sees_what_acting_saw(copy: ModelCopy) -> str:
     """Compare log-probabilities and values of learning and acting before any update: the first ratio must be 1."""
-    for rollout in twin.collect_until_an_end():
-        _compare(rollout, twin.tolerance)
-    return "" if twin.ended() else f"no episode ended within {len(twin.env.actions):,} steps"
+    for rollout in copy.collect_until_an_end():
+        _compare(rollout, copy.tolerance)
+    return "" if copy.ended() else f"no episode ended within {len(copy.env.actions):,} steps"
 
 
-def acting_follows_the_weights(twin: ModelCopy) -> str:
+def acting_follows_the_weights(copy: ModelCopy) -> str:
     """Compare log-probabilities and values of learning and acting again, in a rollout after the update."""
-    _compare(twin.collect(), twin.tolerance)
+    _compare(copy.collect(), copy.tolerance)
     return ""
 
 
@@ -99,14 +99,14 @@ def _compare(rollout: Rollout, tolerance: float) -> None:
             )
 
 
-def the_buffer_holds_what_happened(twin: ModelCopy) -> str:
+def the_buffer_holds_what_happened(copy: ModelCopy) -> str:
     """Compare the buffer with the recording between agent and env: episode starts, observations and actions."""
-    env, buffer = twin.env, twin.buffer
+    env, buffer = copy.env, copy.buffer
     for t in range(buffer.buffer_size):
-        happened = twin.first + t
+        happened = copy.first + t
         pairs = [("episode_starts", buffer.episode_starts[t], env.starts[happened])]
         pairs += _observations(buffer.observations, env.observations[happened], t)
-        actions = twin.policy.env_actions(torch.as_tensor(buffer.actions[t]))
+        actions = copy.policy.env_actions(torch.as_tensor(buffer.actions[t]))
         pairs.append(("actions", actions, env.actions[happened].reshape(actions.shape)))
         for name, stored, told in pairs:
             wrong = np.flatnonzero((stored != told.reshape(stored.shape)).reshape(len(stored), -1).any(axis=1))
@@ -122,29 +122,29 @@ def _observations(stored: Any, told: Any, t: int) -> list[tuple[str, np.ndarray,
     return [("observations", stored[t], told)]
 
 
-def minibatches_are_whole_windows(twin: ModelCopy) -> str:
+def minibatches_are_whole_windows(copy: ModelCopy) -> str:
     """Train with learning rates of 0: the values of each evaluated row must be those of a window from acting."""
-    model: Any = twin.model
+    model: Any = copy.model
     kept = {name: getattr(model, name) for name in ("lr_schedule", "_memory_lr_schedule") if hasattr(model, name)}
-    rollout = twin.buffer.all_windows(twin.policy)
+    rollout = copy.buffer.all_windows(copy.policy)
     rows: list[Tensor] = []
-    evaluate = twin.policy.evaluate_windows
+    evaluate = copy.policy.evaluate_windows
 
     def watched(*args: Any, **options: Any) -> Any:
         evaluated = evaluate(*args, **options)
         rows.extend(evaluated.values.detach())
         return evaluated
 
-    twin.policy.evaluate_windows = watched  # type: ignore[method-assign]
+    copy.policy.evaluate_windows = watched  # type: ignore[method-assign]
     try:
         for name in kept:
             setattr(model, name, _zero)
         model.train()
     finally:
-        del twin.policy.evaluate_windows
+        del copy.policy.evaluate_windows
         for name, schedule in kept.items():
             setattr(model, name, schedule)
-    _judge_rows(rows, rollout.old_values, rollout.loss_mask, twin.tolerance)
+    _judge_rows(rows, rollout.old_values, rollout.loss_mask, copy.tolerance)
     kl = model.logger.name_to_value.get("train/approx_kl", 0.0)
     if not kl <= KL_OF_ROUNDING:
         raise Breach(f"without a change of weights the approximate KL divergence is {kl:.3g}, not 0")
@@ -166,9 +166,9 @@ def _judge_rows(rows: list[Tensor], windows: Tensor, counts: Tensor, tolerance: 
             )
 
 
-def training_moves_everything(twin: ModelCopy) -> str:
+def training_moves_everything(copy: ModelCopy) -> str:
     """Train, and look for parameters that should change but do not."""
-    policy, model = twin.policy, twin.model
+    policy, model = copy.policy, copy.model
     frozen = [name for name, p in policy.named_parameters() if not p.requires_grad and "extractor" not in name]
     if frozen:
         raise Breach(f"requires_grad is False before training for {', '.join(frozen[:3])}")
@@ -208,9 +208,9 @@ def _judge_still(still: Sequence[tuple[str, Tensor]]) -> str:
     return f"nothing in these episodes trains {names}" if still else ""
 
 
-def predict_agrees_with_acting(twin: ModelCopy) -> str:
+def predict_agrees_with_acting(copy: ModelCopy) -> str:
     """Replay the recorded observations with `predict` and with one actor, both deterministic, and compare."""
-    policy, env = twin.policy, twin.env
+    policy, env = copy.policy, copy.env
     policy.set_training_mode(False)
     policy_state = policy.initial_state(env.num_envs)
     actor = policy.actor(policy_state)
@@ -223,11 +223,11 @@ def predict_agrees_with_acting(twin: ModelCopy) -> str:
             to_come = policy.values_after(obs, actor.state(), reset)
         acted = actor.act(obs, reset, deterministic=True)
         reward = {"reward": env.rewards[t - 1]} if t and policy.initial_state(1).previous_reward.numel() else {}
-        predicted, state = twin.model.predict(env.observations[t], state, start, deterministic=True, **reward)
-        _same(t, "the value by values_after and by acting", to_come[:, None], acted.values[:, None], twin.tolerance)
+        predicted, state = copy.model.predict(env.observations[t], state, start, deterministic=True, **reward)
+        _same(t, "the value by values_after and by acting", to_come[:, None], acted.values[:, None], copy.tolerance)
         actions = policy.env_actions(acted.actions)
-        _same(t, "the action of predict and of acting", _columns(predicted), _columns(actions), twin.tolerance)
-        _same_states(t, state, actor.state(), twin.tolerance)
+        _same(t, "the action of predict and of acting", _columns(predicted), _columns(actions), copy.tolerance)
+        _same_states(t, state, actor.state(), copy.tolerance)
         actor.tell_rewards(env.rewards[t])
     return ""
 
@@ -259,4 +259,4 @@ LAWS: tuple[Law[ModelCopy], ...] = (
     Law("agent: acting follows the weights", acting_follows_the_weights),
     Law("agent: predict agrees with acting", predict_agrees_with_acting),
 )
-"""All laws of an agent, in the order in which they are checked; all use the same twin, one after the other."""
+"""All laws of an agent, in the order in which they are checked; all use the same copy, one after the other."""
