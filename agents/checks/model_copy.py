@@ -1,4 +1,4 @@
-"""Copy of a model for checks, its twin: same classes and weights, but its own policy, buffer, env and counters."""
+"""Copy of a model for checks: same classes and weights, but its own policy, buffer, env and counters."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class ModelCopy:
     """Copy of a model that checks can run and train, while the model itself stays unchanged.
 
     :param model: algorithm with a `MemoryPolicy` and a buffer of windows, such as `MemoryPPO`
-    :param env: env for the twin; None for a copy of the model's own
-    :param noise: how far the twin's parameters are moved, see `ctrl.checks.laws.trial.shake`
+    :param env: env for the copy; None for a copy of the model's own
+    :param noise: how far the copy's parameters are moved, see `ctrl.checks.laws.trial.shake`
     :param tolerance: largest difference, relative to 1 + size, between results that must agree up to rounding
     :param seed: seed of the noise
     :raises ValueError: where the model is of another kind or the env does not fit it
@@ -104,7 +104,7 @@ class ModelCopy:
         self.model.rollout_buffer = copy.copy(model.rollout_buffer)
         self.buffer.buffer_size = min(self.buffer.buffer_size, 2 * self.buffer.window)
         self.buffer.burn_in = min(self.buffer.burn_in, self.buffer.buffer_size)
-        self.buffer.full = False  # what precedes the twin's first rollout is not known
+        self.buffer.full = False  # what precedes the copy's first rollout is not known
         self.buffer.reset()
         for acting in ("_actor", "_actors"):
             if hasattr(model, acting):
@@ -127,12 +127,12 @@ class ModelCopy:
 
     @property
     def policy(self) -> MemoryPolicy:
-        """Policy of the twin."""
+        """Policy of the copy."""
         return cast(MemoryPolicy, self.model.policy)
 
     @property
     def buffer(self) -> Any:
-        """Buffer of the twin."""
+        """Buffer of the copy."""
         return self.model.rollout_buffer
 
     def ended(self) -> bool:
@@ -175,7 +175,7 @@ class ModelCopy:
 
 
 def _env_for(model: OnPolicyAlgorithm, env: Any) -> VecEnv:
-    """Return an env for the twin, with as many copies as the model's."""
+    """Return an env for the copy, with as many copies as the model's."""
     if env is None:
         return _copied_env(model)
     if isinstance(env, str):
