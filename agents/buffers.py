@@ -221,10 +221,10 @@ class WindowBuffer:
         :param episode_starts: [B] true where `obs` is the first of an episode
         :param over: [B] true where the episode was terminated and `obs` is its last
         """
-        number = self.pos // self.window - 1
-        _store(self.following, number, obs)
-        self.following_starts[number] = episode_starts
-        self.following_over[number] = over
+        index = self.pos // self.window - 1
+        _store(self.following, index, obs)
+        self.following_starts[index] = episode_starts
+        self.following_over[index] = over
 
     # Windows from another process
 
@@ -237,11 +237,11 @@ class WindowBuffer:
             found.update({f"{name}/{key}" if key else name: part for key, part in parts})
         return found
 
-    def load(self, arrays: Arrays, state: PolicyState, number: int) -> None:
-        """Copy `arrays`, the only window of another buffer, to window `number`, with the `state` before it."""
-        steps = slice(number * self.window, (number + 1) * self.window)
+    def load(self, arrays: Arrays, state: PolicyState, index: int) -> None:
+        """Copy `arrays`, the only window of another buffer, to window `index`, with the `state` before it."""
+        steps = slice(index * self.window, (index + 1) * self.window)
         for name, whole in self.arrays().items():
-            whole[slice(number, number + 1) if name.startswith("following") else steps] = arrays[name]
+            whole[slice(index, index + 1) if name.startswith("following") else steps] = arrays[name]
         self.snapshots[steps.start] = state
         self.pos = steps.stop
         self.full = self.pos == self.buffer_size

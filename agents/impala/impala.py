@@ -225,23 +225,23 @@ class MemoryImpala(VTraceLearner):
             return super().collect_rollouts(env, callback, rollout_buffer, self.rollout_buffer.buffer_size)
         self.rollout_buffer.reset()
         callback.on_rollout_start()
-        for number in range(self.windows_per_update):
-            ended = self._load_window(self._actors, number)
-            if not self._show_steps(number, ended, callback):
+        for index in range(self.windows_per_update):
+            ended = self._load_window(self._actors, index)
+            if not self._show_steps(index, ended, callback):
                 return False
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _load_window(self, actors: Actors, number: int) -> list[EndedEpisode]:
+    def _load_window(self, actors: Actors, index: int) -> list[EndedEpisode]:
         """Load the next window of any actor into the buffer, and return the episodes that ended in it."""
         window = actors.receive()
-        self.rollout_buffer.load(window.arrays, window.state, number)
+        self.rollout_buffer.load(window.arrays, window.state, index)
         actors.release(window)
-        self._lags[number] = actors.version - window.version
+        self._lags[index] = actors.version - window.version
         return window.ended
 
-    def _show_steps(self, number: int, ended: list[EndedEpisode], callback: BaseCallback) -> bool:
+    def _show_steps(self, index: int, ended: list[EndedEpisode], callback: BaseCallback) -> bool:
         """Show the callback the steps of a window, one after the other; return False if it stopped training."""
         buffer, ends = self.rollout_buffer, self.rollout_buffer.ends
         infos_of: defaultdict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
@@ -249,7 +249,7 @@ class MemoryImpala(VTraceLearner):
             infos_of[episode.step][episode.env] = episode.info
         for step in range(self.n_steps):
             infos = [infos_of[step].get(env, {}) for env in range(self.n_envs)]
-            row = number * self.n_steps + step
+            row = index * self.n_steps + step
             rewards, dones = buffer.rewards[row], ends[row]
             self.num_timesteps += self.n_envs
             callback.update_locals(locals())

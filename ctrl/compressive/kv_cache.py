@@ -38,6 +38,8 @@ register_optimizer_step_post_hook(_OptimizerSteps.count)
 class LayerCache(LayerSlots):
     """The slots of one layer in B envs, with their keys and values."""
 
+    KEEPS_BIASES = True
+
     def refresh(self) -> None:
         """Fetch the present weights, and project all slots with them."""
         super().refresh()

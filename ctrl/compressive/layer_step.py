@@ -11,7 +11,7 @@ slots are formed of m others each. A slot carries R numbers, see `CompressiveSta
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class LayerSlots:
     :param schedule: of the slots' positions
     :param clock: the core's clock, if it has one
     """
+
+    KEEPS_BIASES: ClassVar[bool] = False
+    """True if biases by age are kept from step to step, which pays from the second step on."""
 
     def __init__(
         self,
@@ -216,7 +219,7 @@ class MemoryInPlace:
         self._core = core
         self._clock: Integers = state.clock.cpu().numpy().copy()
         self._schedules = {
-            tiers: CacheSchedule(tiers, core.heads, state.clock, expand_biases=kind is not LayerSlots)
+            tiers: CacheSchedule(tiers, core.heads, state.clock, expand_biases=kind.KEEPS_BIASES)
             for tiers in dict.fromkeys(core.tiers)
         }
         self._compressors = [core.compressors_of(layer) for layer in range(len(core.layers))]

@@ -145,9 +145,9 @@ def forward_multiply_adds(model: str, shape: Shape) -> float | None:
         return 8 * LAYERS * width**2
     if model == "package":
         return None
-    slots, asked = sum(memory), min(length, QUERY_STEPS)
+    slots, query_steps = sum(memory), min(length, QUERY_STEPS)
     dense = (4 + 12 + 4 + 1 + 4 / RATE + 2 * slots / length) * width**2
-    attention = 2 * slots * width + 2 * asked * (1 + 1 / RATE) * width
+    attention = 2 * slots * width + 2 * query_steps * (1 + 1 / RATE) * width
     return width**2 + LAYERS * (dense + attention)
 
 

@@ -36,78 +36,78 @@ class SlowReference:
         if reset:
             self.restart()
         hidden = self.core.embed(inputs)
-        for number, layer in enumerate(self.core.layers):
-            self._insert(number, 0, Slot(self.time, hidden.detach(), [0.0] * self.core.forgetting_heads, self.time))
-            self._forget(number, hidden)
-            attended = self._attend(number, hidden)
-            hidden = finish(layer, hidden, layer.attention.output(attended))
+        for layer, module in enumerate(self.core.layers):
+            self._insert(layer, 0, Slot(self.time, hidden.detach(), [0.0] * self.core.forgetting_heads, self.time))
+            self._forget(layer, hidden)
+            attended = self._attend(layer, hidden)
+            hidden = finish(module, hidden, module.attention.output(attended))
         outputs = self.core.norm(hidden)
         if self.core.output_clock is not None:
             outputs = outputs + self.core.output_clock(phases(self.time, self.core.clock))
         self.time += 1
         return outputs
 
-    def _insert(self, number: int, level: int, slot: Slot) -> None:
-        tiers, lists = self.core.tiers[number], self.memory[number]
-        lists[level].append(slot)
-        if len(lists[level]) <= tiers[level].slots:
+    def _insert(self, layer: int, tier: int, slot: Slot) -> None:
+        tiers, lists = self.core.tiers[layer], self.memory[layer]
+        lists[tier].append(slot)
+        if len(lists[tier]) <= tiers[tier].slots:
             return
-        if level + 1 == len(tiers):
-            lists[level].pop(0)
+        if tier + 1 == len(tiers):
+            lists[tier].pop(0)
             return
-        block = [lists[level].pop(0) for _ in range(tiers[level + 1].rate)]
+        block = [lists[tier].pop(0) for _ in range(tiers[tier + 1].rate)]
         values = torch.stack([slot.value for slot in block])
         used = torch.tensor([slot.used / slot.steps for slot in block])
-        compressor = self.core.compressors[number][level]
+        compressor = self.core.compressors[layer][tier]
         importance = used if compressor.uses_attention() else None
         if compressor.uses_novelty():
-            importance = self._unusual(number, values) * (1 if importance is None else importance)
+            importance = self._unusual(layer, values) * (1 if importance is None else importance)
         known = values[None], None if importance is None else importance[None]
         compressed = compressor(*known)[0].detach()
-        facts = torch.tensor([[[*slot.lost, float(slot.time)] for slot in block]])
-        *lost, time = compressor.carry(facts, *known)[0].tolist()
-        self._insert(number, level + 1, Slot(block[0].first, compressed, lost, time))
+        carried = torch.tensor([[[*slot.lost, float(slot.time)] for slot in block]])
+        *lost, time = compressor.carry(carried, *known)[0].tolist()
+        self._insert(layer, tier + 1, Slot(block[0].first, compressed, lost, time))
 
-    def _forget(self, number: int, hidden: Tensor) -> None:
+    def _forget(self, layer: int, hidden: Tensor) -> None:
         """Fade all slots by the step's gates, except the step's own."""
-        attention = self.core.layers[number].attention
+        attention = self.core.layers[layer].attention
         if attention.forget_gate is None:
             return
         kept = torch.sigmoid(attention.forget_gate(attention.norm(hidden))).log().tolist()
-        older = [slot for slots in self.memory[number] for slot in slots if slot is not self.memory[number][0][-1]]
+        older = [slot for slots in self.memory[layer] for slot in slots if slot is not self.memory[layer][0][-1]]
         for slot in older:
             slot.lost = [lost + now for lost, now in zip(slot.lost, kept, strict=True)]
 
-    def _unusual(self, number: int, values: Tensor) -> Tensor:
+    def _unusual(self, layer: int, values: Tensor) -> Tensor:
         """Return each slot's variance of normed features that the layer's map does not rebuild."""
         normed = (values - values.mean(1, keepdim=True)) / (values.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        left = normed - normed @ self.core.layers[number].attention.novelty.rebuild
+        left = normed - normed @ self.core.layers[layer].attention.novelty.rebuild
         return left.square().mean(dim=1).detach()
 
-    def _emphasis(self, number: int, slot: Tensor) -> Tensor | float:
+    def _emphasis(self, layer: int, slot: Tensor) -> Tensor | float:
         """Return the factor of a slot's keys and values."""
-        novelty = self.core.layers[number].attention.novelty
-        return 1.0 if novelty is None else 1 + novelty.gain * self._unusual(number, slot[None])
+        novelty = self.core.layers[layer].attention.novelty
+        return 1.0 if novelty is None else 1 + novelty.gain * self._unusual(layer, slot[None])
 
-    def _attend(self, number: int, hidden: Tensor) -> Tensor:
-        attention = self.core.layers[number].attention
+    def _attend(self, layer: int, hidden: Tensor) -> Tensor:
+        attention = self.core.layers[layer].attention
         width, heads = self.core.output_size, attention.heads
         size = width // heads
         query = attention.query(attention.norm(hidden))
         by_time = self._by_time(attention)
         result = torch.empty(width)
-        for slots in self.memory[number]:
+        for slots in self.memory[layer]:
             for slot in slots:
                 slot.steps += 1
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
             scores, values, newer = [], [], 0
-            for slots, span in zip(self.memory[number], spans(self.core.tiers[number]), strict=True):
+            for slots, span in zip(self.memory[layer], spans(self.core.tiers[layer]), strict=True):
                 of_tier = []
                 newer += len(slots)
                 for index, slot in enumerate(slots):
                     projected = attention.key_value(attention.norm(slot.value))
-                    key, value = (self._emphasis(number, slot.value) * projected).chunk(2)
+                    key, value = (self._emphasis(layer, slot.value) * projected).chunk(2)
                     age, distance = self.time - slot.first - span // 2, newer - 1 - index
                     faded = ([0.0] * (heads - len(slot.lost)) + slot.lost)[head]
                     of_content = score(attention, part, query[part], key[part], age, distance)
