@@ -141,15 +141,23 @@ def _plain_ppo(hidden: int | None, env: VecEnv) -> Any:
     return PPO("MlpPolicy", env, policy_kwargs=kwargs, **_sb3_arguments(env))
 
 
-def _recurrent_ppo(hidden: int | None, env: VecEnv) -> Any:
+def recurrent_ppo_class() -> Any:
+    """Return sb3-contrib's `RecurrentPPO`.
+
+    :raises UserError: if sb3-contrib is missing
+    """
     try:
         from sb3_contrib import RecurrentPPO
     except ImportError:
         raise UserError('the benchmark needs sb3-contrib: pip install "ctrl-memory[bench]"') from None
+    return RecurrentPPO
+
+
+def _recurrent_ppo(hidden: int | None, env: VecEnv) -> Any:
     # One LSTM for actor and critic, as one core serves both in MemoryPPO.
     shared = {"lstm_hidden_size": hidden, "shared_lstm": True, "enable_critic_lstm": False}
     kwargs = None if hidden is None else shared
-    return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=kwargs, **_sb3_arguments(env))
+    return recurrent_ppo_class()("MlpLstmPolicy", env, policy_kwargs=kwargs, **_sb3_arguments(env))
 
 
 def _sb3_arguments(env: VecEnv) -> dict[str, Any]:
