@@ -45,7 +45,7 @@ def windows(model: str) -> dict[tuple[int, int], Row]:
 
 
 def aims() -> Lines:
-    """What was aimed at in November, and what was reached."""
+    """Table of the aims of November and of what was reached."""
     yield "aim", "reached", "verdict"
     for text, reached, passes, limit in (*_training_aims(), *_window_aims(), *_acting_aims()):
         yield text, ", ".join(f"{value:.2f}" for value in reached), verdict([passes(value, limit) for value in reached])
@@ -96,7 +96,7 @@ def _acting_aims() -> Iterator[Aim]:
 
 
 def budgets() -> Lines:
-    """What the aims of training leave for learning, in ms an update."""
+    """Table of the milliseconds an update that the aims of training leave for learning."""
     yield (
         *("aim", "envs", "ms an update may take", "of which acting and envs take", "left for learning"),
         "learning takes",
