@@ -111,9 +111,10 @@ def last_read(core: CompressiveCore, inputs: Tensor, reset: Tensor, rare: Tensor
 def test_the_reconstruction_loss_compares_what_attention_reads() -> None:
     """In the keys and values novel slots count more; all weights of the attention are held fixed."""
     torch.manual_seed(0)
-    core = CompressiveCore(3, width=WIDTH, heads=2, memory=[Tier(4), Tier(3, 2, "most_missed")])
+    core = CompressiveCore(3, width=8, heads=4, memory=[Tier(4), Tier(3, 2, "most_missed")])
     attention = core.layers[0].attention
     torch.nn.init.normal_(attention.novelty.rebuild)
+    torch.nn.init.normal_(attention.key_value.bias)
     passes: list[tuple[Tensor, Tensor]] = []
     attention.register_forward_hook(lambda _, given, attended: passes.append((given[0], attended.keys_values.joined())))
     inputs = torch.randn(2, 5, 3)
