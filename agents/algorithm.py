@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as_tensor, update_learning_rate
@@ -23,6 +23,7 @@ from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Evaluated, Windows, select
 from ctrl.agents.rollout import keep_step, take_step
+from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
@@ -35,7 +36,7 @@ FALLING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
 """Default learning rate: falls from 1e-3 to 0 over `learn(total_timesteps)`."""
 
 
-class MemoryAlgorithm(OnPolicyAlgorithm):
+class MemoryAlgorithm(SavedAlgorithm):
     """Base of `MemoryPPO` and `MemoryImpala`: acting, steps of the two optimizers, logging, saving and `predict`.
 
     A subclass calls `_make_memory_policy` in its `_setup_model`, and implements `_finish_rollout` and `train`.
@@ -78,17 +79,7 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         :param others: `stats_window_size`, `tensorboard_log`, `policy_kwargs`, `verbose` and `seed`, as in
             stable-baselines3
         """
-        check_numbers(
-            at_least_1={"n_steps": n_steps},
-            positive={
-                "learning_rate": learning_rate,
-                "memory_learning_rate": memory_learning_rate,
-                "max_grad_norm": max_grad_norm,
-                "memory_max_grad_norm": memory_max_grad_norm,
-            },
-            not_negative={"ent_coef": ent_coef, "vf_coef": vf_coef, "gamma": gamma},
-            at_most_1={"gamma": gamma},
-        )
+        _check_shared(locals())
         check_device(device)
         super().__init__(
             policy,
@@ -109,6 +100,13 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         self.memory_learning_rate = memory_learning_rate
         self.normalize_values = normalize_values
         self.memory_max_grad_norm = memory_max_grad_norm
+
+    def check_shared_arguments(self) -> None:
+        """Check again the arguments that both algorithms have, such as after they were read from a file.
+
+        :raises ValueError: naming the argument
+        """
+        _check_shared(vars(self))
 
     def _named(self, *names: str) -> dict[str, Any]:
         """Return attributes by name, as `check_numbers` takes them."""
@@ -363,13 +361,34 @@ class MemoryAlgorithm(OnPolicyAlgorithm):
         return torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor"]
+        return [*super()._excluded_save_params(), *_MADE_ANEW]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]
         if self.policy.memory_optimizer is not None:
             names.append("policy.memory_optimizer")
         return names, []
+
+
+_MADE_ANEW = (
+    *("_actor", "_last_original_obs", "lr_schedule", "_memory_lr_schedule", "_clip_schedule", "_clip_vf_schedule"),
+    *("_batch_windows", "_lags"),
+)
+"""Attributes that follow from others."""
+
+
+def _check_shared(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments that both algorithms have; others may be among them."""
+
+    def named(*names: str) -> dict[str, Any]:
+        return {name: arguments[name] for name in names}
+
+    check_numbers(
+        at_least_1=named("n_steps"),
+        positive=named("learning_rate", "memory_learning_rate", "max_grad_norm", "memory_max_grad_norm"),
+        not_negative=named("ent_coef", "vf_coef", "gamma"),
+        at_most_1=named("gamma"),
+    )
 
 
 def _hparam(value: Any) -> float | str:

@@ -152,6 +152,8 @@ class EvaluateConfig:
     """Sample the actions, as in training, instead of taking the likeliest."""
     device: Annotated[str | None, open_option("the run's, else auto", "STR")] = None
     """Device of the agent: cpu, cuda or auto."""
+    trust: Switch = False
+    """Run code that the files ask for: unpickle what the model has pickled, import the module of the run's task."""
     json: Switch = False
     """Print JSON instead of a table."""
 

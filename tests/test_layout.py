@@ -22,7 +22,7 @@ FOLDERS = {"ctrl": "ctrl", "envs": "ctrl.envs", "agents": "ctrl.agents", "experi
 THIRD_PARTY = {
     "ctrl": {"torch", "numpy"},
     "envs": {"gymnasium", "numpy"},
-    "agents": {"torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "cloudpickle"},
+    "agents": {"torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "cloudpickle", "safetensors"},
     "experiments": {
         *("torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "cloudpickle"),
         *("tyro", "rich", "tqdm", "matplotlib"),

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl import Tier
 from ctrl.agents import MemoryImpala, MemoryPPO
 from ctrl.agents.algorithm import MemoryAlgorithm
+from ctrl.agents.saving.model_file import algorithm_of
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.options import COMPRESSIVE_CORES, PPO_ALONE, RAW_CORES, MemoryOptions
@@ -73,17 +73,20 @@ def build_model(config: TrainConfig, env: VecEnv) -> MemoryAlgorithm:
     return model
 
 
-def load_model(path: Path, env: VecEnv, device: str) -> MemoryAlgorithm:
+def load_model(path: Path, env: VecEnv, device: str, *, trust: bool = False) -> MemoryAlgorithm:
     """Load a saved agent of either algorithm, for playing and not for learning.
 
-    :raises UserError: if the file holds no agent, or its spaces differ from those of the env
+    :param trust: whether code from the file may run; see `MemoryPPO.load`
+    :raises UserError: if the file holds no agent, needs trust, or its spaces differ from those of the env
     """
+    classes = {algorithm.__name__: algorithm for algorithm in CLASSES.values()}
     try:
-        data, _, _ = load_from_zip_file(path, device="cpu")
-        if "num_actors" in (data or {}):
-            return MemoryImpala.load(path, env=env, device=device, custom_objects={"num_actors": 0})
-        return MemoryPPO.load(path, env=env, device=device)
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        name = algorithm_of(path)
+        if name not in classes:
+            raise ValueError(f"it holds a {name[:50]!r}, which this version does not know")
+        alone = {"num_actors": 0} if classes[name] is MemoryImpala else {}
+        return classes[name].load(path, env=env, device=device, custom_objects=alone, trust=trust)
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AssertionError, AttributeError) as error:
         raise UserError(f"{path} cannot be loaded for this task: {error}") from error
 
 

@@ -219,7 +219,7 @@ def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluatio
         torch.set_num_threads(run.threads)  # another order of summing could change the likeliest action
     env = make_task(task, seed=seed, training=False)
     try:
-        model = load_model(path, env, config.device or run.device)
+        model = load_model(path, env, config.device or run.device, trust=config.trust)
         brought = evaluate(model, env, task, episodes=episodes, seed=seed, deterministic=not config.stochastic)
     finally:
         env.close()

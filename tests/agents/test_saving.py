@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from actor_toys import BOTH, make_impala
 from agent_toys import STAGGERED, make_model, makers, same_weights, staggered_env, vectorized, weights_of
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ctrl.agents import MemoryImpala, MemoryPPO, MlpMemoryPolicy
+from ctrl.agents.saving.model_file import read_model_file
 
 STEPS = 24 * 3
 CORES = pytest.mark.parametrize("core", ["compressive", "lstm"])
@@ -174,30 +175,22 @@ def test_a_saved_file_holds_no_memory_of_episodes(tmp_path: Path) -> None:
     model = trained()
     model.save(tmp_path / "agent")
     assert model._actor is not None
-    data, _, _ = load_from_zip_file(tmp_path / "agent")
-    assert data is not None and "_actor" not in data
+    assert "_actor" not in read_model_file(tmp_path / "agent", trust=False).data["attributes"]
     assert MemoryPPO.load(tmp_path / "agent", device="cpu")._actor is None
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Return the tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 @CORES
 def test_what_is_saved(core: str, tmp_path: Path) -> None:
-    """The file has weights and optimizers by name, none with a graph, and no other tensors."""
+    """The file has weights and optimizers by name, and no pickle."""
     model = trained(core)
-    expected = {"policy", "policy.optimizer"} | ({"policy.memory_optimizer"} if core == "compressive" else set())
-    assert set(model.get_parameters()) == expected
     model.save(tmp_path / "agent")
-    data, parameters, _ = load_from_zip_file(tmp_path / "agent", device="cpu")
-    assert data is not None and parameters is not None and set(parameters) == expected
-    assert not tensors_in(data)
-    assert not any(tensor.grad_fn is not None or tensor.requires_grad for tensor in tensors_in(dict(parameters)))
+    expected = {"policy", "policy.optimizer"} | ({"policy.memory_optimizer"} if core == "compressive" else set())
+    file = read_model_file(tmp_path / "agent", trust=False)
+    assert set(model.get_parameters()) == expected == {"policy", *file.data["optimizers"]}
+    assert set(file.tensors) == {"policy", "optimizer", "attributes"} and not file.json and not file.pickled
+    assert {name.rpartition("/")[2] for name in file.tensors["optimizer"]} == {"step", "exp_avg", "exp_avg_sq"}
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        assert "trusted.pickle" not in archive.namelist()
 
 
 @CORES
@@ -240,7 +233,7 @@ def test_an_old_agent_has_no_burn_in(tmp_path: Path) -> None:
 def test_learning_rate_functions_survive(tmp_path: Path) -> None:
     model = make_model(gym.make("CartPole-v1"), memory_learning_rate=lambda left: 0.5 * left).learn(24)
     model.save(tmp_path / "agent")
-    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu")
+    loaded = MemoryPPO.load(tmp_path / "agent", device="cpu", trust=True)
     assert loaded._memory_lr_schedule(0.5) == 0.25
 
 
