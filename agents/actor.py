@@ -62,6 +62,14 @@ class Actor:
             parts = parts[0][index], parts[1][index]
         return PolicyState(self._core.state(envs), *(part.clone() for part in parts))
 
+    def cache(self) -> list[Tensor]:
+        """Return copies of what the core's acting keeps beside the state; see `ctrl.core.Acting.cache`."""
+        return self._core.cache()
+
+    def set_cache(self, cache: Sequence[Tensor]) -> None:
+        """Go on bit for bit like the actor whose `cache()` this is; both must be in the same state."""
+        self._core.set_cache([part.to(self._action.device) for part in cache])
+
 
 def join_states(policy: MemoryPolicy, states: Sequence[PolicyState]) -> PolicyState:
     """Return several states as one, with their envs in order."""

@@ -22,8 +22,9 @@ from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Evaluated, Windows, select
-from ctrl.agents.rollout import keep_step, take_step
+from ctrl.agents.rollout import EnvStep, keep_step, take_step
 from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
+from ctrl.agents.training_state import SavedTraining, take_up
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
@@ -55,6 +56,14 @@ class MemoryAlgorithm(SavedAlgorithm):
     policy: MemoryPolicy
     rollout_buffer: WindowBuffer  # type: ignore[assignment]
     _actor: Actor | None = None
+    _in_rollout: bool = False
+    """True while the buffer holds a rollout that is not complete, and that the next call of `learn` may go on with."""
+    _step_in_flight: tuple[EnvStep, np.ndarray] | None = None
+    """A step that callbacks see and that is not stored yet, and [B] bool, true where it began an episode."""
+    _saved_state: SavedTraining | None = None
+    """State of training from the file that the model was loaded from, until `learn` takes it up."""
+    _logged_before: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+    """What the logger had taken and not written when the model was saved."""
 
     def __init__(
         self,
@@ -154,14 +163,17 @@ class MemoryAlgorithm(SavedAlgorithm):
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Act for `n_rollout_steps` steps in each env and fill the buffer; return False if a callback stopped it."""
         self.policy.set_training_mode(False)
-        self.rollout_buffer.reset()
+        if not self._in_rollout:
+            self.rollout_buffer.reset()
+        self._in_rollout = True
         callback.on_rollout_start()
-        for _ in range(n_rollout_steps):
+        for _ in range(n_rollout_steps - self.rollout_buffer.pos):
             if not self._collect_step(env, callback):
                 return False
         self._finish_rollout()
         callback.update_locals(locals())
         callback.on_rollout_end()
+        self._in_rollout = False
         return True
 
     def _collect_step(self, env: VecEnv, callback: BaseCallback) -> bool:
@@ -173,16 +185,22 @@ class MemoryAlgorithm(SavedAlgorithm):
         # The names of stable-baselines3's locals: callbacks read them.
         actions, new_obs, rewards, dones, infos = step.actions, step.next_obs, step.rewards, step.ends, step.infos
         self.num_timesteps += env.num_envs
+        self._step_in_flight = step, starts  # a callback may save the model
         callback.update_locals(locals())
         keep_going = callback.on_step()
-        actor.tell_rewards(rewards)
-        # Also if a callback stops here: the env has moved on, and learning may be resumed.
-        self._last_obs, self._last_episode_starts = new_obs, dones
-        if not keep_going:
-            return False
-        self._update_info_buffer(infos, dones)
+        self._finish_step()  # also if the callback stops here: the env has moved on, and learning may be resumed
+        return keep_going
+
+    def _finish_step(self) -> None:
+        """Store the step that callbacks have seen."""
+        if self._step_in_flight is None:
+            return
+        (step, starts), self._step_in_flight = self._step_in_flight, None
+        actor = self._actor_in(len(starts))
+        actor.tell_rewards(step.rewards)
+        self._last_obs, self._last_episode_starts = step.next_obs, step.ends
+        self._update_info_buffer(step.infos, step.ends)
         keep_step(step, starts, actor, self.rollout_buffer, self.gamma, self.num_timesteps)
-        return True
 
     def _finish_rollout(self) -> None:
         """Compute from a full buffer what callbacks may read at the rollout's end; here nothing."""
@@ -301,14 +319,47 @@ class MemoryAlgorithm(SavedAlgorithm):
         """
         self._env_to_learn_in()
         self._warn_of_no_rate(total_timesteps)
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        self._take_up_training(reset_num_timesteps)
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name or type(self).__name__,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        except BaseException:
+            self._drop_rollout()
+            raise
+
+    def _take_up_training(self, reset_num_timesteps: bool) -> None:
+        """Prepare to go on where training ended, here or in the file that the model was loaded from, or to begin."""
+        if self._saved_state is not None and not reset_num_timesteps:
+            take_up(self, self._saved_state)
+        self._saved_state = None
+        if reset_num_timesteps or self._last_obs is None:
+            self._in_rollout = False
+
+    def _drop_rollout(self) -> None:
+        """Forget the episodes in progress and their unfinished rollout: an error may have left both half done."""
+        self._last_obs, self._actor, self._step_in_flight = None, None, None
+        self._in_rollout = self.rollout_buffer.full = False
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in another env. Its episodes begin anew, unless `force_reset` is False.
+
+        After `load`, `force_reset=False` makes `learn(reset_num_timesteps=False)` go on in the saved episodes.
+        """
+        super().set_env(env, force_reset)
+        if force_reset and self._saved_state is not None:
+            self._saved_state = self._saved_state.without_episodes()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed all random generators. After `load`, training then does not go on with the saved generators."""
+        super().set_random_seed(seed)
+        if self._saved_state is not None:
+            self._saved_state = self._saved_state.without_random_state()
 
     def _warn_of_no_rate(self, steps: int) -> None:
         """Warn of a call that would learn nothing: the default learning rate is 0 in its only update."""
@@ -328,6 +379,9 @@ class MemoryAlgorithm(SavedAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         total, callback = super()._setup_learn(*args, **kwargs)
         self._log_hparams()
+        for name, (value, excluded) in self._logged_before.items():
+            self.logger.record(name, value, excluded)
+        self._logged_before = {}
         return total, callback
 
     def _log_hparams(self) -> None:
@@ -372,9 +426,9 @@ class MemoryAlgorithm(SavedAlgorithm):
 
 _MADE_ANEW = (
     *("_actor", "_last_original_obs", "lr_schedule", "_memory_lr_schedule", "_clip_schedule", "_clip_vf_schedule"),
-    *("_batch_windows", "_lags"),
+    *("_batch_windows", "_lags", "_in_rollout", "_step_in_flight", "_saved_state", "_logged_before"),
 )
-"""Attributes that follow from others."""
+"""Attributes that follow from others, or that the state of training holds."""
 
 
 def _check_shared(arguments: Mapping[str, Any]) -> None:

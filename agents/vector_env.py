@@ -34,6 +34,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from ctrl.agents.utils.env_access import _access
+from ctrl.agents.utils.env_state import gymnasium_state, set_gymnasium_state
 from ctrl.agents.utils.spaces import check_spaces
 from ctrl.agents.utils.validation import check_env
 
@@ -193,6 +194,26 @@ class GymnasiumVecEnv(VecEnv):
             return {key: np.array(observation[key], dtype=space.dtype) for key, space in parts}
         return np.array(observation, dtype=self.observation_space.dtype)
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the state of all envs, in mid-episode, as plain data; see `ctrl.agents.utils.env_state`.
+
+        :raises NotPlainError: if the vector env, or one in it, has no `get_state`.
+        """
+        return {
+            "env": gymnasium_state(self.env),
+            "monitor": self._monitor.get_state(),
+            "late": self._late.copy(),
+            "late_infos": dict(self._late_infos),
+            "reset_infos": [dict(info) for info in self.reset_infos],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue the episodes of a `get_state`, in envs that were built in the same way."""
+        set_gymnasium_state(self.env, state["env"])
+        self._monitor.set_state(state["monitor"])
+        self._late, self._late_infos, self.reset_infos = state["late"], state["late_infos"], state["reset_infos"]
+        self._actions = None
+
     def close(self) -> None:
         """Close the vector env."""
         self.env.close()
@@ -260,6 +281,14 @@ class _EpisodeMonitor:
         self._start = time.time()
         self._returns = np.zeros(num_envs, dtype=np.float64)
         self._lengths = np.zeros(num_envs, dtype=np.int64)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the returns and lengths so far."""
+        return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from the returns and lengths of a `get_state`."""
+        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
 
     def restart(self) -> None:
         """Set the returns and lengths of all episodes to 0."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -81,6 +81,30 @@ class Acting(ABC, Generic[StateT]):
     @abstractmethod
     def state(self, envs: npt.NDArray[np.int64] | None = None) -> StateT:
         """Return a copy of the core's present state, of all envs or of those with the indices `envs`."""
+
+    def cache(self) -> list[Tensor]:
+        """Return copies of what acting computed from the state and keeps beside it; nothing by default.
+
+        It could be computed anew from `state()`, but with other rounding. With it, another acting goes on bit for bit.
+        """
+        return [part.clone() for part in self._cached()]
+
+    def set_cache(self, cache: Sequence[Tensor]) -> None:
+        """Take over the `cache()` of an acting that was in the same state, with the same weights.
+
+        :raises ValueError: where a shape or dtype does not fit
+        """
+        present = self._cached()
+        found, expected = ([(part.shape, part.dtype) for part in parts] for parts in (cache, present))
+        if found != expected:
+            raise ValueError(f"cache must have parts {expected}, got {found}")
+        with torch.inference_mode():  # what acting keeps may be inference tensors
+            for part, kept in zip(cache, present, strict=True):
+                kept.copy_(part)
+
+    def _cached(self) -> list[Tensor]:
+        """Return what `cache` copies."""
+        return []
 
     @abstractmethod
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor: ...

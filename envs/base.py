@@ -22,6 +22,7 @@ from gymnasium.vector.utils import batch_space
 
 from ctrl.envs.arguments import checked_integer
 from ctrl.envs.randomness import Bits, derive, seed_keys
+from ctrl.envs.saved_state import SavedState
 from ctrl.envs.scores import Scores
 
 Observations = npt.NDArray[Any]
@@ -133,7 +134,7 @@ class Rules(ABC, Generic[StateT]):
         return self.text(state, row) if render_mode == "ansi" else self.picture(state, row)
 
 
-class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
+class TaskEnv(SavedState, gym.Env[Observations, np.int64], Generic[StateT]):
     """Single env: one copy of a task. After `reset(seed=s)`, each `reset()` starts the next episode of seed s.
 
     :param render_mode: "ansi", "rgb_array" or None.
@@ -144,6 +145,7 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
     rules_class: ClassVar[Callable[..., Rules[Any]]]
     """The task's `Rules` dataclass, set by each subclass. Its fields are the env's arguments."""
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 8}
+    KEPT = ("_key", "_episode", "_ended")
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         self.rules = self.rules_class(**arguments)
@@ -200,7 +202,7 @@ class TaskEnv(gym.Env[Observations, np.int64], Generic[StateT]):
         return cast(Observations, self.rules.observe(self._state)[0])
 
 
-class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[StateT]):
+class TaskVectorEnv(SavedState, VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[StateT]):
     """Native vector env: `num_envs` copies of a task in one numpy step.
 
     Its methods return the same values and infos as gymnasium's own vector envs. With `SAME_STEP`, a copy restarts in
@@ -226,6 +228,7 @@ class TaskVectorEnv(VectorEnv[Observations, Actions, npt.NDArray[Any]], Generic[
         "render_fps": 8,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
+    KEPT = ("_keys", "_episodes", "_waiting")
 
     def __init__(
         self,

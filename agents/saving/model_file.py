@@ -4,6 +4,7 @@ data.json                what the model is made of; see `ctrl.agents.saving.mode
 NAME.json                further JSON by name
 NAME.safetensors         tensors by name: policy, optimizer, attributes …
 trusted.pickle           what JSON can't hold; absent for most models
+NAME.pickle              what is of use only to a reader who trusts the file, such as the state of an env
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ctrl.agents.saving.json_values import pickled_names
 
 FORMAT, VERSION = "ctrl.agents model", 1
 DATA, PICKLE = "data.json", "trusted.pickle"
-JSON, TENSORS = ".json", ".safetensors"
+JSON, TENSORS, OPTIONAL = ".json", ".safetensors", ".pickle"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class ModelFile:
     """Tensors or arrays by name, each a table."""
     pickled: dict[str, Any] = field(default_factory=dict)
     """Objects by name, for which a reader must trust the file."""
+    optional: dict[str, bytes] = field(default_factory=dict)
+    """Pickles by name that a reader may do without; empty where the reader does not trust the file."""
 
     def write(self, path: PathOrFile) -> None:
         """Write the file.
@@ -46,6 +49,7 @@ class ModelFile:
         entries = {DATA: _json({**head, **self.data})}
         entries |= {f"{name}{JSON}": _json(value) for name, value in self.json.items()}
         entries |= {f"{name}{TENSORS}": tensors.to_bytes(table) for name, table in self.tensors.items()}
+        entries |= {f"{name}{OPTIONAL}": content for name, content in self.optional.items()}
         if self.pickled:
             entries[PICKLE] = _pickle(self.pickled)
         write_archive(path, entries)
@@ -85,6 +89,7 @@ def read_model_file(path: PathOrFile, *, trust: bool, replaced: Collection[str] 
             {name: archive.json(f"{name}{JSON}") for name in _names(archive, JSON) if f"{name}{JSON}" != DATA},
             {name: _tensors(archive, f"{name}{TENSORS}") for name in _names(archive, TENSORS)},
             _unpickled(archive) if needed else {},
+            {name: archive.read(f"{name}{OPTIONAL}") for name in _optional(archive)} if trust else {},
         )
 
 
@@ -103,6 +108,10 @@ def read_data(archive: Archive) -> dict[str, Any]:
 
 def _names(archive: Archive, suffix: str) -> list[str]:
     return sorted(name.removesuffix(suffix) for name in archive.names if name.endswith(suffix))
+
+
+def _optional(archive: Archive) -> list[str]:
+    return [name for name in _names(archive, OPTIONAL) if f"{name}{OPTIONAL}" != PICKLE]
 
 
 def _tensors(archive: Archive, name: str) -> tensors.Tensors:

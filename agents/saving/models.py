@@ -5,6 +5,9 @@ policy.safetensors       weights
 optimizer.safetensors    states of both optimizers, as `policy.optimizer/0/exp_avg`
 attributes.safetensors   arrays among the attributes
 trusted.pickle           attributes that JSON can't hold, such as a lambda or a class of the user's
+training.json            how training goes on, see `ctrl.agents.training_state`
+training.safetensors     arrays of it
+env0.pickle …            states of envs that give no plain data
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from ctrl.agents.saving.archive import PathOrFile, naming
 from ctrl.agents.saving.checks import check_names, check_optimizer, check_tensor, check_weights
 from ctrl.agents.saving.json_values import Decoder, Encoder, pickled_names
 from ctrl.agents.saving.model_file import ModelFile, read_model_file
+from ctrl.agents.training_state import restore_training_state, training_state
 
 if TYPE_CHECKING:
     from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 Algorithm = TypeVar("Algorithm", bound="SavedAlgorithm")
 Parameters = dict[str, dict[str, Any]]
 
+TRAINING = "training"
+"""Name of the entries with the state of training."""
 LARGEST_SPACE = 2**22
 """Elements that a space may have, however small the weights are."""
 LARGEST_NUMBER = 2**24
@@ -66,6 +72,7 @@ def save_model(
     }
     parameters = model.get_parameters()
     optimizers, states = _split_optimizers(parameters, encoder)
+    training, arrays, pickles = training_state(model)
     ModelFile(
         data={
             "algorithm": algorithm_name(type(model)),
@@ -73,8 +80,15 @@ def save_model(
             "attributes": attributes,
             "optimizers": optimizers,
         },
-        tensors={"policy": parameters["policy"], "optimizer": states, "attributes": encoder.arrays},
+        json={TRAINING: training},
+        tensors={
+            "policy": parameters["policy"],
+            "optimizer": states,
+            "attributes": encoder.arrays,
+            TRAINING: arrays,
+        },
         pickled=encoder.pickled,
+        optional=pickles,
     ).write(path)
 
 
@@ -141,6 +155,9 @@ def load_model(
     with naming(path):
         model = _build(algorithm, file, attributes | changes, env or attributes.get("env"), device)
         _set_parameters(model, parameters_of(file), device)
+        if TRAINING in file.json:  # older files have none
+            arrays = file.tensors.get(TRAINING, {})
+            restore_training_state(model, file.json[TRAINING], arrays, file.optional, trust=trust)
     return model
 
 

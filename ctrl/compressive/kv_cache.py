@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -46,6 +47,10 @@ class LayerCache(LayerSlots):
         self._novelty, _ = self._project_all()  # [B S] of all slots
         self._flat_keys_values = self._keys_values.view(-1, self._shape[2])  # [2 B H S, d]
         self._flat_time_keys = None if self._clock is None else self._time_keys.flatten(0, 1)  # [B S, TIME_KEYS]
+
+    def cached(self) -> list[Tensor]:
+        """Return the keys and values, the novelty and the keys by time of all slots, as far as there are any."""
+        return [part for part in (self._keys_values, self._novelty, self._flat_time_keys) if part is not None]
 
     def _novelty_of(self, blocks: Tensor, source: Tensor) -> Tensor | None:
         return None if self._novelty is None else self._novelty.index_select(0, source).view(blocks.shape[:2])
@@ -86,6 +91,11 @@ class CompressiveActing(Acting["CompressiveState"]):
     def state(self, envs: npt.NDArray[np.int64] | None = None) -> CompressiveState:
         """Return a copy of the state, of all envs or some."""
         return self._memory.state(envs)
+
+    def _cached(self) -> list[Tensor]:
+        with torch.no_grad():
+            self._follow_weights()
+        return [part for layer in self._memory.layers for part in cast(LayerCache, layer).cached()]
 
     def _step(self, inputs: Tensor, reset: Tensor) -> Tensor:
         self._follow_weights()

@@ -225,7 +225,7 @@ class MemoryInPlace:
         self._compressors = [core.compressors_of(layer) for layer in range(len(core.layers))]
         self._ranked = [ranked_parts(tiers, core.ranks(layer)) for layer, tiers in enumerate(core.tiers)]
         with torch.no_grad():
-            self._layers = self._lay_out(state, kind)
+            self.layers = self._lay_out(state, kind)
 
     def _lay_out(self, state: CompressiveState, kind: type[LayerSlots]) -> list[LayerSlots]:
         core, layers = self._core, []
@@ -249,7 +249,7 @@ class MemoryInPlace:
         moves = {tiers: schedule.advance(self._clock, inputs.device) for tiers, schedule in self._schedules.items()}
         self._clock += 1
         hidden: Tensor = core.embed(inputs)  # [B, D]
-        for layer, tiers, compressors in zip(self._layers, core.tiers, self._compressors, strict=True):
+        for layer, tiers, compressors in zip(self.layers, core.tiers, self._compressors, strict=True):
             hidden, times = layer.step(hidden, moves[tiers], compressors)
         outputs: Tensor = core.norm(hidden)
         return outputs if core.output_clock is None else outputs + core.output_clock(times)
@@ -262,7 +262,7 @@ class MemoryInPlace:
 
     def refresh(self) -> None:
         """Take over the present weights."""
-        for layer in self._layers:
+        for layer in self.layers:
             layer.refresh()
 
     def state(self, envs: Integers | None = None) -> CompressiveState:
@@ -271,7 +271,7 @@ class MemoryInPlace:
         index = torch.from_numpy(picked).to(self._core.device)
         kept = {tiers: self._kept(tiers)[index] for tiers in self._schedules}  # [B, S, 1] each
         slots, importance, carried = [], [], []
-        for layer, tiers, ranked in zip(self._layers, self._core.tiers, self._ranked, strict=True):
+        for layer, tiers, ranked in zip(self.layers, self._core.tiers, self._ranked, strict=True):
             slots.append(torch.where(kept[tiers], layer.slots[index], 0))
             carried.append(torch.where(kept[tiers], layer.carried[index], 0))
             importance += [torch.where(kept[tiers][:, part, 0], layer.importance[index, part], 0) for part in ranked]
