@@ -62,7 +62,7 @@ class MemoryAlgorithm(SavedAlgorithm):
     """A step that callbacks see and that is not stored yet, and [B] bool, true where it began an episode."""
     _saved_state: SavedTraining | None = None
     """State of training from the file that the model was loaded from, until `learn` takes it up."""
-    _logged_before: dict[str, Any] = {}  # noqa: RUF012 - replaced, never changed
+    _logged_before: dict[str, Any] = {}
     """What the logger had taken and not written when the model was saved."""
 
     def __init__(

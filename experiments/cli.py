@@ -15,7 +15,7 @@ from ctrl.experiments.bench import options as bench
 from ctrl.experiments.bench.options import BenchConfig
 from ctrl.experiments.compare.ablation_config import AblateConfig
 from ctrl.experiments.config import CompareConfig, DemoConfig, EnvsConfig, EvaluateConfig, TrainConfig
-from ctrl.experiments.errors import UserError
+from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.suite.config import SuiteConfig
 
 # Modules are imported only when used: `ctrl --help` needs no gymnasium, no SB3 and no matplotlib.
@@ -38,10 +38,13 @@ EXAMPLES = {
     "train": [
         "ctrl train --env ctrl/Recall-v0 --env-kwargs length=48 --core compressive --memory 16,16x4 --steps 300000",
         "ctrl train --env CartPole-v1 --core lstm --width 64 --out runs/cartpole",
+        "ctrl train --resume runs/recall-v0-compressive-1",
     ],
     "compare": [
         "ctrl compare --env ctrl/Recall-v0 --env-kwargs length=48 --cores compressive lstm --seeds 3 \\",
         "    --steps 300000 --jobs 2 --match-parameters --learning-rates compressive=1e-3 lstm=3e-3",
+        "ctrl compare --resume runs/recall-v0-compare-1",
+        "ctrl compare --table runs/recall-v0-compare-1",
     ],
     "ablate": [
         "ctrl ablate --jobs 2 --out results/ablation",
@@ -117,6 +120,12 @@ def run(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         errors.print(f"error: {error}", style="bold red", soft_wrap=True, markup=False)
         return 2
+    except OSError as error:  # the disk, or a path that no system takes
+        if error.strerror is None or isinstance(error, BrokenPipeError):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        errors.print(f"error: {error.strerror}{where}", style="bold red", soft_wrap=True, markup=False)
+        return 1
     except KeyboardInterrupt:
         errors.print("stopped before there was anything to save, or after all of it was saved")
         return 130
@@ -135,11 +144,32 @@ def parse(arguments: Sequence[str]) -> object:
             args=list(arguments) or ["--help"],
             config=(tyro.conf.OmitArgPrefixes,),
         )
-        return config
+        return _resumed(config, arguments)
     except SystemExit as stop:
         if stop.code == 0:
             print_examples(arguments)
         raise
+
+
+RESUMED_WITH = {"train": ("--resume", "--steps", "--trust"), "compare": ("--resume", "--steps", "--jobs", "--trust")}
+"""Options that go with --resume; all others are the run's own."""
+
+
+def _resumed(config: Any, arguments: Sequence[str]) -> Any:
+    """Return the options of the run or comparison that `--resume` names, with those given here; else `config`."""
+    command = arguments[0]
+    folder = config.resume if command in RESUMED_WITH else None
+    if folder is None:
+        return config
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    others = sorted(given - set(RESUMED_WITH[command]))
+    require(not others, f"--resume takes all options from {folder}; it does not go with {', '.join(others)}")
+    steps = config.run.steps if "--steps" in given else None
+    from ctrl.experiments.runs import resume
+
+    if command == "train":
+        return resume.resumed_config(folder, steps, trust=config.trust)
+    return resume.resumed_comparison(folder, steps, jobs=config.jobs, trust=config.trust)
 
 
 def print_examples(arguments: Sequence[str]) -> None:

@@ -27,6 +27,9 @@ from ctrl.experiments.options import (
     require_cores,
 )
 
+OF_ONE_COMMAND = ("resume", "trust")
+"""Options that belong to one command and not to the run."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -42,6 +45,10 @@ class TrainConfig:
     """Folder for the results."""
     overwrite: Switch = False
     """Replace the results that --out holds already."""
+    resume: Annotated[Path | None, open_option("start a new run", "RUN")] = None
+    """Folder of a run to go on with as if it had never stopped. Of its options, only --steps can be raised."""
+    trust: Switch = False
+    """With --resume: unpickle what the run's files have pickled, such as the states of envs, which can run any code."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
@@ -64,8 +71,9 @@ class TrainConfig:
         return 1 if heads is None else self.memory.heads or int(heads.default)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the config as plain data."""
-        return asdict(self) | {"out": None if self.out is None else str(self.out)}
+        """Return the config as plain data, without what only says where to go on."""
+        data = asdict(self) | {"out": None if self.out is None else str(self.out)}
+        return {name: value for name, value in data.items() if name not in OF_ONE_COMMAND}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
@@ -106,6 +114,12 @@ class CompareConfig:
     """Folder for the results."""
     overwrite: Switch = False
     """Replace the results that --out holds already."""
+    resume: Annotated[Path | None, open_option("start anew", "DIR")] = None
+    """Folder of a comparison to go on with. Of its options, --steps can be raised, and --jobs can be changed."""
+    table: Annotated[Path | None, open_option("train", "DIR")] = None
+    """Folder of a comparison whose table and picture are made again from what is there, without training."""
+    trust: Switch = False
+    """With --resume: unpickle what the runs' files have pickled, such as the states of envs, which can run any code."""
     task: TaskOptions = field(default_factory=TaskOptions)
     run: RunOptions = field(default_factory=RunOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
@@ -122,6 +136,26 @@ class CompareConfig:
             positive = isinstance(rate, int | float) and rate > 0
             require(positive, f"--learning-rates: {core} must be above 0, got {rate!r}")
         require_cores(self.cores, self.memory, self.ppo)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config as plain data, without what only says where to go on."""
+        data = asdict(self) | {"out": None if self.out is None else str(self.out)}
+        return {name: value for name, value in data.items() if name not in (*OF_ONE_COMMAND, "table")}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CompareConfig:
+        """Rebuild a config from the data of `to_json`."""
+        parts = {
+            "cores": tuple(data["cores"]),
+            "learning_rates": tuple(data["learning_rates"]),
+            "out": None if data["out"] is None else Path(data["out"]),
+            "task": TaskOptions.from_json(data["task"]),
+            "run": RunOptions(**data["run"]),
+            "memory": MemoryOptions.from_json(data["memory"]),
+            "ppo": PPOOptions(**data["ppo"]),
+            "impala": ImpalaOptions(**data["impala"]),
+        }
+        return cls(**{**data, **parts})
 
     @property
     def rates(self) -> dict[str, Any]:

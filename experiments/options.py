@@ -338,13 +338,15 @@ class RunOptions:
     eval_every: Annotated[int | None, open_option("a tenth of --steps", text=_EVAL_HELP)] = None
     checkpoint_every: Annotated[int | None, open_option("a tenth of --steps")] = None
     """Env steps between two checkpoints."""
+    keep_checkpoints: int = 5
+    """Number of the newest checkpoints that are kept, beside the best one."""
     device: str = "auto"
     """Device of the agent: cpu, cuda or auto."""
     threads: Annotated[int | None, open_option("train: torch's own, else 1 a process")] = None
     """Number of CPU threads that torch may use."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "steps", "checkpoint_every", "threads")
+        require_at_least(1, self, "steps", "checkpoint_every", "keep_checkpoints", "threads")
         require_at_least(0, self, "eval_episodes", "eval_every")
 
     @property

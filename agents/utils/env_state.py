@@ -193,7 +193,9 @@ def set_gymnasium_state(env: Any, states: list[State]) -> None:
 
 
 def _chain_state(env: Any) -> list[State]:
-    return [{"kind": _kind(each), "spaces": _space_generators(each), "state": _single_state(each)} for each in chain_of(env)]
+    return [
+        {"kind": _kind(each), "spaces": _space_generators(each), "state": _single_state(each)} for each in chain_of(env)
+    ]
 
 
 def _set_chain_state(env: Any, states: list[State]) -> None:
@@ -281,5 +283,10 @@ def _check_moments(normalize: VecNormalize, moments: Any) -> None:
         raise EnvStateError("the normalisation of observations has other parts")
     for name, value in moments.items():
         array = np.asarray(value)
-        if array.shape != present[name].shape or not np.isfinite(array).all() or (array < 0).any() and "mean" not in name:
+        if (
+            array.shape != present[name].shape
+            or not np.isfinite(array).all()
+            or ((array < 0).any()
+            and "mean" not in name)
+        ):
             raise EnvStateError(f"the normalisation's {name} is no statistic of shape {present[name].shape}")

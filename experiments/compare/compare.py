@@ -30,6 +30,7 @@ from ctrl.experiments.report.tables import print_failures, print_places
 from ctrl.experiments.runs.build import Match, build_model, match_width, parameter_count
 from ctrl.experiments.runs.core_options import of_core
 from ctrl.experiments.runs.jobs import Job, failed_runs, run_jobs
+from ctrl.experiments.runs.resume import stored_comparison
 from ctrl.experiments.runs.run_folder import MARKER, SUMMARY, open_folder, slug, write_json
 from ctrl.experiments.runs.tasks import MEMORYLESS, known_scores, make_task, reference_scores
 
@@ -156,13 +157,33 @@ def runs_at_a_time(config: CompareConfig) -> int:
 
 def run_command(config: CompareConfig, console: Console) -> int:
     """Run `ctrl compare` and return its exit code."""
-    runs = plan(config, console)  # first, so that an error leaves earlier results alone
-    folder = open_folder(config.out, overwrite=config.overwrite, name=f"{slug(config.task.env)}-compare")
-    command = provenance.command()
-    write_json(folder / MARKER, {"command": command, "comparison": asdict(config) | {"out": str(folder)}})
+    if config.table is not None:
+        _comparison(stored_comparison(config.table), config.table, console).show(console)
+        return 0
+    comparison = _comparison(config, config.resume, console)  # first, so that an error leaves earlier results alone
+    folder = comparison.folder
+    write_json(folder / MARKER, {"command": comparison.command, "comparison": config.to_json() | {"out": str(folder)}})
     tensorboard.write_references(folder / "tensorboard", config.task, config.run.steps)
-    comparison = Comparison(config, folder, [Job.within(folder, run.core, run, command) for run in runs], command)
-    exit_code = run_jobs(comparison.jobs, config.jobs or runs_at_a_time(config), folder, console, comparison.write)
+    left = [job for job in comparison.jobs if not isinstance(job.result, RunSummary)]
+    if not left:
+        console.print(f"all runs in {folder} have finished; --steps with more goes on", soft_wrap=True)
+    exit_code = run_jobs(left, config.jobs or runs_at_a_time(config), folder, console, comparison.write)
     comparison.show(console)
     comparison.write()
     return exit_code
+
+
+def _comparison(config: CompareConfig, folder: Path | None, console: Console) -> Comparison:
+    """Return a comparison with the results that are in its folder.
+
+    :param folder: of an earlier comparison; None to open a new one
+    """
+    runs, command = plan(config, console), provenance.command()
+    earlier = folder is not None
+    if folder is None:
+        folder = open_folder(config.out, overwrite=config.overwrite, name=f"{slug(config.task.env)}-compare")
+    jobs = [Job.within(folder, run.core, run, command) for run in runs]
+    for job in jobs if earlier else ():
+        job.trust = config.trust
+        job.read_ended()
+    return Comparison(config, folder, jobs, command)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlencode
 
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from ctrl.experiments.options import TaskOptions
 from ctrl.experiments.report import provenance
@@ -32,6 +33,14 @@ def log_evaluation(logger: Logger, evaluation: Evaluation, steps: int) -> None:
         values["eval/success_rate"] = evaluation.success
     for writer in logger.output_formats:
         writer.write(values, dict.fromkeys(values, ()), steps)
+
+
+def drop_after(logger: Logger, steps: int) -> None:
+    """Let readers drop what an earlier part of a run wrote after `steps`: the run goes on from there."""
+    for writer in logger.output_formats:
+        if isinstance(writer, TensorBoardOutputFormat):
+            start = SessionLog(status=SessionLog.START)
+            writer.writer._get_file_writer().add_event(Event(step=steps + 1, session_log=start))
 
 
 def write_references(folder: Path, task: TaskOptions, steps: int) -> None:

@@ -90,6 +90,17 @@ def load_model(path: Path, env: VecEnv, device: str, *, trust: bool = False) -> 
         raise UserError(f"{path} cannot be loaded for this task: {error}") from error
 
 
+def load_to_go_on(path: Path, config: TrainConfig, env: VecEnv) -> MemoryAlgorithm:
+    """Load the agent of a run to train on; `learn(reset_num_timesteps=False)` then goes on as if never stopped.
+
+    :raises UserError: if the file holds no agent of the run
+    """
+    try:
+        return CLASSES[config.algorithm].load(path, env=env, device=config.run.device, trust=config.trust)
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AssertionError, AttributeError) as error:
+        raise UserError(f"{path} cannot be loaded to go on: {error}") from error
+
+
 def parameter_count(model: Any) -> int:
     """Return the number of parameters of the agent, all its networks together."""
     return sum(parameter.numel() for parameter in model.policy.parameters())

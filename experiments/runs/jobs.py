@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.errors import require
+from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.report.summary import (
     FailedRun,
     Point,
@@ -30,8 +30,8 @@ from ctrl.experiments.report.summary import (
     recent,
 )
 from ctrl.experiments.runs.progress import point_text, training_progress
-from ctrl.experiments.runs.run_folder import CURVE, HELD_OUT, MARKER, SUMMARY, differences, read_json
-from ctrl.experiments.runs.training import FINISHED, Place
+from ctrl.experiments.runs.run_folder import CURVE, HELD_OUT, MARKER, SUMMARY, clear_run, differences, read_json
+from ctrl.experiments.runs.training import FINISHED, RUNNING, Place
 
 POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 60
@@ -51,6 +51,8 @@ class Job:
     result: RunSummary | FailedRun | None = None
     worker: str = "ctrl.experiments.runs.worker"
     """Module that the process runs."""
+    trust: bool = False
+    """Whether code from the run's own files may run, where the run goes on."""
     cwd: Path | None = None
     """Working directory of the process, from which it imports first; `place` must then be absolute. None for ours."""
 
@@ -66,9 +68,15 @@ class Job:
         return f"{self.label}/seed{self.config.seed}"
 
     def start(self) -> None:
-        """Start the process; its output goes to a log file in its folder."""
+        """Start the process, which goes on with a run in its folder that has the same options.
+
+        Its output goes to a log file there.
+        """
+        if not self._is_begun():
+            clear_run(self.place.folder)
         self.place.write_config(self.config)
         arguments = [sys.executable, "-m", self.worker, str(self.place.folder), str(os.getpid())]
+        arguments += ["trust"] if self.trust else []
         with (self.place.folder / LOG).open("wb") as log:
             # A session of its own: Ctrl-C reaches the run once, through `ask_to_stop`.
             self.process = subprocess.Popen(
@@ -80,6 +88,25 @@ class Job:
                 cwd=self.cwd,
                 start_new_session=True,
             )
+
+    def _is_begun(self) -> bool:
+        """Return True if the folder holds a run with these options, or with fewer steps."""
+        try:
+            options = read_json(self.place.folder / MARKER)["options"]
+            fewer = options["run"]["steps"] <= self.config.run.steps
+            options["run"]["steps"] = self.config.run.steps
+            there = TrainConfig.from_json(options)
+        except (UserError, KeyError, TypeError, ValueError):
+            return False
+        return fewer and not list(differences(there.to_json(), self.config.to_json()))
+
+    def read_ended(self) -> None:
+        """Read the result of a run that another command has started."""
+        done = read_finished(self.place.folder)
+        if done is None or done.steps < self.config.run.steps:
+            self.result = FailedRun(self.label, self.config.seed, "has not finished")
+        else:
+            self.result = done
 
     def poll(self) -> bool:
         """Return True if the run has ended, and read its result then."""
@@ -117,7 +144,7 @@ class Job:
             summary = RunSummary.from_json(read_json(path))
             if summary.status == FINISHED and exit_code == 0:
                 return summary
-            if summary.status != FINISHED:
+            if summary.status not in (FINISHED, RUNNING):
                 return FailedRun(self.label, self.config.seed, summary.message)
         lines = (self.place.folder / LOG).read_text(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {exit_code}"

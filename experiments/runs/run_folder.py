@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ SUMMARY = "summary.json"
 CURVE = "curve.csv"
 HELD_OUT = "held_out.csv"
 CHECKPOINTS = "checkpoints"
+PROGRESS = "progress.json"
+"""File with the state of a run's recording at each of its model files."""
+ERROR_LOG = "error.txt"
+"""File with the traceback of the error that ended a run."""
 
 
 def open_folder(out: Path | None, *, overwrite: bool, name: str, root: Path = Path("runs")) -> Path:
@@ -58,11 +63,45 @@ def slug(env_id: str) -> str:
     return env_id.rsplit(":", 1)[-1].rsplit("/", 1)[-1].lower()
 
 
+def clear_run(folder: Path) -> None:
+    """Remove what a run with other options has left in a folder, so that nothing goes on from it."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (MODEL, SUMMARY, CURVE, HELD_OUT, PROGRESS, ERROR_LOG):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which gets its final name after the `with` block.
+
+    Under the final name there is the old file or the whole new one, never a part, also after a kill or a power cut. An
+    error in the block leaves the old file, and no partial one.
+    """
+    partial = path.with_name(f".partial-{path.name}")  # the ending stays: savers choose the format by it
+    try:
+        yield partial
+        _flush_to_disk(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush_to_disk(path.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Let the disk finish writing a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
-    """Write `data` as JSON; no reader ever sees half a file, even after a crash. Without `indent` it is one line."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=indent, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    """Write `data` as JSON, whole at any time; see `written_whole`. Without `indent` it is one line."""
+    text = json.dumps(data, indent=indent, allow_nan=False) + "\n"
+    with written_whole(path) as partial:
+        partial.write_text(text)
 
 
 def read_json(path: Path) -> Any:

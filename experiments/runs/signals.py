@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,6 +19,9 @@ class StopRequests:
     def __init__(self, parent: int | None = None) -> None:
         self.parent = parent
         self.signal: int | None = None
+        self.at_once = False
+        """True where a signal interrupts at once: nothing is in progress that could end in order."""
+        self._held = False
         self._previous: dict[int, Any] = {}
 
     @property
@@ -29,6 +34,15 @@ class StopRequests:
         """Exit code that a shell expects of a process ended by a signal."""
         return 128 + (signal.SIGINT if self.signal is None else self.signal)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no signal interrupt the `with` block, which must be short: it writes how the run ended."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
     def __enter__(self) -> StopRequests:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
@@ -39,6 +53,7 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self.signal is not None and number == signal.SIGINT
         self.signal = number
+        if (again or self.at_once) and not self._held:
+            raise KeyboardInterrupt

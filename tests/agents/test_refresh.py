@@ -129,13 +129,36 @@ def test_burn_in_is_the_steps_before_the_window(mode: AutoresetMode | None, refr
 @pytest.mark.usefixtures("bookkeeping")
 @pytest.mark.parametrize("stop", [1, 7, 23, 24, 25, 30, 48])
 @pytest.mark.parametrize("refresh", [5, 13, "recompute"])
-def test_after_a_stop_only_what_follows_it_is_known(refresh: Any, stop: int) -> None:
-    """A step at which a callback stops training is in no rollout, even if it is a rollout's last step."""
+def test_a_rollout_that_a_callback_stopped_goes_on(refresh: Any, stop: int) -> None:
+    """Neither the steps before the stop nor the burn-in is lost, also where the stop is a rollout's last step."""
     model = bookkeeper(staggered_env(), refresh)
-    model.learn(9 * STEPS, StopAfter(stop))
-    rows, check = watched_books(refresh)
+    rows: list[Tensor] = []
+    check = AtRolloutEnd(
+        lambda model: rows.append(books_are_right(model, model.rollout_buffer.all_windows(model.policy)))
+    )
+    model.learn(9 * STEPS, [check, StopAfter(stop)])
+    model.learn(4 * STEPS - model.num_timesteps, check, reset_num_timesteps=False)
+    assert model.num_timesteps == 4 * STEPS
+    assert len(rows) == 4 and not rows[0].all() and all(found.all() for found in rows[1:])
+
+
+class Failing(AtRolloutEnd):
+    """Callback that raises an error after some steps."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 30:
+            raise RuntimeError("broken")
+        return True
+
+
+@pytest.mark.usefixtures("bookkeeping")
+def test_after_an_error_episodes_and_the_rollout_begin_anew() -> None:
+    model = bookkeeper(staggered_env(), 5)
+    with pytest.raises(RuntimeError, match="broken"):
+        model.learn(9 * STEPS, Failing(lambda model: None))
+    rows, check = watched_books(5)
     model.learn(2 * STEPS, check, reset_num_timesteps=False)
-    assert len(rows) == 2 and not rows[0].all() and rows[1].all()
+    assert model.rollout_buffer.full and rows[1].all()
 
 
 @pytest.mark.usefixtures("bookkeeping")
