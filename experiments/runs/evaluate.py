@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +26,8 @@ from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.options import COMPRESSIVE_CORES, RunOptions, TaskOptions, merge_pairs
 from ctrl.experiments.report.summary import Evaluation, GroupEvaluation, titled
 from ctrl.experiments.runs.build import load_model
-from ctrl.experiments.runs.run_folder import MARKER, MODEL, read_json
+from ctrl.experiments.runs.checkpoints import whole_models
+from ctrl.experiments.runs.run_folder import MARKER, read_json
 from ctrl.experiments.runs.tasks import evaluation_seed, known_rules, known_scores, make_task, stated_scores
 
 MOST_ENVS = 50
@@ -227,16 +229,20 @@ def evaluate_saved(config: EvaluateConfig) -> tuple[Path, TaskOptions, Evaluatio
 
 
 def find_model(path: Path) -> Path:
-    """Find the model that `path` names: a zip file, or the model in a run's folder.
+    """Find the model that `path` names: a zip file, or the newest whole model in a run's folder.
+
+    That is the run's `model.zip`, or a checkpoint where the run did not end or the file is damaged. Damaged files are
+    named on stderr.
 
     :raises UserError: if there is none; the message says what is there instead
     """
     if path.is_dir():
-        if (path / MODEL).is_file():
-            return path / MODEL
-        runs = sorted(str(model.parent) for model in path.glob(f"runs/*/*/{MODEL}"))
+        newest = next(whole_models(path, lambda text: print(text, file=sys.stderr)), None)
+        if newest is not None:
+            return newest.path
+        runs = sorted(str(run) for run in path.glob("runs/*/*") if (run / MARKER).is_file())
         require(not runs, f"{path} holds several runs; name one of them: {', '.join(runs)}")
-        raise UserError(f"{path} holds no {MODEL}; name the folder of a finished run, or a checkpoint's zip")
+        raise UserError(f"{path} holds no whole model or checkpoint; name the folder of a run, or a model's zip")
     if path.is_file():
         return path
     zipped = path.with_name(f"{path.name}.zip")

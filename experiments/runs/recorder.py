@@ -160,8 +160,8 @@ class Recorder(BaseCallback):
         self.reporter.advance(self.num_timesteps)
         return not self.stop.requested
 
-    # The update of the last rollout is done by now, so its time is part of the speed that is recorded here. A checkpoint
-    # comes last: whatever was written at its step is then complete when a run is resumed from it.
+    # The update of the last rollout is done by now, so its time is part of the speed that is recorded here. A
+    # checkpoint comes last: whatever was written at its step is then complete when a run is resumed from it.
     def _on_rollout_start(self) -> None:
         if self._at_start:
             self._at_start = False

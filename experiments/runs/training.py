@@ -1,8 +1,8 @@
 """One training run: train, save checkpoints and curves, save the model, evaluate it and write a summary.
 
 However the run ends, its folder holds usable results: `model.zip` if training finished or was stopped, the last
-checkpoints in any case, and `summary.json` with the reason. A run that was killed is `running` there. The traceback of an
-error is in `error.txt`. `ctrl train --resume` goes on from the newest whole model file.
+checkpoints in any case, and `summary.json` with the reason. A run that was killed is `running` there. The traceback of
+an error is in `error.txt`. `ctrl train --resume` goes on from the newest whole model file.
 """
 
 from __future__ import annotations
