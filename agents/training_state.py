@@ -1,7 +1,7 @@
 """State of a training run beside weights and optimizers, so that a loaded model goes on as if it never stopped.
 
-    data, arrays, pickles = training_state(model)            # as `model.save` writes them
-    restore_training_state(model, data, arrays, pickles)     # after `load`; `learn(reset_num_timesteps=False)` takes it up
+    data, arrays, pickles = training_state(model)         # as `model.save` writes them
+    restore_training_state(model, data, arrays, pickles)  # as `load` does; the next `learn` takes it up
 
 It holds the random generators, the memory of the acting policy, the last observations, the unfinished rollout and the
 state of the envs. The last is plain data where the envs give it (see `ctrl.agents.utils.env_state`) and a pickle where
@@ -22,8 +22,8 @@ import numpy as np
 from ctrl.agents.buffer_state import buffer_state, policy_state, set_buffer_state
 from ctrl.agents.policy_data import Acted, policy_leaves
 from ctrl.agents.rollout import EnvStep
-from ctrl.agents.utils.env_state import EnvStateError, env_state, set_env_state, set_normalisation
 from ctrl.agents.saving.plain_data import Arrays, NotPlainError, decode, encode
+from ctrl.agents.utils.env_state import EnvStateError, env_state, set_env_state, set_normalisation
 from ctrl.agents.utils.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class SavedTraining:
 def training_state(model: MemoryAlgorithm) -> tuple[dict[str, Any], Arrays, dict[str, bytes]]:
     """Return the state of training as JSON, arrays and pickles, also in a callback.
 
-    The pickles are states of envs that give no plain data. A model that was loaded and has not learned since gives back the state that it was loaded with.
+    The pickles are states of envs that give no plain data. A model that was loaded and has not learned since gives back
+    the state that it was loaded with.
     """
     saved = model._saved_state
     state = _present_state(model) if saved is None else saved.state

@@ -66,11 +66,11 @@ class _PlainEncoder(Encoder):
         return super()._parts(value, path)
 
     def _copied(self, array: np.ndarray, path: str) -> Any:
-        """Return a copy: the run goes on while a file is written. Safetensors of old versions lack wide unsigned ones."""
+        """Return an array as a copy: the run goes on while a file is written."""
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > WIDEST:
             return None
         copy = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # which torch hardly knows
             signed = super()._parts(copy.view(f"i{array.dtype.itemsize}"), path)
             return {KIND: "unsigned", "array": signed}
         return super()._parts(copy, path)

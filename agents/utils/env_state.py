@@ -19,8 +19,8 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
-from ctrl.agents.utils.normalisation import running_moments, set_running_moments
 from ctrl.agents.saving.plain_data import NotPlainError, encode
+from ctrl.agents.utils.normalisation import running_moments, set_running_moments
 
 State = dict[str, Any]
 
@@ -286,7 +286,6 @@ def _check_moments(normalize: VecNormalize, moments: Any) -> None:
         if (
             array.shape != present[name].shape
             or not np.isfinite(array).all()
-            or ((array < 0).any()
-            and "mean" not in name)
+            or ((array < 0).any() and "mean" not in name)
         ):
             raise EnvStateError(f"the normalisation's {name} is no statistic of shape {present[name].shape}")

@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ctrl.envs  # noqa: F401 - registers the native tasks
 from ctrl.agents import GymnasiumVecEnv
+from ctrl.agents.saving.plain_data import decode
 from ctrl.agents.training_state import training_state
-from ctrl.agents.utils.plain_data import decode
 
 
 def native_env(copies: int = 3, **options: Any) -> GymnasiumVecEnv:
@@ -57,7 +57,7 @@ def disturb() -> None:
 def results(model: Any) -> dict[str, Any]:
     """Return all that a run ends with: weights, optimizers, counts, generators, memory, rollout and envs."""
     optimizers = [model.policy.optimizer, model.policy.memory_optimizer]
-    data, arrays = training_state(model)
+    data, arrays, _ = training_state(model)
     state = decode(data["state"], arrays)
     state["logged"] = {name: value for name, value in state["logged"].items() if not name.startswith("time/")}
     for entry in state["recent"][0] or []:
@@ -69,10 +69,15 @@ def results(model: Any) -> dict[str, Any]:
     }
 
 
+NOT_COMPARED = ("t", "_num_timesteps_at_start", "spaces", "cache")
+"""Times, the start of the last call of `learn`, generators of observation spaces, which nobody has seeded, and keys and
+values of empty slots, which are masked; those of others follow from weights and state."""
+
+
 def without_clocks(value: Any) -> Any:
     """Return nested data without the times that monitors measure."""
     if isinstance(value, dict):
-        return {key: without_clocks(part) for key, part in value.items() if key not in ("t", "_total_timesteps")}
+        return {key: without_clocks(part) for key, part in value.items() if key not in NOT_COMPARED}
     return [without_clocks(part) for part in value] if isinstance(value, list | tuple) else value
 
 
