@@ -12,12 +12,14 @@ from ctrl.agents.impala.impala import MemoryImpala, paper_impala
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.ppo import MemoryPPO
+from ctrl.agents.utils.env_contract import EnvContractError
 from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.vector_env import GymnasiumVecEnv
 
 __all__ = [
     "ActorError",
     "CnnMemoryPolicy",
+    "EnvContractError",
     "GymnasiumVecEnv",
     "MemoryImpala",
     "MemoryPPO",

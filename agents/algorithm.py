@@ -19,12 +19,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.checked_env import CheckedEnv
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Evaluated, Windows, select
 from ctrl.agents.rollout import EnvStep, keep_step, take_step
 from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
 from ctrl.agents.training_state import SavedTraining, take_up
+from ctrl.agents.utils.infos import episode_of, success_of
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
@@ -56,6 +58,7 @@ class MemoryAlgorithm(SavedAlgorithm):
     policy: MemoryPolicy
     rollout_buffer: WindowBuffer  # type: ignore[assignment]
     _actor: Actor | None = None
+    _checked_env: CheckedEnv | None = None
     _in_rollout: bool = False
     """True while the buffer holds a rollout that is not complete, and that the next call of `learn` may go on with."""
     _step_in_flight: tuple[EnvStep, np.ndarray] | None = None
@@ -130,6 +133,13 @@ class MemoryAlgorithm(SavedAlgorithm):
             raise _unknown_policy(policy_name)
         return self.policy_aliases[policy_name]
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed all random generators and the env; warn of an env that takes no seed."""
+        try:
+            super().set_random_seed(seed)
+        except (AttributeError, NotImplementedError) as error:
+            warnings.warn(f"the env takes no seed, so a run can't be repeated: {error!r}", stacklevel=2)
+
     def _make_memory_policy(self) -> None:
         """Build the policy; the next rollout makes an actor for it."""
         self._memory_lr_schedule = FloatSchedule(self.memory_learning_rate)
@@ -181,9 +191,10 @@ class MemoryAlgorithm(SavedAlgorithm):
         actor = self._actor_in(env.num_envs)
         obs: Any = self._last_obs
         starts = np.asarray(self._last_episode_starts)
-        step = take_step(actor, env, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
+        checked = self._checked(env)
+        step = take_step(actor, checked, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
         # The names of stable-baselines3's locals: callbacks read them.
-        actions, new_obs, rewards, dones, infos = step.actions, step.next_obs, step.rewards, step.ends, step.infos
+        actions, (new_obs, rewards, dones, infos, *_) = step.actions, step.result
         self.num_timesteps += env.num_envs
         self._step_in_flight = step, starts  # a callback may save the model
         callback.update_locals(locals())
@@ -197,10 +208,26 @@ class MemoryAlgorithm(SavedAlgorithm):
             return
         (step, starts), self._step_in_flight = self._step_in_flight, None
         actor = self._actor_in(len(starts))
-        actor.tell_rewards(step.rewards)
-        self._last_obs, self._last_episode_starts = step.next_obs, step.ends
-        self._update_info_buffer(step.infos, step.ends)
+        result = step.result
+        actor.tell_rewards(result.rewards)
+        self._last_obs, self._last_episode_starts = result.observations, result.ends
+        self._update_info_buffer(result.infos, result.ends)
         keep_step(step, starts, actor, self.rollout_buffer, self.gamma, self.num_timesteps)
+
+    def _checked(self, env: VecEnv) -> CheckedEnv:
+        """Return an env whose steps are checked."""
+        if self._checked_env is None or self._checked_env.env is not env:
+            self._checked_env = CheckedEnv(env)
+        return self._checked_env
+
+    def _update_info_buffer(self, infos: Any, dones: np.ndarray | None = None) -> None:
+        """Note the records of ended episodes, as stable-baselines3 does, where they are such records."""
+        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
+        for env, info in enumerate(infos):
+            if "episode" in info and (record := episode_of(info)) is not None:
+                self.ep_info_buffer.append(record)
+            if dones is not None and dones[env] and (success := success_of(info)) is not None:
+                self.ep_success_buffer.append(success)
 
     def _finish_rollout(self) -> None:
         """Compute from a full buffer what callbacks may read at the rollout's end; here nothing."""
@@ -377,7 +404,11 @@ class MemoryAlgorithm(SavedAlgorithm):
         return self.env
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        total, callback = super()._setup_learn(*args, **kwargs)
+        checked = self._checked(self._env_to_learn_in())
+        with checked.checking(self.num_timesteps):
+            total, callback = super()._setup_learn(*args, **kwargs)
+            observations, self._last_obs = self._last_obs, None  # what does not fit is not kept
+            self._last_obs = checked.checked_observations(observations, self.num_timesteps)
         self._log_hparams()
         for name, (value, excluded) in self._logged_before.items():
             self.logger.record(name, value, excluded)
@@ -425,7 +456,7 @@ class MemoryAlgorithm(SavedAlgorithm):
 
 
 _MADE_ANEW = (
-    *("_actor", "_last_original_obs", "lr_schedule", "_memory_lr_schedule", "_clip_schedule", "_clip_vf_schedule"),
+    *("_actor", "_checked_env", "_last_original_obs", "lr_schedule", "_memory_lr_schedule", "_clip_schedule", "_clip_vf_schedule"),
     *("_batch_windows", "_lags", "_in_rollout", "_step_in_flight", "_saved_state", "_logged_before"),
 )
 """Attributes that follow from others, or that the state of training holds."""

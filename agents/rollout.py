@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from ctrl.agents.actor import Actor, join_states
 from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.checked_env import CheckedEnv, EnvResult
 from ctrl.agents.memory_policy import MemoryPolicy, Observation
 from ctrl.agents.policy_data import Acted, each_part
-from ctrl.agents.utils.nan_checks import check_finite
+from ctrl.agents.utils.env_contract import EnvContractError, at_step, check_observation
+from ctrl.agents.utils.infos import was_truncated
+from ctrl.agents.utils.nan_checks import check_acted, check_finite
 
 
 class EnvStep(NamedTuple):
@@ -25,29 +27,28 @@ class EnvStep(NamedTuple):
     acted: Acted
     actions: np.ndarray
     """[B, ...] actions as the envs received them."""
-    next_obs: Any
-    """[B, ...]"""
-    rewards: np.ndarray
-    """[B]"""
-    ends: np.ndarray
-    """[B] true where `next_obs` is the first of an episode."""
-    infos: list[dict[str, Any]]
+    result: EnvResult
+    """What the envs returned."""
 
 
-def take_step(actor: Actor, env: VecEnv, buffer: WindowBuffer, obs: Observation, reset: Tensor, now: int) -> EnvStep:
+def take_step(
+    actor: Actor, env: CheckedEnv, buffer: WindowBuffer, obs: Observation, reset: Tensor, now: int
+) -> EnvStep:
     """Act once in every env. The buffer only gets the state before the step, where a window or burn-in starts with it.
 
-    :param obs: [B, ...] current observations
+    :param obs: [B, ...] current observations, as `env` returned them
     :param reset: [B] bool, true where `obs` is the first of an episode
     :param now: number of the training step, for error messages
-    :raises NonFiniteError: where `obs` is not finite
+    :raises EnvContractError: where an env returns what no env may return
+    :raises NonFiniteError: where what an env returns is not finite, or overflows in the policy
     """
-    check_finite(obs, "observation", now)
     if buffer.needs_snapshot():
         buffer.add_snapshot(actor.state())
     acted = actor.act(obs_as_tensor(obs, actor.policy.device), reset)
+    check_acted(acted.values, acted.log_prob, obs, now)
     actions = actor.policy.env_actions(acted.actions)
-    return EnvStep(obs, acted, actions, *env.step(actions))
+    kept = each_part(np.array, obs)  # some envs fill the same array in each step
+    return EnvStep(kept, acted, actions, env.step(actions, now + env.env.num_envs))
 
 
 def keep_step(step: EnvStep, starts: np.ndarray, actor: Actor, buffer: WindowBuffer, gamma: float, now: int) -> None:
@@ -60,34 +61,47 @@ def keep_step(step: EnvStep, starts: np.ndarray, actor: Actor, buffer: WindowBuf
     :param starts: [B] true where the step's observation was the first of an episode
     :param actor: as it was after the step
     :param now: number of the training step, for error messages
-    :raises NonFiniteError: where a reward, a terminal observation or the observation after the window is not finite
+    :raises EnvContractError: where an episode was cut and its last observation is missing or does not fit
+    :raises NonFiniteError: where that observation is not finite
     """
-    check_finite(step.rewards, "reward", now)
-    buffer.add_step(step.obs, step.acted, step.rewards, starts)
+    result = step.result
+    buffer.add_step(step.obs, step.acted, result.rewards, starts)
     window_ends = buffer.pos % buffer.window == 0
-    _keep_ends(step, actor, buffer, now)
+    _keep_ends(result, actor, buffer, now)
     waiting = sum(len(truncation.envs) for truncation in buffer.truncations)
     if waiting and (waiting >= buffer.n_envs or window_ends):
         _bootstrap(actor.policy, buffer, gamma)
     if window_ends:
-        check_finite(step.next_obs, "observation", now)
-        buffer.add_following(step.next_obs, step.ends, _ended_unreported(step.infos))
+        buffer.add_following(result.observations, result.ends, result.over)
 
 
-def _keep_ends(step: EnvStep, actor: Actor, buffer: WindowBuffer, now: int) -> None:
+def _keep_ends(result: EnvResult, actor: Actor, buffer: WindowBuffer, now: int) -> None:
     """Sort the envs whose episodes end: some ignored the action, some were truncated."""
-    ended: list[int] = np.flatnonzero(step.ends).tolist()
-    truncated = [env for env in ended if step.infos[env].get("TimeLimit.truncated", False)]
-    late = [env for env in ended if step.infos[env].get("reset_step", False)]
-    for env in late:
-        buffer.ignore_step(env, terminated=env not in truncated)
-    in_time = [env for env in truncated if env not in late]
+    ended: list[int] = np.flatnonzero(result.ends).tolist()
+    truncated = [env for env in ended if was_truncated(result.infos[env], env, now)]
+    for env in ended:
+        if result.ignored[env]:
+            buffer.ignore_step(env, terminated=env not in truncated)
+    in_time = [env for env in truncated if not result.ignored[env]]
     if not in_time:
         return
-    observations = [actor.policy.obs_to_tensor(step.infos[env]["terminal_observation"])[0] for env in in_time]
-    for env, observation in zip(in_time, observations, strict=True):
-        check_finite(observation, f"terminal_observation of env {env}", now)
+    observations = [_last_observation(result.infos[env], env, actor.policy, now) for env in in_time]
     buffer.add_truncation(in_time, actor.state(np.asarray(in_time)), each_part(_joined, *observations))
+
+
+def _last_observation(info: dict[str, Any], env: int, policy: MemoryPolicy, now: int) -> Any:
+    """Return the terminal observation [1, ...] of an episode that a time limit has cut."""
+    name = f"terminal_observation of env {env}"
+    if "terminal_observation" not in info:
+        raise EnvContractError(f"info must have the {name}, whose episode was truncated at step {now}")
+    try:
+        check_observation(info["terminal_observation"], policy.observation_space, name)
+    except EnvContractError as error:
+        at_step(error, now)
+        raise
+    observation = policy.obs_to_tensor(info["terminal_observation"])[0]
+    check_finite(observation, name, now)
+    return observation
 
 
 def _bootstrap(policy: MemoryPolicy, buffer: WindowBuffer, gamma: float) -> None:
@@ -100,13 +114,9 @@ def _bootstrap(policy: MemoryPolicy, buffer: WindowBuffer, gamma: float) -> None
     going_on = torch.zeros(len(state.previous_action), dtype=torch.bool, device=policy.device)
     with torch.no_grad():
         values = gamma * policy.values_after(observations, state, going_on)
+    check_finite(values, "value of a terminal observation", None)
     buffer.bootstrap(values.cpu().numpy())
 
 
 def _joined(*parts: Tensor) -> Tensor:
     return torch.cat(parts)
-
-
-def _ended_unreported(infos: list[dict[str, Any]]) -> np.ndarray:
-    """Return [B] bool, true where an episode was terminated but `GymnasiumVecEnv` reports its end one step later."""
-    return np.array([info.get("NextStep.terminated", False) for info in infos], dtype=bool)

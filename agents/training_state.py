@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctrl.agents.buffer_state import buffer_state, policy_state, set_buffer_state
+from ctrl.agents.checked_env import EnvResult
 from ctrl.agents.policy_data import Acted, policy_leaves
 from ctrl.agents.rollout import EnvStep
 from ctrl.agents.saving.plain_data import Arrays, NotPlainError, decode, encode
@@ -147,8 +148,9 @@ def _in_flight(model: MemoryAlgorithm) -> dict[str, Any] | None:
     if model._step_in_flight is None:
         return None
     step, starts = model._step_in_flight
-    infos = [_plain_part(info) for info in step.infos]
-    return {**step._asdict(), "acted": tuple(step.acted), "infos": infos, "starts": starts}
+    infos = [_plain_part(info) for info in step.result.infos]
+    result = {**step.result._asdict(), "infos": infos}
+    return {**step._asdict(), "acted": tuple(step.acted), "result": result, "starts": starts}
 
 
 # Loading
@@ -271,7 +273,7 @@ def _set_acting(model: MemoryAlgorithm, acting: dict[str, Any]) -> None:
 def _step_of(in_flight: dict[str, Any], model: MemoryAlgorithm) -> tuple[EnvStep, np.ndarray]:
     fields = {name: in_flight[name] for name in EnvStep._fields}
     acted = Acted(*(part.to(model.device) for part in fields["acted"]))
-    return EnvStep(**{**fields, "acted": acted}), in_flight["starts"]
+    return EnvStep(**{**fields, "acted": acted, "result": EnvResult(**fields["result"])}), in_flight["starts"]
 
 
 def _warn(message: str) -> None:

@@ -13,6 +13,8 @@ SB3 expects the first observation of the next episode in the step that ends an e
   one. In the next step `done` is True, the reward is 0, the observation is the new episode's first, and info has
   `"reset_step": True`. A learner may mask such steps out of its loss, since the action had no effect. At the end
   itself, info has `"NextStep.terminated": True` if the episode was terminated: the observation's value must not count.
+  `reset_steps` and `ended_unreported` say the same for all envs; the agents go by these, since an env may put the same
+  keys into its own info.
 
 Episode returns and lengths are recorded in `info["episode"]`, as by SB3's `Monitor`; reset steps are not counted.
 """
@@ -34,7 +36,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from ctrl.agents.utils.env_access import _access
+from ctrl.agents.utils.env_contract import EnvContractError, check_batch, check_flags, check_observation, check_rewards
 from ctrl.agents.utils.env_state import gymnasium_state, set_gymnasium_state
+from ctrl.agents.utils.env_watch import EnvWatch
+from ctrl.agents.utils.infos import episode_of
+from ctrl.agents.utils.nan_checks import check_finite, check_observations
 from ctrl.agents.utils.spaces import check_spaces
 from ctrl.agents.utils.validation import check_env
 
@@ -74,17 +80,28 @@ class GymnasiumVecEnv(VecEnv):
         self._actions: npt.NDArray[Any] | None = None
         self._late = np.zeros(env.num_envs, dtype=np.bool_)  # NEXT_STEP: ended in the last step, not yet reported
         self._late_infos: dict[int, Info] = {}  # the infos to report for them
+        self.reset_steps: Bools = np.zeros(env.num_envs, dtype=np.bool_)
+        """[B] true where the last step was spent on a reset."""
+        self.ended_unreported: Bools = np.zeros(env.num_envs, dtype=np.bool_)
+        """[B] true where the last step terminated an episode whose end is reported by the next one."""
+        self.refuses_nan = False
+        """If true, observations and rewards that are not finite raise a `NonFiniteError`."""
+        self._watch: EnvWatch | None = None
 
     def reset(self) -> VecEnvObs:
         """Reset all envs with the seed of `seed()` and the options of `set_options()`; both are used only once."""
-        observations, infos = self.env.reset(seed=self._seeds[0], options=self._common_options())
+        self._watch = EnvWatch(self.env)
+        with self._watch.watching():
+            observations, infos = self.env.reset(seed=self._seeds[0], options=self._common_options())
         self._reset_seeds()
         self._reset_options()
         self._monitor.restart()
-        self._late[:] = False
+        self._late, self.reset_steps, self.ended_unreported = (
+            np.zeros(self.num_envs, dtype=np.bool_) for _ in range(3)
+        )
         self._late_infos.clear()
         self._set_reset_infos(infos, np.ones(self.num_envs, dtype=np.bool_))
-        return cast(VecEnvObs, self._copied(observations))
+        return cast(VecEnvObs, self._copied(self._checked(observations)))
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Keep the actions [B, …] for `step_wait`, in the action space's dtype."""
@@ -98,18 +115,24 @@ class GymnasiumVecEnv(VecEnv):
         """Step all envs; the module's docstring explains the `dones` of a NEXT_STEP env."""
         if self._actions is None:
             raise RuntimeError("step_wait() needs actions: call step_async() first.")
-        observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        if self._watch is None:
+            raise RuntimeError("step_wait() needs envs that have begun: call reset() first.")
+        with self._watch.watching():
+            observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         self._actions = None
         if not isinstance(infos, Mapping):
-            raise ValueError(f"infos must be a dict of arrays, got {type(infos).__name__}; remove DictInfoToList.")
+            raise EnvContractError(
+                f"infos must be a dict of arrays, got {type(infos).__name__}; remove DictInfoToList."
+            )
+        rewards = check_rewards(rewards, self.num_envs)
+        over = check_flags(terminated, self.num_envs, "terminated")
+        cut = check_flags(truncated, self.num_envs, "truncated")
         self._monitor.count(rewards, counted=~self._late)
-        step = _Step(
-            self._copied(observations),
-            np.array(rewards, dtype=np.float32),
-            np.asarray(terminated) | np.asarray(truncated),
-            np.asarray(truncated) & ~np.asarray(terminated),
-            infos,
-        )
+        copied = self._copied(self._checked(observations))
+        step = _Step(copied, np.array(rewards, dtype=np.float32), over | cut, cut & ~over, infos)
+        if self.refuses_nan:
+            check_observations(step.observations, "observation", None)
+            check_finite(step.rewards, "reward", None)
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             return self._after_same_step(step)
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
@@ -142,9 +165,10 @@ class GymnasiumVecEnv(VecEnv):
         if step.ended.any():
             for i in _where(step.ended):
                 self._finish(infos[i], i, self._copied(_row(step.observations, i)), step.cut)
-            fresh, reset_infos = self.env.reset(options={"reset_mask": step.ended.copy()})
+            with cast(EnvWatch, self._watch).watching():
+                fresh, reset_infos = self.env.reset(options={"reset_mask": step.ended.copy()})
             self._set_reset_infos(reset_infos, step.ended)
-            _assign(step.observations, step.ended, fresh)
+            _assign(step.observations, step.ended, self._checked(fresh))
         return step.observations, step.rewards, step.ended, infos
 
     def _after_next_step(self, step: _Step) -> VecEnvStepReturn:
@@ -163,15 +187,18 @@ class GymnasiumVecEnv(VecEnv):
             infos[i].pop("episode", None)  # SB3 would count it now, although `done` is False
             if not step.cut[i]:
                 infos[i]["NextStep.terminated"] = True
+        self.reset_steps, self.ended_unreported = late, ended & ~step.cut
         self._late = ended
         return step.observations, step.rewards, late, infos
 
     def _finish(self, info: Info, index: int, terminal_observation: Any, cut: Bools) -> None:
         """Add SB3's entries to the info of an episode's end. An "episode" by a Monitor inside the env has priority."""
+        check_observation(terminal_observation, self.observation_space, f"terminal_observation of env {index}")
         info["terminal_observation"] = terminal_observation
         info["TimeLimit.truncated"] = bool(cut[index])
         episode = self._monitor.take(index)
-        info.setdefault("episode", episode)
+        if episode_of(info) is None:
+            info["episode"] = episode
 
     def _new_infos(self) -> list[Info]:
         return [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
@@ -186,6 +213,9 @@ class GymnasiumVecEnv(VecEnv):
         if any(options != self._options[0] for options in self._options):
             raise ValueError(f"a gymnasium vector env takes the same options for all envs, got {self._options}.")
         return dict(self._options[0]) or None
+
+    def _checked(self, observations: Any) -> Any:
+        return check_batch(observations, self.observation_space, self.num_envs)
 
     def _copied(self, observation: Any) -> Any:
         """Return a copy of a batch or row of observations, in the space's dtype; envs may reuse their arrays."""
@@ -212,7 +242,7 @@ class GymnasiumVecEnv(VecEnv):
         set_gymnasium_state(self.env, state["env"])
         self._monitor.set_state(state["monitor"])
         self._late, self._late_infos, self.reset_infos = state["late"], state["late_infos"], state["reset_infos"]
-        self._actions = None
+        self._actions, self._watch = None, EnvWatch(self.env)
 
     def close(self) -> None:
         """Close the vector env."""

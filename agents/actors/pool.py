@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecNormalize
 
+from ctrl.agents.actors.inbox import Inbox
 from ctrl.agents.actors.pickling import packed
 from ctrl.agents.actors.process import PATIENCE_AT_THE_END, EndedEpisode, Failed, Job, WindowDone, memory_layout
 from ctrl.agents.actors.shared_memory import SharedArrays, anonymous_file, layout_of
@@ -28,7 +29,6 @@ from ctrl.agents.actors.shared_weights import SharedWeights
 from ctrl.agents.buffers import Arrays, WindowBuffer
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import PolicyState
-from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.utils.normalisation import Moments, add_moments, running_moments
 
 POLL_SECONDS = 0.5
@@ -125,7 +125,7 @@ class Actors:
         """Return the next complete window; while waiting for it, restart actors that are dead or hung.
 
         :raises ActorError: where actors have failed too often
-        :raises NonFiniteError: where an env returned NaN or infinity
+        :raises EnvContractError: where an env returned what no env may return, such as NaN
         """
         self._listen(0.0)
         while not self._ready:
@@ -154,31 +154,40 @@ class Actors:
 
     def _listen(self, seconds: float) -> None:
         """Wait up to `seconds` for messages of actors, handle them, and restart actors that are dead or hung."""
-        connections: dict[Any, _Actor] = {actor.connection: actor for actor in self._actors}
-        for connection in wait(list(connections), seconds):
-            self._hear(connections[connection])
+        actors: dict[Any, _Actor] = {actor.connection: actor for actor in self._actors}
+        for connection in wait(list(actors), seconds):
+            self._hear(actors[connection])
         for actor in list(self._actors):
             self._look_after(actor)
 
     def _hear(self, actor: _Actor) -> None:
+        """Handle the messages of an actor that are there as a whole. The rest of another may never come."""
         try:
-            message = actor.connection.recv()
+            messages = actor.inbox.read()
         except (EOFError, OSError):
             self._replace(actor, actor.how_it_ended())
             return
+        for message in messages:
+            self._handle(actor, message)
+
+    def _handle(self, actor: _Actor, message: Any) -> None:
         actor.note_progress()
         if isinstance(message, WindowDone):
+            actor.owed -= 1
             self._ready.append(self._window(actor, message))
         elif isinstance(message, Failed):
-            if message.not_finite:
-                raise NonFiniteError(message.not_finite)
+            if message.fault is not None:
+                raise message.fault
             self._replace(actor, message.reason)
 
     def _look_after(self, actor: _Actor) -> None:
         if actor.process.poll() is not None and not actor.connection.poll():
             self._replace(actor, actor.how_it_ended())
         elif actor.is_stuck(self.timeout):
-            self._replace(actor, f"an actor has not finished a step of its envs, or its start, for {self.timeout:g} s")
+            self._replace(
+                actor,
+                f"an actor has not finished a step of its envs, or its start, for {self.timeout:g} s, or was stopped",
+            )
 
     def _replace(self, actor: _Actor, reason: str) -> None:
         """Kill an actor and start another in its place. Its complete windows stay; an unfinished one is lost."""
@@ -239,7 +248,11 @@ class _Actor:
             its_end.close()
             its_lifeline.close()
             self.memory.close()
+        self.inbox = Inbox(self.connection)
+        self.owed = 0
+        """Slots that the process has been given and has not filled yet."""
         self._progress = 0
+        self._stopped = False
         self.note_progress()
         for slot in range(job.slots):
             self.free(slot)
@@ -248,6 +261,7 @@ class _Actor:
         """Tell the process that it may fill a slot. A dead process is ignored here; `Actors` notices it later."""
         with suppress(OSError):
             self.connection.send(slot)
+        self.owed += 1
         self.note_progress()
 
     def note_progress(self) -> None:
@@ -255,12 +269,18 @@ class _Actor:
         self._last_progress = time.monotonic()
 
     def is_stuck(self, timeout: float) -> bool:
-        """Return True if its envs have been in one step for longer than `timeout`; False while it waits for a slot."""
-        started, steps, waiting = (int(self.memory.arrays[name]) for name in ("started", "steps", "waiting"))
-        if started + steps != self._progress or waiting:
-            self._progress = started + steps
+        """Return True if it owes a window and has made no step for longer than `timeout`.
+
+        A start may take `START_SECONDS` more, unless the process is stopped, as by SIGSTOP. What the process says of
+        itself does not count: it may be stopped while it waits for a slot that has been given back meanwhile.
+        """
+        started, steps = (int(self.memory.arrays[name]) for name in ("started", "steps"))
+        stopped = _is_stopped(self.process.pid)
+        if started + steps != self._progress or stopped != self._stopped or not self.owed:
+            self._progress, self._stopped = started + steps, stopped
             self.note_progress()
-        return time.monotonic() - self._last_progress > timeout + (0.0 if started else START_SECONDS)
+        patience = timeout + (0.0 if started or stopped else START_SECONDS)
+        return time.monotonic() - self._last_progress > patience
 
     def how_it_ended(self) -> str:
         """Describe the end of a process that did not report an error."""
@@ -290,6 +310,16 @@ class _Actor:
         self.process.wait()
         self.let_go()
         self.memory.forget()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return True if a child process is stopped by a signal and has not been continued; False where none can tell."""
+    if not hasattr(os, "waitid"):  # macOS has it since Python 3.13
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # it has ended, and its exit code has been fetched
+        return False
 
 
 def _folder() -> str | None:

@@ -29,9 +29,12 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from ctrl.agents.actors.shared_memory import Layout, SharedArrays
 from ctrl.agents.actors.shared_weights import SharedWeights
 from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.checked_env import CheckedEnv
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import PolicyState, policy_leaves
 from ctrl.agents.rollout import keep_step, take_step
+from ctrl.agents.utils.env_contract import EnvContractError
+from ctrl.agents.utils.infos import episode_of
 from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.utils.normalisation import Moments, added_moments, running_moments
 
@@ -78,8 +81,8 @@ class Failed(NamedTuple):
 
     reason: str
     """Traceback of the error."""
-    not_finite: str
-    """Message of the error if it is a `NonFiniteError`, otherwise empty."""
+    fault: EnvContractError | NonFiniteError | None
+    """The error itself where an env broke its contract: it would break it again after a restart."""
 
 
 def memory_layout(buffer: WindowBuffer, state: PolicyState, moments: Layout, slots: int) -> Layout:
@@ -90,7 +93,7 @@ def memory_layout(buffer: WindowBuffer, state: PolicyState, moments: Layout, slo
     :param moments: layout of the moments that an actor adds to the running normalisation
     :param slots: number of windows that the memory has room for
     """
-    layout: Layout = dict.fromkeys(("started", "steps", "waiting"), ((), "int64"))
+    layout: Layout = dict.fromkeys(("started", "steps"), ((), "int64"))
     of_window = {name: (array.shape, array.dtype.str) for name, array in buffer.arrays().items()}
     of_state = {f"state/{n}": (leaf.shape, leaf.numpy().dtype.str) for n, leaf in enumerate(state_leaves(state))}
     of_moments = {f"moments/{name}": entry for name, entry in moments.items()}
@@ -108,15 +111,18 @@ def state_leaves(state: PolicyState) -> list[torch.Tensor]:
 def ended_episodes(step: int, infos: list[dict[str, Any]], ends: np.ndarray) -> Iterator[EndedEpisode]:
     """Yield the episodes that end in a step. Infos are reduced to numbers, text and an `episode` of these."""
     for env, info in enumerate(infos):
-        if ends[env] or "episode" in info:
-            episode = {"episode": _plain(info["episode"])} if "episode" in info else {}
+        record = episode_of(info) if "episode" in info else None
+        if ends[env] or record is not None:
+            episode = {} if record is None else {"episode": _plain(record)}
             yield EndedEpisode(step, env, {**_plain(info), **episode})
 
 
-def _plain(info: dict[str, Any]) -> dict[str, Any]:
+def _plain(info: dict[Any, Any]) -> dict[str, Any]:
     """Keep only values of exactly these types: others, such as an enum of the main script, may not be unpickled."""
     return {
-        key: value for key, value in info.items() if type(value) in _PLAIN or isinstance(value, np.number | np.bool_)
+        key: value
+        for key, value in info.items()
+        if type(key) is str and (type(value) in _PLAIN or isinstance(value, np.number | np.bool_))
     }
 
 
@@ -134,12 +140,14 @@ class ActorProcess:
         self.policy.set_training_mode(False)
         self.shared_weights = SharedWeights(self.policy, self.normalize, weights_fd)
         self.version = self.shared_weights.read()
-        self.env.seed(seed)
+        with suppress(AttributeError, NotImplementedError):  # the learner has warned of an env that takes no seed
+            self.env.seed(seed)
+        self.checked_env = CheckedEnv(self.env)
         spaces = self.policy.observation_space, self.policy.action_space
         self.buffer = WindowBuffer(job.window, *spaces, n_envs=self.env.num_envs, window=job.window)
         self.actor = self.policy.actor(self.policy.initial_state(self.env.num_envs))
         self.before = self._moments()
-        self.obs: Any = self.env.reset()
+        self.obs: Any = self.checked_env.reset(step=0)
         self.starts = np.ones(self.env.num_envs, dtype=bool)
         memory.arrays["started"][...] = 1
 
@@ -157,12 +165,10 @@ class ActorProcess:
 
     def _free_slot(self) -> int | None:
         """Wait for a free slot from the learner; return None once the learner has left."""
-        self.memory.arrays["waiting"][...] = 1
         try:
             slot: int = self.connection.recv()
         except (EOFError, OSError):
             return None
-        self.memory.arrays["waiting"][...] = 0
         return slot
 
     def _moments(self) -> Moments:
@@ -179,13 +185,14 @@ class ActorProcess:
         return ended
 
     def _step(self) -> list[dict[str, Any]]:
-        now = int(self.memory.arrays["steps"])
-        step = take_step(self.actor, self.env, self.buffer, self.obs, torch.as_tensor(self.starts), now)
-        self.actor.tell_rewards(step.rewards)
-        keep_step(step, self.starts, self.actor, self.buffer, self.job.gamma, now)
-        self.obs, self.starts = step.next_obs, np.asarray(step.ends, dtype=bool)
-        self.memory.arrays["steps"][...] = now + 1
-        return step.infos
+        steps, num_envs = int(self.memory.arrays["steps"]), self.env.num_envs
+        now = steps * num_envs
+        step = take_step(self.actor, self.checked_env, self.buffer, self.obs, torch.as_tensor(self.starts), now)
+        self.actor.tell_rewards(step.result.rewards)
+        keep_step(step, self.starts, self.actor, self.buffer, self.job.gamma, now + num_envs)
+        self.obs, self.starts = step.result.observations, step.result.ends
+        self.memory.arrays["steps"][...] = steps + 1
+        return step.result.infos
 
     def _store(self, slot: int, added: Moments) -> None:
         arrays = self.memory.arrays
@@ -214,9 +221,9 @@ def _job(fd: int) -> Job:
 
 
 def _report(connection: Connection, error: BaseException) -> None:
-    not_finite = str(error) if isinstance(error, NonFiniteError) else ""
+    fault = error if isinstance(error, EnvContractError | NonFiniteError) else None
     with suppress(OSError):  # the learner has left
-        connection.send(Failed("".join(traceback.format_exception(error)), not_finite))
+        connection.send(Failed("".join(traceback.format_exception(error)), fault))
 
 
 def main(connection_fd: int, lifeline: int, job_fd: int, weights_fd: int, memory_fd: int, seed: int) -> int:
