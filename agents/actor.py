@@ -29,12 +29,14 @@ class Actor:
         self._sees_rewards = self._reward.shape[1] > 0
 
     def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
-        """Choose one action per env and advance the state.
+        """Choose one action per env and advance the state. The policy goes to evaluation mode and stays there.
 
         :param obs: [B, ...]
         :param reset: [B] bool, true where `obs` is the first of an episode
         :param deterministic: take the most likely action
         """
+        if self.policy.training:
+            self.policy.set_training_mode(False)
         with torch.inference_mode():
             acted = self._act(obs, reset, deterministic)
         return Acted(*(part.clone() for part in acted))  # normal tensors, not inference tensors

@@ -26,7 +26,7 @@ from ctrl.agents.policy_data import Evaluated, Windows, select
 from ctrl.agents.rollout import EnvStep, keep_step, take_step
 from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
 from ctrl.agents.training_state import SavedTraining, take_up
-from ctrl.agents.utils.infos import episode_of, success_of
+from ctrl.agents.utils.infos import note_episodes
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
@@ -221,13 +221,8 @@ class MemoryAlgorithm(SavedAlgorithm):
         return self._checked_env
 
     def _update_info_buffer(self, infos: Any, dones: np.ndarray | None = None) -> None:
-        """Note the records of ended episodes, as stable-baselines3 does, where they are such records."""
         assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        for env, info in enumerate(infos):
-            if "episode" in info and (record := episode_of(info)) is not None:
-                self.ep_info_buffer.append(record)
-            if dones is not None and dones[env] and (success := success_of(info)) is not None:
-                self.ep_success_buffer.append(success)
+        note_episodes(infos, dones, self.ep_info_buffer, self.ep_success_buffer)
 
     def _finish_rollout(self) -> None:
         """Compute from a full buffer what callbacks may read at the rollout's end; here nothing."""

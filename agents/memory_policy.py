@@ -25,6 +25,8 @@ from torch import Tensor, nn
 import ctrl
 from ctrl.agents.actor import Actor
 from ctrl.agents.policy_data import Evaluated, PolicyState, Windows, policy_leaves
+from ctrl.agents.utils.modes import evaluating
+from ctrl.agents.utils.nan_checks import check_acted, without_non_finite
 from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.spaces import action_features, encode_action
 from ctrl.agents.utils.value_normalisation import ValueNormalisation
@@ -208,9 +210,10 @@ class MemoryPolicy(ActorCriticPolicy):
         return actions, values, distribution.log_prob(actions)
 
     def values_after(self, obs: PyTorchObs, state: PolicyState, reset: Tensor) -> Tensor:
-        """Return the values [B], in the rewards' units, of observations that follow `state`; `state` is not changed."""
-        latent, _ = self.step(obs, state, reset)
-        return self._values(self.mlp_extractor.forward_critic(latent))
+        """Return the values [B], in the rewards' units, of observations that follow `state`, in evaluation mode."""
+        with evaluating(self):
+            latent, _ = self.step(obs, state, reset)
+            return self._values(self.mlp_extractor.forward_critic(latent))
 
     def evaluate_windows(self, windows: Windows, *, diagnose: bool = False) -> Evaluated:
         """Unroll the core over whole windows; return values, and log-probabilities and entropies of the actions.
@@ -241,13 +244,15 @@ class MemoryPolicy(ActorCriticPolicy):
         return values
 
     def remember(self, windows: Windows) -> Any:
-        """Return the core's state after each window, computed with the current weights and without a graph."""
-        with torch.no_grad():
+        """Return the core's state after each window, with the current weights, in evaluation mode, without a graph."""
+        with torch.no_grad(), evaluating(self):
             return self._unroll(windows, diagnose=False).state
 
     def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
-        obs = _flatten_steps(windows.observations)
-        inputs = self.embed(obs, windows.previous_action.flatten(0, 1), windows.previous_reward.flatten(0, 1))
+        obs, reward, spoiled = without_non_finite(windows.observations, windows.previous_reward)
+        inputs = self.embed(_flatten_steps(obs), windows.previous_action.flatten(0, 1), reward.flatten(0, 1))
+        if spoiled is not None:  # the core knows how far that may reach; the encoder only sees finite numbers
+            inputs = torch.where(spoiled.flatten()[:, None], torch.nan, inputs)
         return self.core.unroll(
             inputs.unflatten(0, windows.reset.shape),
             windows.core_state,
@@ -311,7 +316,9 @@ class MemoryPolicy(ActorCriticPolicy):
         if self._previous_sizes[1] and state is not None:
             before = before._replace(previous_reward=self._known_reward(reward, reset))
         actor = self.actor(before)
-        actions = self.env_actions(actor.act(obs, reset, deterministic).actions)
+        acted = actor.act(obs, reset, deterministic)
+        check_acted(acted.values, acted.log_prob, obs, None)
+        actions = self.env_actions(acted.actions)
         return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in policy_leaves(actor.state()))
 
     def embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:

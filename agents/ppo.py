@@ -15,6 +15,7 @@ from torch import Tensor
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm
 from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
 from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.utils.modes import depends_on_mode, evaluating
 from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.statistics import Statistics
 from ctrl.agents.utils.validation import (
@@ -252,7 +253,7 @@ class MemoryPPO(MemoryAlgorithm):
         log_ratio = counted(evaluated.log_prob - batch.old_log_prob)
         ratio = log_ratio.exp()
         if first:
-            statistics.add("train/first_ratio_deviation", (ratio - 1).abs().max())
+            statistics.add("train/first_ratio_deviation", self._first_ratio_deviation(batch, ratio.detach()))
         units = self.policy.value_normalisation
         advantages = units.rescaled(counted(batch.advantages))
         if self.normalize_advantage and len(advantages) > 1:
@@ -269,6 +270,14 @@ class MemoryPPO(MemoryAlgorithm):
             statistics.add("train/approx_kl", kl)
             statistics.add("train/clip_fraction", ((ratio - 1).abs() > clip_range).float().mean())
         return float(kl)
+
+    def _first_ratio_deviation(self, batch: WindowBatch, ratio: Tensor) -> Tensor:
+        """Return how far the first ratios [K] are from 1 at most, as acting would judge: without dropout."""
+        if depends_on_mode(self.policy):
+            with torch.no_grad(), evaluating(self.policy):
+                log_prob = self.policy.evaluate_windows(batch.windows).log_prob
+            ratio = _counted(batch.loss_mask)(log_prob - batch.old_log_prob).exp()
+        return (ratio - 1).abs().max()
 
     def _clipped_outputs(self, outputs: Tensor, batch: WindowBatch) -> Tensor:
         if self._clip_vf_schedule is None:

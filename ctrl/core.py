@@ -173,7 +173,8 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
     ) -> Unrolled:
         """Consume a window of T steps; equal to T calls of `step`, with gradients through the window.
 
-        :param inputs: [B, T, I]
+        :param inputs: [B, T, I]. Where they are not finite and a reset follows in the window, the outputs up to the
+            reset are NaN; nothing else is affected, nor is any gradient
         :param state: the state before the window's first step
         :param reset: [B, T] bool, true where `inputs[:, t]` is the first of an episode
         :param plan: the result of `plan(state, reset)` for these arguments, for windows that are unrolled repeatedly
@@ -187,7 +188,12 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
             plan = self.plan(state, reset)
         else:
             self.check_plan(plan, reset)
-        return self._unroll(inputs, state, reset, plan, diagnose)
+        stale = _stale_steps(inputs, reset)
+        if stale is None:
+            return self._unroll(inputs, state, reset, plan, diagnose)
+        inputs = torch.where(stale[:, :, None], 0, inputs)
+        unrolled = self._unroll(inputs, state, reset, plan, diagnose)
+        return unrolled._replace(outputs=_spoil(unrolled.outputs, stale, reset))
 
     def plan(self, state: StateT, reset: Tensor) -> Any:
         """Compute the part of an unroll that depends on neither inputs nor weights; plan again after `adapt`.
@@ -326,6 +332,25 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
                 raise ValueError(f"state.{name} must be {dtype}, got {leaf.dtype}")
             if leaf.device != self.device:
                 raise ValueError(f"state.{name} must be on {self.device} as the core's parameters, got {leaf.device}")
+
+
+def _stale_steps(inputs: Tensor, reset: Tensor) -> Tensor | None:
+    """Return [B, T] bool, true where inputs are not finite and a reset follows in the window; None if there are none.
+
+    Their product with a gradient of 0 would be NaN, so they would reach all weights.
+    """
+    if bool(inputs.detach().sum().isfinite()):  # a fraction of the time of looking at each number
+        return None
+    later = reset.flip(1).cumsum(dim=1).flip(1) - reset.long()  # resets after each step
+    stale = ~inputs.detach().isfinite().all(dim=2) & (later > 0)
+    return stale if bool(stale.any()) else None
+
+
+def _spoil(outputs: Tensor, stale: Tensor, reset: Tensor) -> Tensor:
+    """Replace outputs [B, T, O] by NaN from each stale step [B, T] up to the next reset, without a gradient there."""
+    before = stale.cumsum(dim=1)  # stale steps so far
+    at_reset = torch.where(reset, before - stale.long(), 0).cummax(dim=1).values  # those of earlier episodes
+    return torch.where((before > at_reset)[:, :, None], torch.nan, outputs)
 
 
 def require_positive(**sizes: int) -> None:

@@ -153,9 +153,9 @@ class ModelCopy:
         return rollouts
 
     def evaluate(self) -> Rollout:
-        """Evaluate the rollout in the buffer as training does, without changing weights."""
+        """Evaluate the rollout in the buffer as training does, but without dropout and without changing weights."""
         batch = self.buffer.all_windows(self.policy)
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)
         with torch.no_grad():
             evaluated = self.policy.evaluate_windows(batch.windows)
         pairs = {

@@ -12,6 +12,7 @@ from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch, vtrace_targets
 from ctrl.agents.impala.vtrace import VTrace
 from ctrl.agents.policy_data import Evaluated, select
+from ctrl.agents.utils.modes import depends_on_mode, evaluating
 from ctrl.agents.utils.statistics import Statistics
 
 
@@ -64,15 +65,16 @@ class VTraceLearner(MemoryAlgorithm):
         """Return the V-trace targets of each pass, or None where the pass computes its own.
 
         The units of the value head must follow the returns of all passes before the first gradient. Several passes
-        therefore need their targets beforehand, which costs one more forward pass. A single pass does not.
+        therefore need their targets beforehand, which costs one more forward pass. A single pass does not, unless
+        dropout or batch norm tell the acting policy, which targets are about, from the learning one.
         """
-        if len(passes) == 1 or not self.normalize_values:
+        if (len(passes) == 1 or not self.normalize_values) and not depends_on_mode(self.policy):
             return [None] * len(passes)
         beforehand: list[VTrace | None] = []
         returns = []
         for rows in passes:
             batch: TrajectoryBatch = select(everything, rows)
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.policy):
                 targets = self._targets(batch, self.policy.evaluate_windows(batch.windows))
             beforehand.append(targets)
             returns.append(targets.vs[batch.loss_mask])

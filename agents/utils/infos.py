@@ -6,7 +6,8 @@ An env may use the same keys for things of its own. What does not have the conve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -21,6 +22,21 @@ def episode_of(info: Mapping[Any, Any]) -> dict[str, Any] | None:
     if isinstance(record, dict) and _is_number(record.get("r")) and _is_number(record.get("l")):
         return record
     return None
+
+
+def note_episodes(
+    infos: Sequence[Mapping[Any, Any]], dones: np.ndarray | None, records: deque[Any], successes: deque[Any]
+) -> None:
+    """Add the records and successes of ended episodes, as stable-baselines3 does, but only what has their form.
+
+    :param infos: of B envs
+    :param dones: [B] true where an episode ended; None for nowhere
+    """
+    for env, info in enumerate(infos):
+        if "episode" in info and (record := episode_of(info)) is not None:
+            records.append(record)
+        if dones is not None and dones[env] and (success := success_of(info)) is not None:
+            successes.append(success)
 
 
 def success_of(info: Mapping[Any, Any]) -> float | None:

@@ -68,11 +68,31 @@ def check_acted(values: Tensor, log_prob: Tensor, observations: Any, step: int |
         )
 
 
+def without_non_finite(observations: Any, reward: Tensor) -> tuple[Any, Tensor, Tensor | None]:
+    """Replace numbers of windows that are not finite by 0.
+
+    :param observations: [N, T, ...], or a dict of these
+    :param reward: [N, T, R] previous rewards
+    :return: observations and rewards, and [N, T] bool, true at the steps where something was replaced; None for nowhere
+    """
+    parts = {**(observations if isinstance(observations, dict) else {"": observations}), None: reward}
+    bad = [
+        ~part.isfinite().flatten(2).all(dim=2)
+        for part in parts.values()
+        if part.is_floating_point() and not bool(part.sum().isfinite())
+    ]
+    if not bad or not bool((spoiled := torch.stack(bad).any(dim=0)).any()):
+        return observations, reward, None
+    cleaned = {key: part.nan_to_num(0.0, 0.0, 0.0) if part.is_floating_point() else part for key, part in parts.items()}
+    reward = cleaned.pop(None)
+    return cleaned if isinstance(observations, dict) else cleaned[""], reward, spoiled
+
+
 def _largest(observations: Any, env: int) -> float:
     """Return the size of the largest entry of one env's observation."""
     if isinstance(observations, dict):
         return max(_largest(part, env) for part in observations.values())
-    row = np.abs(np.asarray(observations[env], dtype=np.float64))
+    row = np.abs(np.asarray(torch.as_tensor(observations[env]).cpu(), dtype=np.float64))
     return float(row.max()) if row.size else 0.0
 
 

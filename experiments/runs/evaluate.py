@@ -19,7 +19,8 @@ from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import Windows
-from ctrl.agents.utils.nan_checks import check_finite
+from ctrl.agents.utils.infos import group_of, success_of
+from ctrl.agents.utils.nan_checks import check_acted, check_observations
 from ctrl.agents.vector_env import as_vec_env
 from ctrl.experiments.config import EvaluateConfig, TrainConfig
 from ctrl.experiments.errors import UserError, require
@@ -53,12 +54,13 @@ class Player:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, tuple[()]]:
         """Choose actions as the policy's own `predict` does; a call without `state` starts from the initial state."""
-        check_finite(observation, "observation", self._steps)
+        check_observations(observation, "observation", self._steps)
         if state is None:
             self.policy.set_training_mode(False)
             self._actor = self.policy.actor(self.policy.initial_state(len(episode_start)))
         reset = torch.as_tensor(episode_start, device=self.policy.device)
         acted = self._actor.act(self.policy.obs_to_tensor(observation)[0], reset, deterministic)
+        check_acted(acted.values, acted.log_prob, observation, self._steps)
         self._steps += len(episode_start)
         return self.policy.env_actions(acted.actions), ()
 
@@ -88,10 +90,10 @@ def evaluate(
         info = local["info"]
         if isinstance(player, Player):
             player.tell_rewards(local["rewards"])
-        if local["done"] and "is_success" in info:
-            successes.append(float(info["is_success"]))
-            if "group" in info:
-                grouped.setdefault(info["group"], []).append(successes[-1])
+        if local["done"] and (success := success_of(info)) is not None:
+            successes.append(success)
+            if (group := group_of(info)) is not None:
+                grouped.setdefault(group, []).append(success)
 
     env.seed(seed)
     returns, lengths = evaluate_policy(

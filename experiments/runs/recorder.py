@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from ctrl.agents import GymnasiumVecEnv
 from ctrl.agents.algorithm import MemoryAlgorithm
+from ctrl.agents.utils.infos import episode_of, success_of
 from ctrl.agents.utils.random_state import kept_random_state
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.report.summary import CURVE_COLUMNS, Evaluation, Point, read_curve, recent
@@ -155,8 +156,8 @@ class Recorder(BaseCallback):
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            if "episode" in info:  # a Monitor adds it when an episode ends
-                self._count_episode(info)
+            if "episode" in info and (record := episode_of(info)) is not None:
+                self._count_episode(record, info)
         self.reporter.advance(self.num_timesteps)
         return not self.stop.requested
 
@@ -225,10 +226,10 @@ class Recorder(BaseCallback):
         self.evaluating = self.evaluating.plus(ElapsedTime.now().minus(start))
         self._next_evaluation = self.num_timesteps + interval
 
-    def _count_episode(self, info: dict[str, Any]) -> None:
-        self._returns.append(float(info["episode"]["r"]))
-        if "is_success" in info:
-            self._successes.append(float(info["is_success"]))
+    def _count_episode(self, record: dict[str, Any], info: dict[str, Any]) -> None:
+        self._returns.append(float(record["r"]))
+        if (success := success_of(info)) is not None:
+            self._successes.append(success)
 
     def _record(self) -> None:
         point = Point(

@@ -38,6 +38,7 @@ from ctrl.checks.laws.reset_first import (
     a_reset_is_a_fresh_start,
     a_state_of_nan_is_harmless_at_a_reset,
     nothing_reaches_over_a_reset,
+    what_is_not_finite_stays_before_a_reset,
 )
 from ctrl.checks.laws.state_is_data import (
     it_can_be_run,
@@ -67,6 +68,13 @@ LAWS: tuple[Law[Trial], ...] = (
     Law("law 1 (one meaning): acting follows the weights", acting_follows_the_weights),
     *(
         Law(f"law 2 (reset first): nothing reaches over a reset, {way}", partial(nothing_reaches_over_a_reset, way))
+        for way in WAYS
+    ),
+    *(
+        Law(
+            f"law 2 (reset first): what is not finite stays before a reset, {way}",
+            partial(what_is_not_finite_stays_before_a_reset, way),
+        )
         for way in WAYS
     ),
     Law("law 2 (reset first): a state of NaN is harmless at a reset", a_state_of_nan_is_harmless_at_a_reset),

@@ -37,6 +37,33 @@ def nothing_reaches_over_a_reset(way: str, trial: Trial) -> str:
     return ""
 
 
+def what_is_not_finite_stays_before_a_reset(way: str, trial: Trial) -> str:
+    """Replace inputs before each env's last reset by NaN or infinity: outputs and states after it must stay.
+
+    What a state means shows in the outputs of further steps from it, since an empty slot may hold anything. In a window
+    the gradients of outputs after the reset must be finite, too.
+    """
+    core, stream = trial.fresh(), trial.short
+    last = torch.tensor([2 + 3 * env % (stream.length - 4) for env in range(trial.batch_size)])[:, None]
+    time = torch.arange(stream.length)
+    reset = (stream.reset.cpu() & (time < last) | (time == last)).to(core.device)
+    stream = replace(stream, reset=reset, state=core.initial_state(trial.batch_size))
+    after = (time >= last).to(core.device)
+    expected = walk(core, stream, way)
+    onward = replace(stream, reset=torch.zeros_like(reset), state=expected.state)
+    expected_onward = walk(core, onward, way)
+    for value in (torch.nan, torch.inf) if way == "unroll" else (torch.nan,):
+        spoiled = replace(stream, inputs=torch.where(after[:, :, None], stream.inputs, value))
+        walked = walk(core, spoiled, way)
+        names = f"{way} and {way} with {value} before a reset"
+        trial.same_outputs(names, expected.outputs, walked.outputs, stream, where=after)
+        walked_onward = walk(core, replace(onward, state=walked.state), way)
+        trial.same_outputs(f"{names}, in further steps,", expected_onward.outputs, walked_onward.outputs, onward)
+        if way == "unroll":  # a single step can't know that a reset will follow
+            _require_finite_gradients(core, walked.outputs[after].sum(), f"{value} in inputs")
+    return ""
+
+
 def _of_size(size: float, state: Any, trial: Trial) -> Any:
     """Replace all floating-point numbers of a state by random ones; clocks stay, so its slots count as filled."""
     drawn = (size * trial.randn(*leaf.shape) if leaf.is_floating_point() else leaf for leaf in state)
@@ -67,16 +94,18 @@ def a_state_of_nan_is_harmless_at_a_reset(trial: Trial) -> str:
             trial.same_outputs(names, expected, outputs, stream, where=after)
         if bool(after.all()):
             unrolled = core.unroll(poisoned.inputs, poisoned.state, poisoned.reset)
-            _require_finite_gradients(core, unrolled.outputs.sum() + unrolled.reconstruction_loss)
+            loss = unrolled.outputs.sum() + unrolled.reconstruction_loss
+            _require_finite_gradients(core, loss, "NaN in the state")
     return ""
 
 
-def _require_finite_gradients(core: Any, loss: torch.Tensor) -> None:
+def _require_finite_gradients(core: Any, loss: torch.Tensor, what: str) -> None:
+    core.zero_grad()
     if loss.requires_grad:
         loss.backward()
     bad = [name for name, p in core.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if bad:
-        raise Breach(f"NaN in the state before a reset reaches the gradient of {', '.join(bad[:3])}")
+        raise Breach(f"{what} before a reset reaches the gradient of {', '.join(bad[:3])}")
 
 
 def _of_nan(state: Any) -> Any:
