@@ -133,13 +133,6 @@ class MemoryAlgorithm(SavedAlgorithm):
             raise _unknown_policy(policy_name)
         return self.policy_aliases[policy_name]
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed all random generators and the env; warn of an env that takes no seed."""
-        try:
-            super().set_random_seed(seed)
-        except (AttributeError, NotImplementedError) as error:
-            warnings.warn(f"the env takes no seed, so a run can't be repeated: {error!r}", stacklevel=2)
-
     def _make_memory_policy(self) -> None:
         """Build the policy; the next rollout makes an actor for it."""
         self._memory_lr_schedule = FloatSchedule(self.memory_learning_rate)
@@ -378,8 +371,14 @@ class MemoryAlgorithm(SavedAlgorithm):
             self._saved_state = self._saved_state.without_episodes()
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed all random generators. After `load`, training then does not go on with the saved generators."""
-        super().set_random_seed(seed)
+        """Seed all random generators and the env; warn of an env that takes no seed.
+
+        After `load`, training then does not go on with the saved generators.
+        """
+        try:
+            super().set_random_seed(seed)
+        except (AttributeError, NotImplementedError) as error:
+            warnings.warn(f"the env takes no seed, so a run can't be repeated: {error!r}", stacklevel=2)
         if self._saved_state is not None:
             self._saved_state = self._saved_state.without_random_state()
 
@@ -451,8 +450,16 @@ class MemoryAlgorithm(SavedAlgorithm):
 
 
 _MADE_ANEW = (
-    *("_actor", "_checked_env", "_last_original_obs", "lr_schedule", "_memory_lr_schedule", "_clip_schedule", "_clip_vf_schedule"),
-    *("_batch_windows", "_lags", "_in_rollout", "_step_in_flight", "_saved_state", "_logged_before"),
+    *("_actor", "_checked_env", "_last_original_obs", "lr_schedule", "_memory_lr_schedule", "_clip_schedule"),
+    *(
+        "_clip_vf_schedule",
+        "_batch_windows",
+        "_lags",
+        "_in_rollout",
+        "_step_in_flight",
+        "_saved_state",
+        "_logged_before",
+    ),
 )
 """Attributes that follow from others, or that the state of training holds."""
 

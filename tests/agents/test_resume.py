@@ -63,6 +63,7 @@ def test_every_core_goes_on(core: str, cut: int, tmp_path: Path) -> None:
     assert_same_run(cut_and_resumed(make, native_env, STEPS, cut, tmp_path / "model"), whole)
 
 
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
 @pytest.mark.parametrize("cut", [7, 24, 25])
 @pytest.mark.parametrize("make_env", [native_env, normalised, wrapped, synchronous, late, single_envs])
 def test_every_kind_of_env_goes_on(make_env: Any, cut: int, tmp_path: Path) -> None:
