@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips in one environment get in each other's way
-.PHONY: demo test test-slow lint format types wheel docs docs-tables clean help
+.PHONY: demo test test-slow fuzz lint format types wheel docs docs-tables clean help
 .PRECIOUS: $(VENV)/.installed-%
 
 # What each kind of target installs, and which kinds are then satisfied as well. memory-gym comes apart, without its
@@ -30,6 +30,9 @@ test: $(VENV)/.installed-test  ## run the tests, without the slow ones; PYTEST="
 
 test-slow: $(VENV)/.installed-test  ## run only the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow $(PYTEST)
+
+fuzz: $(VENV)/.installed-test  ## read 10,000 damaged files of every kind; CASES=n and SEED=n choose others
+	OMP_NUM_THREADS=1 PYTHONPATH=tools $(BIN)/python -m fuzz --cases $(or $(CASES),10000) --seed $(or $(SEED),0)
 
 lint: $(VENV)/.installed-dev  ## check format and lint
 	$(BIN)/ruff format --check .

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import (
     MlpExtractor,
     create_mlp,
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 import ctrl
 from ctrl.agents.actor import Actor
 from ctrl.agents.policy_data import Evaluated, PolicyState, Windows, policy_leaves
+from ctrl.agents.saving.saved_policy import SavedPolicy
 from ctrl.agents.utils.modes import evaluating
 from ctrl.agents.utils.nan_checks import check_acted, without_non_finite
 from ctrl.agents.utils.other_names import answering_other_names
@@ -41,7 +41,7 @@ FUSED_ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}
 """Options of Adam: the epsilon of stable-baselines3, and PyTorch's fused kernel."""
 
 
-class MemoryPolicy(ActorCriticPolicy):
+class MemoryPolicy(SavedPolicy):
     """Actor and critic on one memory core; use one of its subclasses by name, such as `MlpMemoryPolicy`.
 
     :param observation_space: the env's
@@ -118,7 +118,7 @@ class MemoryPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        own = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
+        own = type(self)._get_action_dist_from_latent is not SavedPolicy._get_action_dist_from_latent
         self._is_categorical = type(self.action_dist) is CategoricalDistribution and not own
         self.value_normalisation = ValueNormalisation(0.0 if self._normalize_values else 1.0)
         if self.ortho_init:

@@ -24,8 +24,10 @@ from ctrl.experiments.options import (
     TaskOptions,
     open_option,
     parse_pairs,
+    require_core,
     require_cores,
 )
+from ctrl.experiments.plain_data import build, convert, reading, shown
 
 OF_ONE_COMMAND = ("resume", "trust")
 """Options that belong to one command and not to the run."""
@@ -62,6 +64,17 @@ class TrainConfig:
         heads, width = self.heads, self.memory.width
         require(width is None or width % heads == 0, f"--heads must divide --width, got {heads} and {width}")
 
+    @classmethod
+    def read(cls, marker: Path) -> TrainConfig:
+        """Read the options of a run from its `config.json`.
+
+        :raises UserError: if the file is missing or holds something else
+        """
+        from ctrl.experiments.runs.run_folder import read_table
+
+        with reading(marker, "no options of a run"):
+            return cls.from_json(read_table(marker)["options"])
+
     @property
     def heads(self) -> int:
         """Number of attention heads of a layer; 1 if the core has none."""
@@ -77,21 +90,21 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
-        """Rebuild a config from the data of `to_json`."""
+        """Rebuild a config from the data of `to_json`.
+
+        :raises UserError: if it is something else
+        """
         from ctrl.experiments.runs.core_options import of_core
 
-        return cls(
-            core=data["core"],
-            seed=data["seed"],
-            out=None if data["out"] is None else Path(data["out"]),
-            overwrite=data["overwrite"],
-            task=TaskOptions.from_json(data["task"]),
-            run=RunOptions(**data["run"]),
-            memory=of_core(MemoryOptions.from_json(data["memory"]), data["core"]),  # older runs have all cores' options
-            ppo=of_core(PPOOptions(**data["ppo"]), data["core"]),
-            algorithm=data.get("algorithm", "ppo"),  # older runs name none: all were PPO
-            impala=ImpalaOptions(**data.get("impala", {})),
-        )
+        require(isinstance(data, dict), f"options must be a table, got {shown(data)}")
+        missing = [name for name in ("core", "seed", "task", "run", "memory", "ppo") if name not in data]
+        require(not missing, f"options are not sound: there is no {', '.join(missing)}")
+        core: str = convert(str, data["core"], "core")
+        require_core(core)
+        # Older runs have all cores' options, and name no algorithm: all were PPO.
+        memory = of_core(MemoryOptions.from_json(data["memory"]), core)
+        ppo = of_core(build(PPOOptions, data["ppo"], "ppo"), core)
+        return build(cls, {**data, "memory": memory, "ppo": ppo}, "options")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from ctrl.experiments.errors import UserError, flag, require, require_at_least, unknown
+from ctrl.experiments.plain_data import build, shown
 
 RAW_CORES = ("transformer_xl", "gtrxl")
 """Cores with attention but without compression."""
@@ -51,7 +52,7 @@ def parse_pairs(pairs: tuple[str, ...], argument: str) -> dict[str, Any]:
         require(key not in parsed, f"{argument} names {key!r} twice")
         try:
             parsed[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
             parsed[key] = text
     return parsed
 
@@ -106,8 +107,11 @@ class TaskOptions:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TaskOptions:
-        """Rebuild the options from plain data."""
-        return cls(**data | {"env_kwargs": tuple(data["env_kwargs"])})
+        """Rebuild the options from plain data.
+
+        :raises UserError: if it is something else
+        """
+        return build(cls, data, "task")
 
     @property
     def title(self) -> str:
@@ -178,12 +182,13 @@ class MemoryOptions:
     def from_json(cls, data: dict[str, Any]) -> MemoryOptions:
         """Rebuild the options from plain data.
 
-        :raises UserError: if an option is given that no longer exists
+        :raises UserError: if an option is given that no longer exists, or a value is of another kind
         """
+        require(isinstance(data, dict), f"memory must be a table, got {shown(data)}")
         names = {field.name for field in fields(cls)}
         gone = [name for name, value in data.items() if name not in names and value is not None]
         require(not gone, f"the run was made with {_flags(gone)}, which this version does not have")
-        return cls(**{name: value for name, value in data.items() if name in names})
+        return build(cls, {name: value for name, value in data.items() if name in names}, "memory")
 
     @property
     def tiers(self) -> list[tuple[int, int]]:
@@ -327,6 +332,9 @@ _EVAL_HELP = (
 )
 
 
+MOST_THREADS = 1024
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Length of training, evaluations and checkpoints, and the device."""
@@ -347,6 +355,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "steps", "checkpoint_every", "keep_checkpoints", "threads")
+        require((self.threads or 1) <= MOST_THREADS, f"--threads must be at most {MOST_THREADS}, got {self.threads}")
         require_at_least(0, self, "eval_episodes", "eval_every")
 
     @property

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 from stable_baselines3.common.save_util import open_path
 
 PathOrFile = str | Path | io.BufferedIOBase
+LONGEST_MESSAGE = 600
+"""Most characters of what a message says is wrong."""
 LONGEST_JSON = 2**23
 """Largest size of a JSON entry in bytes; parsed JSON takes up to twenty times as much memory."""
 
@@ -83,16 +85,17 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def write_archive(path: PathOrFile, entries: Mapping[str, bytes]) -> None:
+def write_archive(path: PathOrFile, entries: Mapping[str, bytes], suffix: str = ".zip") -> None:
     """Write entries to a zip file. Under a path no reader ever sees half a file, even after a crash.
 
-    :param path: a path gets the suffix `.zip` if it has none; a missing folder is created. A file object must be open
-        for writing
+    :param path: a missing folder is created. A file object must be open for writing
+    :param entries: contents by name
+    :param suffix: suffix that a path gets if it has none
     """
     if not isinstance(path, str | Path):
         _write(open_path(path, "w"), entries)
         return
-    target = _target(Path(path))
+    target = _target(Path(path), suffix)
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".partial-", suffix=".zip")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -110,9 +113,9 @@ def _write(file: BinaryIO, entries: Mapping[str, bytes]) -> None:
             archive.writestr(zipfile.ZipInfo(name), content)  # without the date, so equal models give equal files
 
 
-def _target(path: Path) -> Path:
+def _target(path: Path, suffix: str) -> Path:
     """Return the path to write to, by the rules of stable-baselines3."""
-    path = path if path.suffix else Path(f"{path}.zip")
+    path = path if path.suffix else Path(f"{path}{suffix}")
     if path.is_dir():
         warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=5)
         path = Path(f"{path}_2")
@@ -158,7 +161,10 @@ def naming(path: PathOrFile) -> Iterator[None]:
 
 
 def _text(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    """Return an error as one line that is not long, whatever it quotes from the file."""
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} …"
 
 
 def _open(path: PathOrFile) -> BinaryIO:

@@ -40,9 +40,11 @@ class ModelFile:
     optional: dict[str, bytes] = field(default_factory=dict)
     """Pickles by name that a reader may do without; empty where the reader does not trust the file."""
 
-    def write(self, path: PathOrFile) -> None:
+    def write(self, path: PathOrFile, suffix: str = ".zip") -> None:
         """Write the file.
 
+        :param path: path or file object, as for `write_archive`
+        :param suffix: suffix that a path gets if it has none
         :raises ValueError: where an object can't be pickled
         """
         head = {"format": FORMAT, "version": VERSION}
@@ -52,7 +54,7 @@ class ModelFile:
         entries |= {f"{name}{OPTIONAL}": content for name, content in self.optional.items()}
         if self.pickled:
             entries[PICKLE] = _pickle(self.pickled)
-        write_archive(path, entries)
+        write_archive(path, entries, suffix)
 
 
 def _json(value: Any) -> bytes:
@@ -79,7 +81,7 @@ def read_model_file(path: PathOrFile, *, trust: bool, replaced: Collection[str] 
     """
     with open_archive(path) as archive:
         if DATA not in archive.names:
-            raise ValueError(_OF_SB3 if "data" in archive.names else "it is no model file")
+            raise ValueError(_OF_SB3 if _is_pickled(archive) else "it is no model file")
         data = read_data(archive)
         needed = _needed(data, replaced)
         if needed and not trust:
@@ -162,7 +164,12 @@ def is_pickled(path: PathOrFile) -> bool:
     :raises ValueError: where it is no archive
     """
     with open_archive(path) as archive:
-        return "data" in archive.names and DATA not in archive.names
+        return _is_pickled(archive)
+
+
+def _is_pickled(archive: Archive) -> bool:
+    """Return True for a model of stable-baselines3, and for what torch has pickled, such as a policy."""
+    return DATA not in archive.names and any(name == "data" or name.endswith("data.pkl") for name in archive.names)
 
 
 def algorithm_of(path: PathOrFile) -> str:

@@ -178,6 +178,24 @@ def _check_algorithm(file: ModelFile, algorithm: type) -> None:
         raise ValueError(f"it holds a {str(saved)[:50]}, not a {own}; load it with {str(saved)[:50]}.load")
 
 
+def within_weights(file: ModelFile) -> Allowance:
+    """Return a context in which a model may be built that is as large as the weights in a file."""
+    return Allowance.for_model(file.tensors.get("policy", {}).values())
+
+
+def arguments_of(file: ModelFile) -> dict[str, Any]:
+    """Return the arguments of a policy that was saved alone.
+
+    :raises ValueError: where one is not sound
+    """
+    arguments = _attributes(file, {})
+    for name in ("observation_space", "action_space"):
+        if not isinstance(arguments.get(name), Space):
+            raise ValueError(f"{name} must be a Space, got {arguments.get(name)!r}")
+    _check_numbers(arguments, layers=len(file.tensors.get("policy", {})))
+    return arguments
+
+
 def _attributes(file: ModelFile, replaced: Mapping[str, Any]) -> dict[str, Any]:
     decoder = Decoder(dict(file.tensors.get("attributes", {})), file.pickled, max(LARGEST_SPACE, _elements(file)))
     encoded = file.data["attributes"]
@@ -207,8 +225,7 @@ def _build(
     _check_rollout(attributes)
     model: Algorithm = _new(algorithm, attributes["policy_class"], env, device)
     vars(model).update(attributes)
-    weights = file.tensors.get("policy", {})
-    with Allowance.for_model(weights.values()):
+    with within_weights(file):
         model.check_shared_arguments()
         model._setup_model()
         _check_last_observation(model)

@@ -23,13 +23,13 @@ from ctrl.experiments.compare.ablation_results import (
     markdown_table,
 )
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.errors import UserError
+from ctrl.experiments.plain_data import convert, reading
 from ctrl.experiments.report import provenance, tensorboard
 from ctrl.experiments.report.summary import SCHEMA, FailedRun, RunSummary, count_text
 from ctrl.experiments.report.tables import print_failures, print_places
 from ctrl.experiments.runs.build import build_model
 from ctrl.experiments.runs.jobs import Job, failed_runs, read_finished, require_same_options, run_jobs
-from ctrl.experiments.runs.run_folder import MARKER, SUMMARY, open_folder, read_json, slug, write_json
+from ctrl.experiments.runs.run_folder import MARKER, SUMMARY, open_folder, read_table, slug, write_json
 from ctrl.experiments.runs.tasks import make_task
 
 TABLE = "table.md"
@@ -117,7 +117,8 @@ def show(data: dict[str, Any], console: Console) -> None:
 
 
 def _runs(data: dict[str, Any]) -> list[AblationRun]:
-    return [AblationRun(**run) for run in data["runs"]]
+    runs: list[AblationRun] = convert(list[AblationRun], data["runs"], "runs")
+    return runs
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -125,23 +126,24 @@ def read(path: Path) -> dict[str, Any]:
 
     :raises UserError: if the file is missing or is something else
     """
-    data = read_json(path)
-    try:
+    data = read_table(path)
+    with reading(path, "no summary of an ablation"):
         _runs(data)
-        _ = data["task"], data["memory"], data["steps"], data["eval_episodes"], data["failures"]
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} is not the summary of an ablation: {error!r}") from error
-    return dict(data)
+        _ = convert(list[FailedRun], data["failures"], "failures")
+        for name, kind in (("task", str), ("memory", str), ("steps", int), ("eval_episodes", int)):
+            convert(kind, data[name], name)
+    return data
 
 
 def run_command(config: AblateConfig, console: Console) -> int:
     """Run `ctrl ablate` and return its exit code."""
     if config.table is not None:
         data = read(config.table)
-        if config.markdown:
-            console.out(markdown_table(aggregate(_runs(data))), end="")
-        else:
-            show(data, console)
+        with reading(config.table, "no sound results of an ablation"):
+            if config.markdown:
+                console.out(markdown_table(aggregate(_runs(data))), end="")
+            else:
+                show(data, console)
         return 0
     runs = plan(config)  # first, so that an error leaves earlier results alone
     folder, command = _open(config), provenance.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +15,8 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from ctrl.experiments.plain_data import build
 
 SCHEMA = 1
 MISSING = "–"
@@ -96,12 +99,12 @@ class RunSummary:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunSummary:
-        """Rebuild a summary from the data of `to_json`."""
-        known = {key: value for key, value in data.items() if key != "schema"}
-        if known.get("evaluation") is not None:
-            groups = {name: GroupEvaluation(**group) for name, group in known["evaluation"].get("groups", {}).items()}
-            known["evaluation"] = Evaluation(**known["evaluation"] | {"groups": groups})
-        return cls(**known)
+        """Rebuild a summary from the data of `to_json`.
+
+        :raises UserError: if it is something else
+        """
+        known = {key: value for key, value in data.items() if key != "schema"} if isinstance(data, dict) else data
+        return build(cls, known, "summary")
 
 
 @dataclass(frozen=True)
@@ -158,18 +161,24 @@ CURVE_COLUMNS = ("steps", "return", "success", "episodes", "steps_per_second")
 
 
 def read_curve(path: Path) -> list[Point]:
-    """Read a run's `curve.csv`, without a last line that is still being written; empty if there is no file."""
+    """Read a run's `curve.csv` up to the first line that is not sound, such as one that is still being written.
+
+    :return: the points; none if there is no such file
+    """
     points: list[Point] = []
-    if not path.exists():
+    if not path.is_file():
         return points
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                number = [float(row[column]) for column in CURVE_COLUMNS]
-            except (TypeError, ValueError):
-                break
-            points.append(Point(int(number[0]), number[1], number[2], int(number[3]), number[4]))
+    unsound = suppress(KeyError, TypeError, ValueError, OverflowError, csv.Error)
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, unsound:
+        points.extend(map(_point, csv.DictReader(file)))  # where a row raises, those before it stay
     return points
+
+
+def _point(row: dict[str, str]) -> Point:
+    steps, return_, success, episodes, speed = (float(row[column]) for column in CURVE_COLUMNS)
+    if min(steps, episodes) < 0 or math.inf in (abs(return_), abs(success), speed):
+        raise ValueError(f"{row} is no point of a curve")
+    return Point(int(steps), return_, success, int(episodes), speed)
 
 
 def recent(curve: Sequence[Point], episodes: int = RECENT_EPISODES) -> Point:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from ctrl.experiments.report.summary import FailedRun
 
@@ -18,9 +19,10 @@ def terminal_table(columns: Sequence[str], rows: Iterable[Sequence[RenderableTyp
     """Build a table for a terminal: first the columns with names, then those with numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for position, name in enumerate(columns):
-        table.add_column(name, justify="left" if position < TEXTS else "right", style="" if position else "bold")
+        table.add_column(Text(name), justify="left" if position < TEXTS else "right", style="" if position else "bold")
     for row in rows:
-        table.add_row(*row)
+        # Names may come from a file, so they are no markup.
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return table
 
 

@@ -28,8 +28,15 @@ from ctrl.experiments.options import COMPRESSIVE_CORES, RunOptions, TaskOptions,
 from ctrl.experiments.report.summary import Evaluation, GroupEvaluation, titled
 from ctrl.experiments.runs.build import load_model
 from ctrl.experiments.runs.checkpoints import whole_models
-from ctrl.experiments.runs.run_folder import MARKER, read_json
-from ctrl.experiments.runs.tasks import evaluation_seed, known_rules, known_scores, make_task, stated_scores
+from ctrl.experiments.runs.run_folder import MARKER, read_table
+from ctrl.experiments.runs.tasks import (
+    evaluation_seed,
+    known_rules,
+    known_scores,
+    make_task,
+    require_named,
+    stated_scores,
+)
 
 MOST_ENVS = 50
 """Largest number of copies of the task in an evaluation; another number would play other episodes."""
@@ -201,9 +208,10 @@ class OwnRun:
     def of(cls, model: Path) -> OwnRun | None:
         """Read the config of the run that `model` belongs to; None if it lies in no run's folder."""
         for folder in (model.parent, model.parent.parent):  # a checkpoint lies one folder deeper
-            options = read_json(folder / MARKER).get("options") if (folder / MARKER).is_file() else None
-            if options is not None:
-                return cls(TaskOptions.from_json(options["task"]), options["seed"], RunOptions(**options["run"]))
+            if not (folder / MARKER).is_file() or "options" not in read_table(folder / MARKER):
+                continue
+            config = TrainConfig.read(folder / MARKER)
+            return cls(config.task, config.seed, config.run)
         return None
 
 
@@ -257,12 +265,13 @@ def find_task(config: EvaluateConfig, model: Path, own: OwnRun | None) -> TaskOp
 
     Arguments in `config` replace those of the run's task with the same names.
 
-    :raises UserError: if there is no task in `config` and no run
+    :raises UserError: if there is no task in `config` and no run, or the run's task imports a module that nobody named
     """
     if config.env is not None:
         return TaskOptions(env=config.env, env_kwargs=config.env_kwargs)
     if own is None:
         raise UserError(f"{model} lies in no run's folder, so its task is unknown; name it with --env")
+    require_named(own.task, "add --trust, or name the task with --env", trust=config.trust)
     return replace(own.task, env_kwargs=merge_pairs(own.task.env_kwargs, config.env_kwargs))
 
 

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ctrl.agents.saving.archive import parse_json
 from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.plain_data import shown
 
 MARKER = "config.json"
 MODEL = "model.zip"
@@ -23,6 +25,8 @@ PROGRESS = "progress.json"
 """File with the state of a run's recording at each of its model files."""
 ERROR_LOG = "error.txt"
 """File with the traceback of the error that ended a run."""
+LONGEST_JSON = 2**24
+"""Largest size of a JSON file in bytes; parsed JSON takes up to twenty times as much memory."""
 
 
 def open_folder(out: Path | None, *, overwrite: bool, name: str, root: Path = Path("runs")) -> Path:
@@ -107,14 +111,25 @@ def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
-    :raises UserError: if it is missing or is not JSON; the message names the file
+    :raises UserError: if it is missing, cannot be read, is too long or is not JSON; the message names the file
     """
     try:
-        return json.loads(path.read_text())
+        require(not path.exists() or path.is_file(), f"{path} is not a file")  # a pipe would never end
+        require(path.stat().st_size <= LONGEST_JSON, f"{path} is longer than {LONGEST_JSON:,} bytes")
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {shown(error)}") from None
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a JSON file with a table; errors as of `read_json`."""
+    data = read_json(path)
+    require(isinstance(data, dict), f"{path} must hold a table, got {shown(data)}")
+    return dict(data)
 
 
 def differences(there: Any, now: Any, name: str = "") -> Iterator[str]:

@@ -85,6 +85,25 @@ def _import(module: str) -> None:
         raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
 
 
+def require_named(task: TaskOptions, remedy: str, *, trust: bool) -> None:
+    """Refuse the task of a file if building it would import a module: only modules that the user named are imported.
+
+    Our own tasks and those of packages that we adapt import nothing else, so they are always accepted.
+
+    :param remedy: end of the message: how the user names the module
+    :param trust: whether the user trusts the file
+    :raises UserError: where the id names a module, or an argument of another package's task looks like such an id
+    """
+    module, _, name = task.env.rpartition(":")
+    ours = name in TASKS or name in external.EXTERNAL_TASKS
+    packages = {"", "ctrl.envs", *(part for known in external.EXTERNAL_TASKS.values() for part in known.family.modules)}
+    texts = [] if ours else [value for value in task.env_arguments.values() if ":" in str(value)]
+    named = [] if module in packages else [task.env]
+    if not trust and named + texts:
+        shown = str((named + texts)[0])[:100]
+        raise UserError(f"the run's task {shown!r} imports a module, which runs code; if you trust the run, {remedy}")
+
+
 def external_task(env_id: str) -> external.ExternalTask | None:
     """Return the entry of `ctrl.envs.external` for a task of another package; None for all other tasks.
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctrl.experiments.errors import UserError
-from ctrl.experiments.runs.run_folder import MARKER, read_json
+from ctrl.experiments.plain_data import convert
+from ctrl.experiments.runs.run_folder import MARKER, read_table
 
 
 def main(folder: Path, parent: int, *, trust: bool = False) -> int:
@@ -25,10 +26,10 @@ def main(folder: Path, parent: int, *, trust: bool = False) -> int:
     from ctrl.experiments.runs.progress import Reporter
     from ctrl.experiments.runs.training import Place, prepared, train
 
-    job = read_json(folder / MARKER)
-    place = Place(folder, Path(job["tensorboard"]), job["command"])
     try:
-        config = replace(TrainConfig.from_json(job["options"]), trust=trust)
+        config, job = TrainConfig.read(folder / MARKER), read_table(folder / MARKER)
+        config = replace(config, trust=trust)
+        place = Place(folder, convert(Path, job.get("tensorboard"), "tensorboard"), str(job.get("command")))
         start = next(whole_models(folder, lambda text: print(text, file=sys.stderr)), None)
         with prepared(config, start) as model:
             outcome = train(model, config, place, Reporter(), parent=parent, start=start)

@@ -78,12 +78,20 @@ def _is_text(statement: ast.AST) -> bool:
 
 
 def copy_code(target: Path) -> None:
-    """Copy `sources` into `target`, laid out as in a wheel; a process that starts in `target` imports the copy."""
+    """Copy `sources` into `target`, laid out as in a wheel; a process that starts in `target` imports the copy.
+
+    What is there already is replaced, unless it is the code that runs.
+    """
+    if any(path.is_relative_to(target.resolve()) for path in sources().values()):
+        return
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, path in sources().items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, partial / name)
+    if target.is_symlink():
+        target.unlink()
+    shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
 
 

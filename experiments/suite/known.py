@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctrl.experiments.errors import UserError, require
+from ctrl.experiments.errors import require
+from ctrl.experiments.plain_data import convert, reading
 from ctrl.experiments.runs.run_folder import differences, read_json
 from ctrl.experiments.suite.config import SuiteConfig
 from ctrl.experiments.suite.results import Results, SuiteRun, results_file
@@ -60,9 +61,9 @@ def known_of(data: dict[str, Any], path: Path) -> Known:
     :param path: file that they were read from
     :raises UserError: if `data` are no results of a suite
     """
-    try:
+    with reading(path, "no results of a suite"):
         runs = {run.job_name: run for run in Results.from_json(data).runs}
         origin = f"{len(runs)} runs were taken over from `{data['command']}` on {data['machine']['cpu']}."
-        return Known(runs, [origin, *data.get("origins", [])], data["code"], data["settings"])
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} holds no results of a suite: {error!r}") from error
+        origins = convert(list[str], data.get("origins", []), "origins")
+        settings = convert(dict[str, Any], data["settings"], "settings")
+        return Known(runs, [origin, *origins], convert(str, data["code"], "code"), settings)

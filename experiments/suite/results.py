@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ctrl.experiments.compare.ablation_results import thinned
 from ctrl.experiments.errors import UserError
+from ctrl.experiments.plain_data import build, reading, shown
 from ctrl.experiments.report.summary import (
     Evaluation,
     FailedRun,
@@ -114,8 +115,7 @@ class SuiteRun:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SuiteRun:
         """Rebuild a run from plain data."""
-        transfer = None if data["transfer"] is None else HeldOut(**data["transfer"])
-        return cls(**data | {"held_out": HeldOut(**data["held_out"]), "transfer": transfer})
+        return build(cls, data, "run")
 
     @property
     def merit(self) -> tuple[float, float]:
@@ -158,11 +158,14 @@ class Results:
     def from_json(cls, data: dict[str, Any]) -> Results:
         """Read the parts that tables show from the data of a `suite.json`.
 
-        :raises KeyError, TypeError: if `data` is something else
+        :raises UserError, KeyError, TypeError: if `data` is something else
         """
-        runs = [SuiteRun.from_json(run) for run in data["runs"]]
-        failures = [FailedRun(**failure) for failure in data["failures"]]
-        return cls(data["command"], data["tasks"], data["cores"], data["notes"], runs, failures)
+        names = ("command", "tasks", "cores", "notes", "runs", "failures")
+        if not isinstance(data, dict):
+            raise UserError(f"they must be a table, got {shown(data)}")
+        results = build(cls, {name: data[name] for name in names}, "results")
+        _ = rows(results)  # which needs all facts about each task
+        return results
 
     def of(self, task: str, core: str) -> list[SuiteRun]:
         """Return the runs of a core on a task, with all learning rates."""
@@ -203,10 +206,8 @@ def read_results(path: Path) -> Results:
     """
     path = results_file(path)
     data = read_json(path)
-    try:
+    with reading(path, "no results of a suite"):
         return Results.from_json(data)
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} holds no results of a suite: {error!r}") from error
 
 
 @dataclass(frozen=True)

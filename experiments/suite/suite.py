@@ -20,13 +20,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import require, unknown
 from ctrl.experiments.options import RunOptions
+from ctrl.experiments.plain_data import build, convert, reading
 from ctrl.experiments.report import provenance
 from ctrl.experiments.report.summary import SCHEMA, Evaluation, read_curve
 from ctrl.experiments.report.tables import print_failures
 from ctrl.experiments.runs.build import build_model, match_width, parameter_count
 from ctrl.experiments.runs.core_options import of_core
 from ctrl.experiments.runs.jobs import INTERRUPTED, Job, failed_runs, read_finished, require_same_options, run_jobs
-from ctrl.experiments.runs.run_folder import CURVE, MARKER, differences, open_folder, read_json, write_json
+from ctrl.experiments.runs.run_folder import CURVE, MARKER, differences, open_folder, read_json, read_table, write_json
 from ctrl.experiments.runs.tasks import make_task
 from ctrl.experiments.suite.code import copied, copy_code, fingerprint, sources
 from ctrl.experiments.suite.config import RATES, REFERENCE, TUNED, SuiteConfig
@@ -139,11 +140,14 @@ def read_run(folder: Path) -> SuiteRun | None:
     summary = read_finished(folder)
     if summary is None:
         return None
-    order, is_transferred = read_json(folder / ORDER), (folder / TRANSFER).is_file()
-    if order["transfer"] is not None and not is_transferred:
-        return None
-    transfer = HeldOut.of(Evaluation(**read_json(folder / TRANSFER))) if is_transferred else None
-    return SuiteRun.of(order["task"], summary, transfer, read_curve(folder / CURVE))
+    order, is_transferred = read_table(folder / ORDER), (folder / TRANSFER).is_file()
+    with reading(folder, "no run of a suite"):
+        if order["transfer"] is not None and not is_transferred:
+            return None
+        evaluation = build(Evaluation, read_json(folder / TRANSFER), "transfer") if is_transferred else None
+        transfer = None if evaluation is None else HeldOut.of(evaluation)
+        run = SuiteRun.of(convert(str, order["task"], "task"), summary, transfer, read_curve(folder / CURVE))
+        return SuiteRun.from_json(asdict(run))
 
 
 def read_runs(folder: Path) -> list[SuiteRun]:
@@ -285,9 +289,11 @@ def open_suite(config: SuiteConfig) -> str:
     code = fingerprint(sources())
     known = load_known(config, code)  # first, so that an error leaves earlier results alone
     folder, marker = config.out, config.out / MARKER
-    found = None if config.overwrite or not marker.is_file() else read_json(marker)
+    found = None if config.overwrite or not marker.is_file() else read_table(marker)
     if found is not None and "suite" in found:
-        _check_same(config, found, code)
+        with reading(marker, "no options of a suite"):
+            _check_same(config, found, code)
+        copy_code(folder / CODE)  # anew: the fingerprint covers what trains, and other files there would run too
     else:
         open_folder(folder, overwrite=config.overwrite, name="suite")
         copy_code(folder / CODE)
@@ -317,7 +323,9 @@ def show(results: Results, console: Console) -> None:
 def run_command(config: SuiteConfig, console: Console) -> int:
     """Run `ctrl suite` and return its exit code: 0 if all runs finished, 1 if one failed, 130 after Ctrl-C."""
     if config.table is not None:
-        show(read_results(config.table), console)
+        results = read_results(config.table)
+        with reading(config.table, "no sound results of a suite"):
+            show(results, console)
         return 0
     torch.set_num_threads(1)  # more threads only wait for each other while other runs keep the machine busy
     contenders = plan(config)  # first, so that an error leaves earlier results alone

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ctrl.experiments.runs.run_folder import MARKER, MODEL, read_json, write_json
+from ctrl.experiments.runs.run_folder import MARKER, MODEL, read_table, write_json
 
 ORDER = "suite_run.json"
 """File with the facts about the run that the suite needs beside its config."""
@@ -27,7 +27,7 @@ def main(folder: Path, parent: int) -> int:
     from ctrl.experiments.runs import worker
     from ctrl.experiments.suite.code import fingerprint, sources
 
-    order = read_json(folder / ORDER)
+    order = read_table(folder / ORDER)
     if fingerprint(sources()) != order["code"]:
         print("error: the code is another one than the suite began with", file=sys.stderr)
         return 2
@@ -49,7 +49,7 @@ def evaluate_transfer(folder: Path, arguments: tuple[str, ...]) -> dict[str, Any
     from ctrl.experiments.runs.evaluate import evaluate_run
     from ctrl.experiments.runs.tasks import make_task
 
-    config = TrainConfig.from_json(read_json(folder / MARKER)["options"])
+    config = TrainConfig.read(folder / MARKER)
     config = replace(config, task=replace(config.task, env_kwargs=arguments))
     env = make_task(replace(config.task, num_envs=1), seed=0, training=False)
     try:

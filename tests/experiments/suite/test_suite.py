@@ -139,7 +139,7 @@ def test_known_runs_are_taken_over_and_not_repeated(
     old = read(known)
     del old["settings"]
     write_json(tmp_path / "old.json", old)
-    refused(capsys, again, "--known", str(tmp_path / "old.json"), told=("no results of a suite: KeyError('settings')",))
+    refused(capsys, again, "--known", str(tmp_path / "old.json"), told=("no results of a suite: KeyError: 'settings'",))
     assert not again.exists()
     assert ctrl_suite(again, "--seeds", "1", "--known", str(known)) == 0  # a suite's folder
 
