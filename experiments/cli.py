@@ -114,7 +114,8 @@ def run(arguments: Sequence[str] | None) -> int:
     """Parse the command line, run its subcommand and return the exit code; print a user's mistake in one line."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        config = _resumed(parse(given), given)
         name = next(module for options, module in COMMANDS.values() if type(config) is options)
         return int(importlib.import_module(f"ctrl.experiments.{name}").run_command(config, console))
     except UserError as error:
@@ -144,7 +145,7 @@ def parse(arguments: Sequence[str]) -> object:
             args=list(arguments) or ["--help"],
             config=(tyro.conf.OmitArgPrefixes,),
         )
-        return _resumed(config, arguments)
+        return config
     except SystemExit as stop:
         if stop.code == 0:
             print_examples(arguments)
@@ -157,7 +158,7 @@ RESUMED_WITH = {"train": ("--resume", "--steps", "--trust"), "compare": ("--resu
 
 def _resumed(config: Any, arguments: Sequence[str]) -> Any:
     """Return the options of the run or comparison that `--resume` names, with those given here; else `config`."""
-    command = arguments[0]
+    command = arguments[0] if arguments else ""
     folder = config.resume if command in RESUMED_WITH else None
     if folder is None:
         return config

@@ -69,22 +69,19 @@ def _raised(own: int, steps: int | None) -> int:
     return own if steps is None else steps
 
 
-def find_start(folder: Path, say: Callable[[str], None]) -> Start:
+def find_start(folder: Path, say: Callable[[str], None]) -> Start | None:
     """Return the newest whole model file of a run, and remove what a killed process left half written.
 
-    :raises UserError: if there is none
+    :return: None where the run was stopped before its first checkpoint
     """
-    start = next(whole_models(folder, say), None)
-    if start is None:
-        raise UserError(f"{folder} holds no whole model or checkpoint to go on from; train anew, with --overwrite")
     for partial in (*folder.glob(".partial-*"), *(folder / CHECKPOINTS).glob(".partial-*")):
         partial.unlink(missing_ok=True)
-    return start
+    return next(whole_models(folder, say), None)
 
 
-def is_done(folder: Path, config: TrainConfig, start: Start) -> bool:
+def is_done(folder: Path, config: TrainConfig, start: Start | None) -> bool:
     """Return True if a run is trained to its end, and evaluated if it is to be."""
-    if start.progress.steps < config.run.steps or not (folder / SUMMARY).is_file():
+    if start is None or start.progress.steps < config.run.steps or not (folder / SUMMARY).is_file():
         return False
     try:
         summary = RunSummary.from_json(read_json(folder / SUMMARY))

@@ -23,6 +23,8 @@ HELD_OUT = "held_out.csv"
 CHECKPOINTS = "checkpoints"
 PROGRESS = "progress.json"
 """File with the state of a run's recording at each of its model files."""
+PARTIAL = ".partial-"
+"""Beginning of the names of files that are being written."""
 ERROR_LOG = "error.txt"
 """File with the traceback of the error that ended a run."""
 LONGEST_JSON = 2**24
@@ -41,7 +43,7 @@ def open_folder(out: Path | None, *, overwrite: bool, name: str, root: Path = Pa
     if out is None:
         return _next_numbered(root, name)
     require(not out.exists() or out.is_dir(), f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and not all(path.name.startswith(PARTIAL) for path in out.iterdir()):
         require(overwrite, f"--out {out} holds results already; name another folder, or add --overwrite")
         # A guard against `--out ~ --overwrite`: only folders of results are removed.
         require((out / MARKER).is_file(), f"--out {out} is not a results folder (no {MARKER}), so it is not replaced")
@@ -81,7 +83,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Under the final name there is the old file or the whole new one, never a part, also after a kill or a power cut. An
     error in the block leaves the old file, and no partial one.
     """
-    partial = path.with_name(f".partial-{path.name}")  # the ending stays: savers choose the format by it
+    partial = path.with_name(f"{PARTIAL}{path.name}")  # the ending stays: savers choose the format by it
     try:
         yield partial
         _flush_to_disk(partial)
