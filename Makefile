@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips in one environment get in each other's way
-.PHONY: demo test test-slow fuzz lint format types wheel docs docs-tables clean help
+.PHONY: demo test test-slow fuzz kill-test soak lint format types wheel docs docs-tables clean help
 .PRECIOUS: $(VENV)/.installed-%
 
 # What each kind of target installs, and which kinds are then satisfied as well. memory-gym comes apart, without its
@@ -50,6 +50,12 @@ wheel: $(VENV)/.installed-dev  ## build dist/*.whl, install it elsewhere, import
 
 docs-tables: $(VENV)/.installed-test  ## write the tables of the README and the docs; CHECK=1 only names stale ones
 	PYTHONPATH=tools $(BIN)/python -m docs_tables $(if $(CHECK),--check)
+
+kill-test: $(VENV)/.installed-test  ## kill a run at 100 random moments, resume it each time; KILLS=10 for fewer
+	OMP_NUM_THREADS=1 $(BIN)/python tools/kill_test.py --kills $(or $(KILLS),100) --longest 5 --out kill_test.json
+
+soak: $(VENV)/.installed-test  ## long runs with memory and descriptors flat, soak.json; SOAK="--steps 100000" for less
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(SOAK)
 
 # mkdocstrings reads the docstrings from .typing/, where the four folders lie under their import names.
 docs: $(VENV)/.installed-docs  ## build the site into site/, strict

@@ -1,0 +1,216 @@
+"""Runs of the command line that go on, and the folders of runs that ended early."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kill_test import kill_test
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ctrl.agents import MemoryPPO
+from ctrl.experiments.cli import main
+from ctrl.experiments.report.summary import read_curve
+from ctrl.experiments.runs import recorder
+from ctrl.experiments.runs.checkpoints import best_checkpoint, known_progress, whole_models
+
+TASK = ("--env", "ctrl/Recall-v0", "--env-kwargs", "length=5")
+CURVES = ("curve.csv", "held_out.csv")
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Return what a resumed run must have in common with an uninterrupted one."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+    return {
+        "scalars": {tag: [(event.step, repr(event.value)) for event in events.Scalars(tag)] for tag in tags},
+        "curves": {name: [repr(point[:4]) for point in read_curve(folder / name)] for name in CURVES},
+        "status": status(folder),
+    }
+
+
+def status(folder: Path) -> str:
+    return str(json.loads((folder / "summary.json").read_text())["status"])
+
+
+def same_model(one: Path, other: Path) -> bool:
+    first, second = (MemoryPPO.load(folder / "model.zip", device="cpu").policy.state_dict() for folder in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
+    """Return a function that lets the recorder raise an error at a step."""
+
+    def fail(at: int, error: BaseException) -> None:
+        advance = recorder.Recorder._on_step
+
+        def on_step(self: recorder.Recorder) -> bool:
+            if self.num_timesteps >= at:
+                monkeypatch.setattr(recorder.Recorder, "_on_step", advance)
+                raise error
+            return advance(self)
+
+        monkeypatch.setattr(recorder.Recorder, "_on_step", on_step)
+
+    return fail
+
+
+def test_a_run_that_broke_goes_on_to_the_same_end(
+    tmp_path: Path, tiny: tuple[str, ...], failing: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["train", *TASK, *tiny, "--core", "gru", "--steps", "640", "--checkpoint-every", "128"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*options, "--out", str(whole)]) == 0
+    failing(300, RuntimeError("the simulator\nis gone"))
+    assert main([*options, "--out", str(cut)]) == 1
+    told = json.loads((cut / "summary.json").read_text())
+    assert told["status"] == "failed"
+    shown = capsys.readouterr()
+    assert "RuntimeError: the simulator is gone; training stopped. The last good checkpoint is kept:" in shown.out
+    assert "Traceback" not in shown.out + shown.err
+    assert "Traceback" in (cut / "error.txt").read_text()
+    (cut / "checkpoints" / "step_000000000300.zip").unlink()  # in mid-rollout, after an error: episodes begin anew
+    assert main(["train", "--resume", str(cut)]) == 0
+    assert same_model(whole, cut)
+    assert facts(cut) == facts(whole)
+    assert main(["train", "--resume", str(cut)]) == 0
+    assert "has finished" in capsys.readouterr().out
+    before = len(read_curve(cut / "curve.csv"))
+    assert main(["train", "--resume", str(cut), "--steps", "768"]) == 0
+    assert len(read_curve(cut / "curve.csv")) == before + 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "64"), "--steps can only be raised: it was 128, got 64"),
+        (("--seed", "3"), "does not go with --seed"),
+        (("--learning-rate=0.1", "--steps", "640"), "does not go with --learning-rate"),
+    ],
+)
+def test_only_steps_can_be_raised(
+    options: tuple[str, ...], message: str, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", *TASK, *tiny, "--core", "gru", "--steps", "128", "--out", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", str(folder), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_run_can_not_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"options": {"core": 3}}')
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert main(["train", "--resume", str(folder)]) == 2
+        assert main(["compare", "--resume", str(folder)]) == 2
+        assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_two_stops_leave_the_checkpoints(tmp_path: Path, tiny: tuple[str, ...], failing: Any) -> None:
+    folder = tmp_path / "run"
+    failing(200, KeyboardInterrupt())
+    options = ("--core", "gru", "--steps", "640", "--checkpoint-every", "64")
+    assert main(["train", *TASK, *tiny, *options, "--out", str(folder)]) == 130
+    assert status(folder) == "interrupted" and not (folder / "model.zip").exists()
+    assert main(["evaluate", str(folder)]) == 0
+
+
+def test_damaged_files_are_passed_over(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = ("--core", "gru", "--steps", "256", "--checkpoint-every", "64")
+    assert main(["train", *TASK, *tiny, *options, "--out", str(folder)]) == 0
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    for path in (folder / "model.zip", newest):
+        path.write_bytes(path.read_bytes()[:-300])
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert str(newest) not in json.loads(shown.out)["model"]
+    assert shown.err.count("is damaged and passed over") == 2
+    shutil.rmtree(folder / "checkpoints")
+    assert main(["evaluate", str(folder)]) == 2
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    options = ("--core", "gru", "--steps", "1280", "--checkpoint-every", "64", "--keep-checkpoints", "2")
+    assert main(["train", *TASK, *tiny, *options, "--eval-every", "128", "--out", str(folder)]) == 0
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    known = known_progress(folder)
+    best = best_checkpoint(known)
+    assert names == sorted({"step_000000001152.zip", "step_000000001216.zip", str(best)})
+    assert set(known) == {*names, "model.zip"}
+    assert json.loads((folder / "progress.json").read_text())["best"] == best
+
+
+def test_a_folder_that_is_gone_ends_the_run_in_one_line(
+    tmp_path: Path, tiny: tuple[str, ...], failing: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    failing(100, OSError(28, "No space left on device", "somewhere"))
+    save = recorder.ModelFiles.add_checkpoint
+
+    def gone(self: Any, model: Any, progress: Any) -> Path:
+        if progress.steps:
+            shutil.rmtree(folder)
+        return save(self, model, progress)
+
+    recorder.ModelFiles.add_checkpoint = gone  # type: ignore[method-assign]
+    try:
+        code = main(["train", *TASK, *tiny, "--core", "gru", "--steps", "640", "--out", str(folder)])
+    finally:
+        recorder.ModelFiles.add_checkpoint = save  # type: ignore[method-assign]
+    shown = capsys.readouterr().out
+    assert code == 1 and not folder.exists()
+    assert "No space left on device: somewhere; training stopped. no model was saved" in shown
+    assert "summary.json could not be written" in shown
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "file/run"])
+def test_a_folder_that_can_not_be_is_refused_in_one_line(
+    out: str, tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    code = main(["train", *TASK, *tiny, "--core", "gru", "--steps", "64", "--out", str(tmp_path / out)])
+    shown = capsys.readouterr()
+    assert code in (1, 2) and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+
+
+def test_a_comparison_goes_on_and_is_drawn_again(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "compare"
+    options = ("--cores", "gru", "--seeds", "2", "--jobs", "2", "--steps", "128")
+    assert main(["compare", *TASK, *tiny, *options, "--out", str(folder)]) == 0
+    before = json.loads((folder / "summary.json").read_text())["runs"]
+    broken = folder / "runs" / "gru" / "seed1"
+    (broken / "summary.json").unlink()
+    (broken / "model.zip").write_bytes(b"half a file")
+    (folder / "learning_curves.png").unlink()
+    assert main(["compare", "--table", str(folder)]) == 0
+    assert (folder / "learning_curves.png").is_file()
+    assert "has not finished" in capsys.readouterr().out
+    assert main(["compare", "--resume", str(folder), "--jobs", "1"]) == 0
+    after = json.loads((folder / "summary.json").read_text())["runs"]
+    assert [run["evaluation"] for run in after] == [run["evaluation"] for run in before]
+
+
+def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    found = kill_test(tmp_path, kills=3, steps=384)
+    assert found["equal"] and found["damaged"] == []
+    assert list(whole_models(tmp_path / "killed", print))
+
+
+@pytest.mark.slow
+def test_many_kills_change_nothing(tmp_path: Path) -> None:
+    found = kill_test(tmp_path, kills=25, steps=3_200, seed=1, longest=4.0)
+    assert found["equal"] and found["damaged"] == [] and found["kills"] == 25
