@@ -223,12 +223,16 @@ class MemoryPolicy(SavedPolicy):
         """
         shape = windows.reset.shape
         unrolled = self._unroll(windows, diagnose=diagnose)
-        latent_pi, latent_vf = self.mlp_extractor(unrolled.outputs.flatten(0, 1))
+        (outputs,), spoiled = without_non_finite(unrolled.outputs)  # or the heads' gradients would be NaN
+        latent_pi, latent_vf = self.mlp_extractor(outputs.flatten(0, 1))
         log_prob, entropy = self._judge(latent_pi, windows.actions.flatten(0, 1))
+        values, log_prob = self._values(latent_vf).view(shape), log_prob.view(shape)
+        if spoiled is not None:
+            values, log_prob = (torch.where(spoiled, torch.nan, part) for part in (values, log_prob))
         return Evaluated(
-            self._values(latent_vf).view(shape),
+            values,
             latent_vf.unflatten(0, shape),
-            log_prob.view(shape),
+            log_prob,
             None if entropy is None else entropy.view(shape),
             unrolled,
         )
@@ -249,7 +253,7 @@ class MemoryPolicy(SavedPolicy):
             return self._unroll(windows, diagnose=False).state
 
     def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
-        obs, reward, spoiled = without_non_finite(windows.observations, windows.previous_reward)
+        (obs, reward), spoiled = without_non_finite(windows.observations, windows.previous_reward)
         inputs = self.embed(_flatten_steps(obs), windows.previous_action.flatten(0, 1), reward.flatten(0, 1))
         if spoiled is not None:  # the core knows how far that may reach; the encoder only sees finite numbers
             inputs = torch.where(spoiled.flatten()[:, None], torch.nan, inputs)

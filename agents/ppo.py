@@ -249,11 +249,13 @@ class MemoryPPO(MemoryAlgorithm):
     ) -> float:
         """Compute all losses of a minibatch and their gradients; return the approximate KL divergence."""
         counted = _counted(batch.loss_mask)
+        as_acted = self._evaluated_as_acted(batch) if first and depends_on_mode(self.policy) else None
         evaluated = self.policy.evaluate_windows(batch.windows, diagnose=first)
         log_ratio = counted(evaluated.log_prob - batch.old_log_prob)
         ratio = log_ratio.exp()
         if first:
-            statistics.add("train/first_ratio_deviation", self._first_ratio_deviation(batch, ratio.detach()))
+            first_ratio = ratio if as_acted is None else counted(as_acted - batch.old_log_prob).exp()
+            statistics.add("train/first_ratio_deviation", (first_ratio - 1).abs().max())
         units = self.policy.value_normalisation
         advantages = units.rescaled(counted(batch.advantages))
         if self.normalize_advantage and len(advantages) > 1:
@@ -271,13 +273,10 @@ class MemoryPPO(MemoryAlgorithm):
             statistics.add("train/clip_fraction", ((ratio - 1).abs() > clip_range).float().mean())
         return float(kl)
 
-    def _first_ratio_deviation(self, batch: WindowBatch, ratio: Tensor) -> Tensor:
-        """Return how far the first ratios [K] are from 1 at most, as acting would judge: without dropout."""
-        if depends_on_mode(self.policy):
-            with torch.no_grad(), evaluating(self.policy):
-                log_prob = self.policy.evaluate_windows(batch.windows).log_prob
-            ratio = _counted(batch.loss_mask)(log_prob - batch.old_log_prob).exp()
-        return (ratio - 1).abs().max()
+    def _evaluated_as_acted(self, batch: WindowBatch) -> Tensor:
+        """Return log-probabilities [N, T] without dropout; to be called before training mode moves batch norms."""
+        with torch.no_grad(), evaluating(self.policy):
+            return self.policy.evaluate_windows(batch.windows).log_prob
 
     def _clipped_outputs(self, outputs: Tensor, batch: WindowBatch) -> Tensor:
         if self._clip_vf_schedule is None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ctrl.agents.checks.model_copy import ModelCopy, Rollout
 from ctrl.agents.policy_data import PolicyState
+from ctrl.agents.utils.modes import modeless
 from ctrl.checks.checking import judge_core
 from ctrl.checks.laws.stream import first_difference
 from ctrl.checks.laws.trial import Trial
@@ -139,7 +140,8 @@ def minibatches_are_whole_windows(copy: ModelCopy) -> str:
     try:
         for name in kept:
             setattr(model, name, _zero)
-        model.train()
+        with modeless(copy.policy):  # dropout would hide which windows these are
+            model.train()
     finally:
         del copy.policy.evaluate_windows
         for name, schedule in kept.items():

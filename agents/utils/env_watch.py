@@ -22,6 +22,8 @@ from ctrl.agents.utils.env_contract import THIS_STEP, EnvContractError, check_re
 from ctrl.agents.utils.infos import episode_of
 from ctrl.agents.utils.nan_checks import NonFiniteError
 
+POLL_SECONDS = 1.0
+"""Interval in seconds at which a waiting learner looks whether an env's process still runs."""
 OF_VECTOR_ENV = ("final_obs", "final_info", "_final_obs", "_final_info")
 """Keys by which a gymnasium vector env hands over ends of episodes. What an env puts there for itself is left out."""
 
@@ -45,7 +47,8 @@ class EnvWatch:
         single = getattr(self._base, "single_observation_space", None)
         space = self._base.observation_space if single is None else single
         parts = getattr(self._base, self._name) if self._name else ()
-        self._stand_ins = type(parts)(kind(part, index, space, finite) for index, part in enumerate(parts))
+        self._stand_ins = type(parts)(kind(part, index, space, finite, self) for index, part in enumerate(parts))
+        self._faults: list[Exception] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -57,8 +60,31 @@ class EnvWatch:
         setattr(self._base, self._name, self._stand_ins)
         try:
             yield
+        except Exception:
+            self._raise_first()
+            raise
         finally:
             setattr(self._base, self._name, own)
+        self._raise_first()
+
+    def add(self, fault: Exception) -> None:
+        """Note a fault, which is raised once all pipes have been read: an answer left there would pass for another."""
+        self._faults.append(fault)
+
+    def _raise_first(self) -> None:
+        if self._faults:
+            fault = self._faults[0]
+            self._faults.clear()
+            raise fault
+
+    def is_alive(self, index: int) -> bool:
+        """Return True if the process of an env still runs."""
+        return bool(self._base.processes[index].is_alive())
+
+    def forget_answers(self) -> None:
+        """Let a `SubprocVecEnv` be closed although a process has ended: it must not wait for that one's answer."""
+        if isinstance(self._base, SubprocVecEnv):
+            self._base.waiting = False
 
 
 def unwrapped(env: Any) -> Any:
@@ -77,8 +103,9 @@ def _kind_of(base: Any) -> type | None:
 class _StandIn:
     """Stand-in for an env, or for the pipe from its process, that passes on everything else."""
 
-    def __init__(self, inner: Any, index: int, space: spaces.Space[Any], finite: bool) -> None:
-        self.__dict__.update(_inner=inner, _index=index, _space=space, _finite=finite, _record=None, _asked=None)
+    def __init__(self, inner: Any, index: int, space: spaces.Space[Any], finite: bool, watch: EnvWatch) -> None:
+        self.__dict__.update(_inner=inner, _index=index, _space=space, _finite=finite, _watch=watch)
+        self.__dict__.update(_record=None, _asked=None)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling look for these before there is an inner object
@@ -147,18 +174,21 @@ class _GymnasiumStandIn(_EnvStandIn):
     """Stand-in for an env of a `SyncVectorEnv`."""
 
     def _own_info(self, info: dict[Any, Any]) -> dict[Any, Any]:
-        return {key: value for key, value in super()._own_info(info).items() if key not in OF_VECTOR_ENV}
+        return _for_vector_env(super()._own_info(info))
 
     def reset(self, **options: Any) -> tuple[Any, dict[Any, Any]]:
         observation, info = super().reset(**options)
-        return observation, {key: value for key, value in info.items() if key not in OF_VECTOR_ENV}
+        return observation, _for_vector_env(info)
+
+
+def _for_vector_env(info: dict[Any, Any]) -> dict[Any, Any]:
+    """Leave out what a gymnasium vector env would take for its own, or cannot join to `Monitor`'s records."""
+    left_out = OF_VECTOR_ENV if episode_of(info) is not None else (*OF_VECTOR_ENV, "episode")
+    return {key: value for key, value in info.items() if key not in left_out}
 
 
 class _PipeStandIn(_StandIn):
-    """Stand-in for the pipe from a process of `SubprocVecEnv`.
-
-    The process sends (observation, reward, done, info, reset info).
-    """
+    """Stand-in for the pipe from an env's process. A process that has ended is noticed, whoever holds its pipe open."""
 
     def send(self, message: Any) -> None:
         self.__dict__["_asked"] = message[0]
@@ -169,9 +199,24 @@ class _PipeStandIn(_StandIn):
 
     def recv(self) -> Any:
         try:
-            result = self._inner.recv()
-        except (EOFError, OSError) as error:
+            while not self._inner.poll(POLL_SECONDS):
+                if not self._watch.is_alive(self._index) and not self._inner.poll():
+                    raise EOFError
+            answer = self._inner.recv()
+        except (EOFError, ConnectionError) as error:
             raise self._ended() from error
+        try:
+            return self._received(answer)
+        except ValueError as fault:
+            self._watch.add(fault)
+            return self._in_place_of(answer)
+
+    def _in_place_of(self, answer: Any) -> Any:
+        """Return something that can be gone on with until the fault in the answer is raised."""
+        return answer
+
+    def _received(self, result: Any) -> Any:
+        """Check an answer of `SubprocVecEnv`'s process, to a step (observation, reward, done, info, reset info)."""
         if self._asked == "reset":
             return check_reset(result, self._space, self._index)
         if self._asked != "step":
@@ -186,26 +231,26 @@ class _PipeStandIn(_StandIn):
         return observation, reward, done, info, reset_info
 
     def _ended(self) -> EOFError:
+        self._watch.forget_answers()
         return EOFError(f"the process of env {self._index} has ended; its own error is in the output above")
 
 
-class _AsyncPipeStandIn(_StandIn):
-    """Stand-in for the pipe from a process of `AsyncVectorEnv`, which sends (step's result, success)."""
+class _AsyncPipeStandIn(_PipeStandIn):
+    """Stand-in for the pipe from a process of `AsyncVectorEnv`, which answers with (result, success)."""
 
-    def send(self, message: Any) -> None:
-        self.__dict__["_asked"] = message[0]
-        self._inner.send(message)
-
-    def recv(self) -> Any:
-        result, success = self._inner.recv()
+    def _received(self, result: Any) -> Any:
+        answer, success = result
         if not success or self._asked != "step":
-            return result, success
-        observation, *rest = result
-        shown = self._space_sample() if observation is None else observation  # None where it lies in shared memory
+            return result
+        observation, *rest = answer
+        shown = self._any_observation() if observation is None else observation  # None: it lies in shared memory
         _, reward, terminated, truncated, info = self._checked_step((shown, *rest))
         return (observation, reward, terminated, truncated, info), success
 
-    def _space_sample(self) -> Any:
+    def _in_place_of(self, answer: Any) -> Any:
+        return (answer[0][0], 0.0, False, False, {}), True
+
+    def _any_observation(self) -> Any:
         if "_sample" not in self.__dict__:
             self.__dict__["_sample"] = copy.deepcopy(self._space).sample()
         return self._sample

@@ -68,24 +68,26 @@ def check_acted(values: Tensor, log_prob: Tensor, observations: Any, step: int |
         )
 
 
-def without_non_finite(observations: Any, reward: Tensor) -> tuple[Any, Tensor, Tensor | None]:
-    """Replace numbers of windows that are not finite by 0.
+def without_non_finite(*windows: Any) -> tuple[tuple[Any, ...], Tensor | None]:
+    """Replace numbers of windows that are not finite by 0, without a gradient there.
 
-    :param observations: [N, T, ...], or a dict of these
-    :param reward: [N, T, R] previous rewards
-    :return: observations and rewards, and [N, T] bool, true at the steps where something was replaced; None for nowhere
+    :param windows: tensors [N, T, ...], or dicts of these
+    :return: the windows, and [N, T] bool, true at the steps where something was replaced; None for nowhere
     """
-    parts = {**(observations if isinstance(observations, dict) else {"": observations}), None: reward}
-    bad = [
-        ~part.isfinite().flatten(2).all(dim=2)
-        for part in parts.values()
-        if part.is_floating_point() and not bool(part.sum().isfinite())
-    ]
-    if not bad or not bool((spoiled := torch.stack(bad).any(dim=0)).any()):
-        return observations, reward, None
-    cleaned = {key: part.nan_to_num(0.0, 0.0, 0.0) if part.is_floating_point() else part for key, part in parts.items()}
-    reward = cleaned.pop(None)
-    return cleaned if isinstance(observations, dict) else cleaned[""], reward, spoiled
+    spoiled: Tensor | None = None
+    for part in (part for whole in windows for part in (whole.values() if isinstance(whole, dict) else (whole,))):
+        if part.is_floating_point() and not bool(part.detach().sum().isfinite()):
+            bad = ~part.detach().isfinite().flatten(2).all(dim=2)
+            spoiled = bad if spoiled is None else spoiled | bad
+    if spoiled is None or not bool(spoiled.any()):
+        return windows, None
+    return tuple(_cleaned(whole) for whole in windows), spoiled
+
+
+def _cleaned(windows: Any) -> Any:
+    if isinstance(windows, dict):
+        return {key: _cleaned(part) for key, part in windows.items()}
+    return torch.where(windows.isfinite(), windows, 0) if windows.is_floating_point() else windows
 
 
 def _largest(observations: Any, env: int) -> float:

@@ -90,6 +90,26 @@ def test_a_reset_of_all_when_one_resets() -> None:
     assert "with other resets in env" in find(error, "no output sees another env").detail
 
 
+def test_windows_that_multiply_what_is_not_finite_by_a_gradient_of_zero() -> None:
+    """Their outputs are right, but all weights would be NaN after a step of the optimizer."""
+
+    class Unguarded(Gated):
+        def unroll(self, inputs: Tensor, state: GRUState, reset: Tensor, **_: Any) -> Unrolled:
+            return self._unroll(inputs, state, reset, None, False)
+
+    error = broken(Unguarded())
+    found = find(error, "what is not finite stays before a reset, unroll")
+    assert "nan in inputs before a reset reaches" in found.detail or "nan" in found.detail
+
+
+def test_a_state_that_keeps_what_is_not_finite() -> None:
+    class Summing(Folded):
+        def reset_state(self, state: GRUState, reset: Tensor) -> GRUState:
+            return GRUState(state.hidden * (~reset)[:, None, None])
+
+    find(broken(Summing()), "what is not finite stays before a reset, step")
+
+
 # Law 3: no leaks
 
 
