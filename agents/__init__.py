@@ -8,18 +8,20 @@ model.learn(100_000)
 
 from ctrl.agents.actors.pool import ActorError
 from ctrl.agents.checks.checking import check_memory
+from ctrl.agents.evaluation import EvalCallback, evaluate_policy
 from ctrl.agents.impala.impala import MemoryImpala, paper_impala
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.ppo import MemoryPPO
 from ctrl.agents.utils.env_contract import EnvContractError
 from ctrl.agents.utils.nan_checks import NonFiniteError
-from ctrl.agents.vector_env import GymnasiumVecEnv
+from ctrl.agents.vector_env import GymnasiumVecEnv, as_vec_env
 
 __all__ = [
     "ActorError",
     "CnnMemoryPolicy",
     "EnvContractError",
+    "EvalCallback",
     "GymnasiumVecEnv",
     "MemoryImpala",
     "MemoryPPO",
@@ -27,6 +29,8 @@ __all__ = [
     "MlpMemoryPolicy",
     "MultiInputMemoryPolicy",
     "NonFiniteError",
+    "as_vec_env",
     "check_memory",
+    "evaluate_policy",
     "paper_impala",
 ]

@@ -28,26 +28,29 @@ class Actor:
         self._action, self._reward = state.previous_action, state.previous_reward
         self._sees_rewards = self._reward.shape[1] > 0
 
-    def act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False) -> Acted:
+    def act(
+        self, obs: PyTorchObs, reset: Tensor, deterministic: bool = False, action_masks: Tensor | None = None
+    ) -> Acted:
         """Choose one action per env and advance the state. The policy goes to evaluation mode and stays there.
 
         :param obs: [B, ...]
         :param reset: [B] bool, true where `obs` is the first of an episode
         :param deterministic: take the most likely action
+        :param action_masks: [B, M] bool, true where a choice may be taken; None where all may
         """
         if self.policy.training:
             self.policy.set_training_mode(False)
         with torch.inference_mode():
-            acted = self._act(obs, reset, deterministic)
+            acted = self._act(obs, reset, deterministic, action_masks)
         return Acted(*(part.clone() for part in acted))  # normal tensors, not inference tensors
 
-    def _act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool) -> Acted:
+    def _act(self, obs: PyTorchObs, reset: Tensor, deterministic: bool, action_masks: Tensor | None) -> Acted:
         policy, started = self.policy, reset[:, None]
         self._action = self._action.masked_fill(started, 0)
         if self._sees_rewards:
             self._reward = self._reward.masked_fill(started, 0)
         latent = self._core.step(policy.embed(obs, self._action, self._reward), reset)
-        actions, values, log_prob = policy.decide(latent, deterministic)
+        actions, values, log_prob = policy.decide(latent, deterministic, action_masks)
         self._action = policy.encode_action(actions)
         return Acted(actions, values, log_prob)
 

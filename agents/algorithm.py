@@ -9,7 +9,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as_tensor, update_learning_rate
@@ -26,6 +25,8 @@ from ctrl.agents.policy_data import Evaluated, Windows, select
 from ctrl.agents.rollout import EnvStep, keep_step, take_step
 from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
 from ctrl.agents.training_state import SavedTraining, take_up
+from ctrl.agents.utils.action_masks import mask_size
+from ctrl.agents.utils.hparams import hparams
 from ctrl.agents.utils.infos import note_episodes
 from ctrl.agents.utils.nan_checks import check_finite, check_gradients
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
@@ -42,7 +43,8 @@ FALLING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
 class MemoryAlgorithm(SavedAlgorithm):
     """Base of `MemoryPPO` and `MemoryImpala`: acting, steps of the two optimizers, logging, saving and `predict`.
 
-    A subclass calls `_make_memory_policy` in its `_setup_model`, and implements `_finish_rollout` and `train`.
+    A subclass calls `_make_memory_policy` and `_setup_buffer` in its `_setup_model`, and implements `_setup_buffer`,
+    `_finish_rollout` and `train`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -55,6 +57,7 @@ class MemoryAlgorithm(SavedAlgorithm):
     normalize_values: bool
     memory_learning_rate: float | Schedule
     memory_max_grad_norm: float
+    use_masking: bool | None = None
     policy: MemoryPolicy
     rollout_buffer: WindowBuffer  # type: ignore[assignment]
     _actor: Actor | None = None
@@ -83,6 +86,7 @@ class MemoryAlgorithm(SavedAlgorithm):
         vf_coef: float,
         max_grad_norm: float,
         memory_max_grad_norm: float,
+        use_masking: bool | None,
         device: torch.device | str,
         **others: Any,
     ) -> None:
@@ -112,6 +116,7 @@ class MemoryAlgorithm(SavedAlgorithm):
         self.memory_learning_rate = memory_learning_rate
         self.normalize_values = normalize_values
         self.memory_max_grad_norm = memory_max_grad_norm
+        self.use_masking = use_masking
 
     def check_shared_arguments(self) -> None:
         """Check again the arguments that both algorithms have, such as after they were read from a file.
@@ -217,6 +222,10 @@ class MemoryAlgorithm(SavedAlgorithm):
         assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
         note_episodes(infos, dones, self.ep_info_buffer, self.ep_success_buffer)
 
+    def _setup_buffer(self) -> None:
+        """Make an empty `rollout_buffer` for the algorithm's arguments and env."""
+        raise NotImplementedError
+
     def _finish_rollout(self) -> None:
         """Compute from a full buffer what callbacks may read at the rollout's end; here nothing."""
 
@@ -313,6 +322,7 @@ class MemoryAlgorithm(SavedAlgorithm):
             update_learning_rate(self.policy.memory_optimizer, rate)
             self.logger.record("memory/learning_rate", rate)
 
+    @answering_other_names
     def learn(
         self: Self,
         total_timesteps: int,
@@ -367,6 +377,8 @@ class MemoryAlgorithm(SavedAlgorithm):
         After `load`, `force_reset=False` makes `learn(reset_num_timesteps=False)` go on in the saved episodes.
         """
         super().set_env(env, force_reset)
+        if self.rollout_buffer.mask_size != self._mask_size():
+            self._setup_buffer()
         if force_reset and self._saved_state is not None:
             self._saved_state = self._saved_state.without_episodes()
 
@@ -392,6 +404,10 @@ class MemoryAlgorithm(SavedAlgorithm):
                 stacklevel=3,
             )
 
+    def _mask_size(self) -> int:
+        """Return M, the number of entries of an action mask; 0 where the env has none or they are not used."""
+        return mask_size(self.env, self.action_space, self.use_masking)
+
     def _env_to_learn_in(self) -> VecEnv:
         if self.env is None:
             raise ValueError("this model has no env to learn in: give load one (env=...), or call set_env")
@@ -403,23 +419,11 @@ class MemoryAlgorithm(SavedAlgorithm):
             total, callback = super()._setup_learn(*args, **kwargs)
             observations, self._last_obs = self._last_obs, None  # what does not fit is not kept
             self._last_obs = checked.checked_observations(observations, self.num_timesteps)
-        self._log_hparams()
+        self.logger.record("hparams", hparams(self), exclude=("stdout", "log", "json", "csv"))
         for name, (value, excluded) in self._logged_before.items():
             self.logger.record(name, value, excluded)
         self._logged_before = {}
         return total, callback
-
-    def _log_hparams(self) -> None:
-        values = self._named(*self.logged_hparams)
-        values["learning_rate"] = self.lr_schedule(1)
-        values["memory_learning_rate"] = self._memory_lr_schedule(1)
-        values["core"] = self.policy_kwargs.get("core", "compressive")
-        core_kwargs = self.policy_kwargs.get("core_kwargs") or {}
-        values.update({f"core/{key}": str(value) for key, value in core_kwargs.items()})
-        values["parameters"] = sum(parameter.numel() for parameter in self.policy.parameters())
-        hparams = {key: _hparam(value) for key, value in values.items()}
-        metrics = {"rollout/ep_rew_mean": 0.0, "rollout/success_rate": 0.0, "train/value_loss": 0.0}
-        self.logger.record("hparams", HParam(hparams, metrics), exclude=("stdout", "log", "json", "csv"))
 
     @answering_other_names
     def predict(
@@ -429,9 +433,11 @@ class MemoryAlgorithm(SavedAlgorithm):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
         reward: np.ndarray | float | None = None,
+        action_masks: Any = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Choose actions; see `MemoryPolicy.predict`."""
-        return self.policy.predict(observation, state, episode_start, deterministic, reward)
+        masks = {} if action_masks is None else {"action_masks": action_masks}  # for policies whose `predict` has none
+        return self.policy.predict(observation, state, episode_start, deterministic, reward, **masks)
 
     def _last_obs_tensor(self) -> Any:
         return obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
@@ -476,13 +482,6 @@ def _check_shared(arguments: Mapping[str, Any]) -> None:
         not_negative=named("ent_coef", "vf_coef", "gamma"),
         at_most_1=named("gamma"),
     )
-
-
-def _hparam(value: Any) -> float | str:
-    """Return a value as TensorBoard can show it."""
-    if value is None:
-        return "default"
-    return value if isinstance(value, int | float) else str(value)
 
 
 def _unknown_policy(name: str) -> ValueError:

@@ -65,6 +65,7 @@ class _Steps(NamedTuple):
     actions: np.ndarray
     rewards: np.ndarray
     episode_starts: np.ndarray
+    action_masks: np.ndarray
 
 
 class WindowBuffer:
@@ -85,9 +86,12 @@ class WindowBuffer:
     :param n_envs: B
     :param window: T; divides `buffer_size`
     :param burn_in: k, from 0 to `buffer_size`
+    :param mask_size: M, entries of an action mask; 0 where masks are not used
     :raises ValueError: where `window` or `burn_in` does not fit `buffer_size`
     """
 
+    action_masks: np.ndarray
+    """[steps, B, M] bool, true where a choice could be taken; [steps, B, 0] where masks are not used."""
     rewards: np.ndarray
     """[steps, B] as the env gave them."""
     values: np.ndarray
@@ -119,6 +123,7 @@ class WindowBuffer:
         n_envs: int,
         window: int,
         burn_in: int = 0,
+        mask_size: int = 0,
     ) -> None:
         if buffer_size % window:
             raise ValueError(f"window must divide the rollout's steps, got window = {window}, n_steps = {buffer_size}")
@@ -126,7 +131,7 @@ class WindowBuffer:
             raise ValueError(f"burn_in must be from 0 to n_steps, got burn_in = {burn_in}, n_steps = {buffer_size}")
         self.buffer_size, self.n_envs, self.window, self.burn_in = buffer_size, n_envs, window, burn_in
         self.observation_space, self.action_space = observation_space, action_space
-        self.device = torch.device(device)
+        self.device, self.mask_size = torch.device(device), mask_size
         self.full = False
         self.reset()
 
@@ -153,6 +158,7 @@ class WindowBuffer:
         # Actions stay as sampled: rounding them to a narrower dtype of the space would change their probability.
         action_dim = get_action_dim(self.action_space)
         self.actions = np.zeros((*steps, action_dim), dtype=np.int64 if discrete else np.float32)
+        self.action_masks = np.ones((*steps, self.mask_size), dtype=bool)
         self.rewards, self.values, self.log_probs, self.bootstraps, self.advantages, self.returns = (
             np.zeros(steps, dtype=np.float32) for _ in range(6)
         )
@@ -176,6 +182,10 @@ class WindowBuffer:
     def add_snapshot(self, state: PolicyState) -> None:
         """Store the state before the next step."""
         self.snapshots[self.pos] = state
+
+    def add_masks(self, masks: np.ndarray) -> None:
+        """Store the action masks [B, M] of the next step."""
+        self.action_masks[self.pos] = masks
 
     def add_step(self, obs: Observation, acted: Acted, rewards: np.ndarray, episode_starts: np.ndarray) -> None:
         """Store one step of all envs.
@@ -327,10 +337,11 @@ class WindowBuffer:
             reset=reset,
             core_state=core_state,
             plan=policy.core.plan(core_state, reset),
+            action_masks=self.sequences(steps.action_masks, length) if self.mask_size else None,
         )
 
     def _steps(self) -> _Steps:
-        return _Steps(self.observations, self.actions, self.rewards, self.episode_starts)
+        return _Steps(self.observations, self.actions, self.rewards, self.episode_starts, self.action_masks)
 
     @property
     def _starts(self) -> range:
@@ -340,7 +351,7 @@ class WindowBuffer:
 
 _STORED = (
     *("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "loss_mask", "bootstraps", "over"),
-    *("following", "following_starts", "following_over"),
+    *("following", "following_starts", "following_over", "action_masks"),
 )
 
 

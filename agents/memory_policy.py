@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
-from stable_baselines3.common.torch_layers import (
-    MlpExtractor,
-    create_mlp,
-)
+from stable_baselines3.common.torch_layers import MlpExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 import ctrl
 from ctrl.agents.actor import Actor
+from ctrl.agents.masked_actions import MaskedActions, draw, entropy_of
 from ctrl.agents.policy_data import Evaluated, PolicyState, Windows, policy_leaves
+from ctrl.agents.predict_inputs import known_reward, masks_of, reset_of, state_from_numpy
 from ctrl.agents.saving.saved_policy import SavedPolicy
 from ctrl.agents.utils.modes import evaluating
 from ctrl.agents.utils.nan_checks import check_acted, without_non_finite
@@ -118,8 +117,8 @@ class MemoryPolicy(SavedPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        own = type(self)._get_action_dist_from_latent is not SavedPolicy._get_action_dist_from_latent
-        self._is_categorical = type(self.action_dist) is CategoricalDistribution and not own
+        self._own_distribution = type(self)._get_action_dist_from_latent is not SavedPolicy._get_action_dist_from_latent
+        self._is_categorical = type(self.action_dist) is CategoricalDistribution and not self._own_distribution
         self.value_normalisation = ValueNormalisation(0.0 if self._normalize_values else 1.0)
         if self.ortho_init:
             for module in self.encoder:
@@ -197,10 +196,18 @@ class MemoryPolicy(SavedPolicy):
         """Return an `Actor` that starts from `state` and keeps the state between steps."""
         return Actor(self, state)
 
-    def decide(self, latent: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions, values [B] in the rewards' units and log-probabilities [B] for the core's outputs [B, O]."""
+    def decide(
+        self, latent: Tensor, deterministic: bool, action_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions, values [B] in the rewards' units and log-probabilities [B] for the core's outputs [B, O].
+
+        :param action_masks: [B, M] bool, true where a choice may be taken; None where all may
+        """
         latent_pi, latent_vf = self.mlp_extractor(latent)
         values = self._values(latent_vf)
+        if action_masks is not None:
+            actions, log_prob = self.masked_actions(latent_pi, action_masks).choose(deterministic)
+            return actions, values, log_prob
         if self._is_categorical:  # by hand, with the same result: building torch's distribution takes longer than this
             log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
             action = log_probs.argmax(dim=1, keepdim=True) if deterministic else draw(log_probs)
@@ -225,7 +232,8 @@ class MemoryPolicy(SavedPolicy):
         unrolled = self._unroll(windows, diagnose=diagnose)
         (outputs,), spoiled = without_non_finite(unrolled.outputs)  # or the heads' gradients would be NaN
         latent_pi, latent_vf = self.mlp_extractor(outputs.flatten(0, 1))
-        log_prob, entropy = self._judge(latent_pi, windows.actions.flatten(0, 1))
+        masks = None if windows.action_masks is None else windows.action_masks.flatten(0, 1)
+        log_prob, entropy = self._judge(latent_pi, windows.actions.flatten(0, 1), masks)
         values, log_prob = self._values(latent_vf).view(shape), log_prob.view(shape)
         if spoiled is not None:
             values, log_prob = (torch.where(spoiled, torch.nan, part) for part in (values, log_prob))
@@ -265,15 +273,21 @@ class MemoryPolicy(SavedPolicy):
             diagnose=diagnose,
         )
 
-    def _judge(self, latent_pi: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _judge(self, latent_pi: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return log-probabilities [N] of actions, and entropies [N], or None where they have no closed form."""
+        if masks is not None:
+            return self.masked_actions(latent_pi, masks).judge(actions)
         if self._is_categorical:  # by hand, as in `decide`
             log_probs: Tensor = self.action_net(latent_pi).log_softmax(dim=1)
-            chosen = log_probs.gather(1, actions.long()[:, None])[:, 0]
-            finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)  # a logit may be -inf, and 0 * -inf is NaN
-            return chosen, -(log_probs.exp() * finite).sum(dim=1)
+            return log_probs.gather(1, actions.long()[:, None])[:, 0], entropy_of(log_probs)
         distribution = self._get_action_dist_from_latent(latent_pi)
         return distribution.log_prob(actions), distribution.entropy()
+
+    def masked_actions(self, latent_pi: Tensor, masks: Tensor) -> MaskedActions:
+        """Return the distribution of actions under masks [N, M] for the policy head's features [N, P]."""
+        if self._own_distribution:
+            raise ValueError(f"{type(self).__name__} has a distribution of its own, so action masks can't be applied")
+        return MaskedActions(self.action_space, self.action_net(latent_pi), masks)
 
     def encode_action(self, actions: Tensor) -> Tensor:
         """Return features [N, A] of actions [N, ...], or [N, 0] where the policy does not use the previous action."""
@@ -294,6 +308,7 @@ class MemoryPolicy(SavedPolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
         reward: np.ndarray | float | None = None,
+        action_masks: Any = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Choose actions from observations and the state that the last call returned.
 
@@ -303,8 +318,9 @@ class MemoryPolicy(SavedPolicy):
         :param deterministic: take the most likely action
         :param reward: [B] the rewards of the last actions, or one for all envs; only for policies with
             `previous_reward=True`
+        :param action_masks: [B, M] true where a choice may be taken, as in sb3-contrib; None where all may
         :return: actions, and the state for the next call: a tuple of numpy arrays, batch first
-        :raises ValueError: where the state does not fit the observation, or a needed reward is missing
+        :raises ValueError: where the state or a mask does not fit the observation, or a needed reward is missing
         """
         if self.training:
             self.set_training_mode(False)
@@ -315,12 +331,13 @@ class MemoryPolicy(SavedPolicy):
         if reward is not None and not self._previous_sizes[1]:
             raise ValueError(f"this policy was built with previous_reward=False and takes no reward, got {reward}")
         batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        reset = self._reset_of(episode_start, batch)
+        reset = reset_of(self, episode_start, batch)
         before = self.initial_state(batch) if state is None else self._state_from_numpy(state, batch)
         if self._previous_sizes[1] and state is not None:
-            before = before._replace(previous_reward=self._known_reward(reward, reset))
+            before = before._replace(previous_reward=known_reward(self, reward, reset))
         actor = self.actor(before)
-        acted = actor.act(obs, reset, deterministic)
+        masks = None if action_masks is None else masks_of(self, action_masks, batch)
+        acted = actor.act(obs, reset, deterministic, masks)
         check_acted(acted.values, acted.log_prob, obs, None)
         actions = self.env_actions(acted.actions)
         return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in policy_leaves(actor.state()))
@@ -338,40 +355,8 @@ class MemoryPolicy(SavedPolicy):
             result = np.clip(result, self.action_space.low, self.action_space.high)
         return result.astype(self.action_space.dtype)
 
-    def _reset_of(self, episode_start: np.ndarray | None, batch: int) -> Tensor:
-        if episode_start is None:
-            return torch.zeros(batch, dtype=torch.bool, device=self.device)
-        starts = np.asarray(episode_start, dtype=bool).reshape(-1)
-        if len(starts) != batch:
-            raise ValueError(f"episode_start has {len(starts)} entries, but observation has {batch} envs")
-        return torch.as_tensor(starts, device=self.device)
-
     def _state_from_numpy(self, state: tuple[np.ndarray, ...], batch: int) -> PolicyState:
-        names = [*self.core.state_fields, *PolicyState._fields[1:]]
-        if len(state) != len(names):
-            raise ValueError(f"state must have {len(names)} arrays ({', '.join(names)}), got {len(state)}")
-        device = self.device
-        leaves = [torch.as_tensor(leaf, device=device) for leaf in state]
-        for name, leaf in zip(names, leaves, strict=True):
-            if leaf.dim() == 0 or len(leaf) != batch:
-                found = f"{len(leaf)} envs" if leaf.dim() else "0 axes"
-                raise ValueError(f"state ({name}) is of {found}, but observation has {batch} envs")
-        for name, leaf, size in zip(names[-2:], leaves[-2:], self._previous_sizes, strict=True):
-            if leaf.shape != (batch, size) or leaf.dtype != torch.float32:
-                raise ValueError(
-                    f"state ({name}) must be float32 of shape {(batch, size)}, got {leaf.dtype} of {tuple(leaf.shape)}"
-                )
-        return PolicyState(self.core.make_state(leaves[:-2]), *leaves[-2:])
-
-    def _known_reward(self, reward: np.ndarray | float | None, reset: Tensor) -> Tensor:
-        if reward is None:
-            if bool(reset.all()):
-                return torch.zeros(len(reset), 1, device=self.device)
-            raise ValueError("this policy was built with previous_reward=True, so predict() needs reward=, got None")
-        rewards = np.asarray(reward, dtype=np.float32).reshape(-1)
-        if len(rewards) not in (1, len(reset)):
-            raise ValueError(f"reward has {len(rewards)} entries, but observation has {len(reset)} envs")
-        return self.encode_reward(rewards).expand(len(reset), 1)
+        return state_from_numpy(self, state, batch)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raise a NotImplementedError: a memory policy can't act without its state."""
@@ -390,15 +375,6 @@ class MemoryPolicy(SavedPolicy):
         """Raise a NotImplementedError, as `forward` does."""
         result: Tensor = self.forward()
         return result
-
-
-def draw(log_probs: Tensor) -> Tensor:
-    """Draw one of K categories per row: log-probabilities [B, K] -> indices [B, 1].
-
-    The method and the random numbers are those of `torch.multinomial`, without its checks, which take time.
-    """
-    waits = torch.empty_like(log_probs).exponential_()
-    return log_probs.exp().div_(waits).argmax(dim=1, keepdim=True)
 
 
 def _flatten_steps(observations: PyTorchObs) -> PyTorchObs:

@@ -49,7 +49,9 @@ class Windows(NamedTuple):
     core_state: Any
     """The core's state before each window."""
     plan: Any
-    """Result of `MemoryCore.plan` for these windows, kept so that it is computed once."""
+    """Result of `MemoryCore.plan` for these windows, kept so that it is computed once; None to compute it."""
+    action_masks: Tensor | None = None
+    """[N, T, M] bool, true where a choice may be taken; None where all may."""
 
 
 class Evaluated(NamedTuple):

@@ -83,6 +83,8 @@ class MemoryPPO(MemoryAlgorithm):
     :param max_grad_norm: gradient clip of everything but the compressors
     :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
     :param target_kl: stop an update where the approximate KL divergence exceeds 1.5 times this; None for no limit
+    :param use_masking: whether actions that the env's method `action_masks()` rules out are never taken, as by
+        sb3-contrib's MaskablePPO. None: if the env has that method; True: it must have it; False: masks are ignored
     :param stats_window_size: number of episodes over which the reported means are taken
     :param tensorboard_log: folder for TensorBoard, or None
     :param policy_kwargs: see `MemoryPolicy`, above all `core` and `core_kwargs`
@@ -121,6 +123,7 @@ class MemoryPPO(MemoryAlgorithm):
         max_grad_norm: float = 0.5,
         memory_max_grad_norm: float = 0.1,
         target_kl: float | None = None,
+        use_masking: bool | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -146,6 +149,7 @@ class MemoryPPO(MemoryAlgorithm):
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             memory_max_grad_norm=memory_max_grad_norm,
+            use_masking=use_masking,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -176,6 +180,10 @@ class MemoryPPO(MemoryAlgorithm):
         self._clip_schedule = FloatSchedule(self.clip_range)
         self._clip_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
         self.set_random_seed(self.seed)
+        self._setup_buffer()
+        self._make_memory_policy()
+
+    def _setup_buffer(self) -> None:
         window = self.n_steps if self.window is None else self.window
         self._batch_windows = batch_windows(self.n_steps, window, self.n_envs, self.batch_size)
         self.rollout_buffer = WindowBuffer(
@@ -186,8 +194,8 @@ class MemoryPPO(MemoryAlgorithm):
             n_envs=self.n_envs,
             window=window,
             burn_in=burn_in_steps(self.refresh, self.n_steps),
+            mask_size=self._mask_size(),
         )
-        self._make_memory_policy()
 
     def _finish_rollout(self) -> None:
         """Compute returns and advantages; the values [B] of the observations after the rollout are bootstrap values.

@@ -14,6 +14,7 @@ from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.checked_env import CheckedEnv, EnvResult
 from ctrl.agents.memory_policy import MemoryPolicy, Observation
 from ctrl.agents.policy_data import Acted, each_part
+from ctrl.agents.utils.action_masks import read_masks
 from ctrl.agents.utils.env_contract import EnvContractError, at_step, check_observation
 from ctrl.agents.utils.infos import was_truncated
 from ctrl.agents.utils.nan_checks import check_acted, check_finite
@@ -32,19 +33,32 @@ class EnvStep(NamedTuple):
 
 
 def take_step(
-    actor: Actor, env: CheckedEnv, buffer: WindowBuffer, obs: Observation, reset: Tensor, now: int
+    actor: Actor,
+    env: CheckedEnv,
+    buffer: WindowBuffer,
+    obs: Observation,
+    reset: Tensor,
+    now: int,
+    deterministic: bool = False,
 ) -> EnvStep:
-    """Act once in every env. The buffer only gets the state before the step, where a window or burn-in starts with it.
+    """Act once in every env. The buffer only gets what precedes the step: action masks, where they are used, and the
+    state, where a window or burn-in starts with the step.
 
     :param obs: [B, ...] current observations, as `env` returned them
     :param reset: [B] bool, true where `obs` is the first of an episode
     :param now: number of the training step, for error messages
+    :param deterministic: take the most likely actions
     :raises EnvContractError: where an env returns what no env may return
     :raises NonFiniteError: where what an env returns is not finite, or overflows in the policy
+    :raises ValueError: where an action mask does not fit or allows nothing
     """
     if buffer.needs_snapshot():
         buffer.add_snapshot(actor.state())
-    acted = actor.act(obs_as_tensor(obs, actor.policy.device), reset)
+    masks = None
+    if buffer.mask_size:
+        buffer.add_masks(read_masks(env.env, buffer.action_space, now))
+        masks = torch.as_tensor(buffer.action_masks[buffer.pos], device=actor.policy.device)
+    acted = actor.act(obs_as_tensor(obs, actor.policy.device), reset, deterministic, masks)
     check_acted(acted.values, acted.log_prob, obs, now)
     actions = actor.policy.env_actions(acted.actions)
     kept = each_part(np.array, obs)  # some envs fill the same array in each step

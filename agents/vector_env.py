@@ -35,6 +35,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ctrl.agents.utils.action_masks import METHOD
 from ctrl.agents.utils.env_access import _access
 from ctrl.agents.utils.env_contract import EnvContractError, check_batch, check_flags, check_observation, check_rewards
 from ctrl.agents.utils.env_state import gymnasium_state, set_gymnasium_state
@@ -256,6 +257,10 @@ class GymnasiumVecEnv(VecEnv):
         frames: Any = self.env.render() or [None] * self.num_envs
         return list(frames)
 
+    def has_attr(self, attr_name: str) -> bool:
+        """Return True if every env has the attribute; unlike `get_attr`, without a copy of it from other processes."""
+        return self._access.has(attr_name)
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return the attribute of each of these envs; a native vector env has one value for all.
 
@@ -281,7 +286,11 @@ class GymnasiumVecEnv(VecEnv):
         :raises AttributeError: if there is no such method.
         :raises NotImplementedError: if only some envs are meant and they can't be reached one by one.
         """
-        return self._access.call(method_name, list(self._get_indices(indices)), *method_args, **method_kwargs)
+        chosen = list(self._get_indices(indices))
+        answers = self._access.call(method_name, chosen, *method_args, **method_kwargs)
+        if method_name == METHOD:  # an env that is about to be reset ignores the action, and may allow none
+            return [np.ones_like(mask) if self._late[i] else mask for i, mask in zip(chosen, answers, strict=True)]
+        return answers
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None

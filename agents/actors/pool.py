@@ -105,7 +105,7 @@ class Actors:
         state = policy.initial_state(buffer.n_envs)
         moments = {} if normalize is None else layout_of(running_moments(normalize))
         layout = memory_layout(buffer, state, moments, slots)
-        self._job = Job(make_env, _copy_to_act(policy), buffer.window, gamma, slots, layout)
+        self._job = Job(make_env, _copy_to_act(policy), buffer.window, buffer.mask_size, gamma, slots, layout)
         self._job_fd = anonymous_file(_sendable(self._job))
         self._shared_weights = SharedWeights(policy, normalize)
         try:

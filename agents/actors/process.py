@@ -51,6 +51,8 @@ class Job:
     """Function that returns the `VecEnv`."""
     policy: MemoryPolicy
     window: int
+    mask_size: int
+    """Entries of an action mask; 0 where masks are not used."""
     gamma: float
     slots: int
     layout: Layout
@@ -144,7 +146,9 @@ class ActorProcess:
             self.env.seed(seed)
         self.checked_env = CheckedEnv(self.env)
         spaces = self.policy.observation_space, self.policy.action_space
-        self.buffer = WindowBuffer(job.window, *spaces, n_envs=self.env.num_envs, window=job.window)
+        self.buffer = WindowBuffer(
+            job.window, *spaces, n_envs=self.env.num_envs, window=job.window, mask_size=job.mask_size
+        )
         self.actor = self.policy.actor(self.policy.initial_state(self.env.num_envs))
         self.before = self._moments()
         self.obs: Any = self.checked_env.reset(step=0)

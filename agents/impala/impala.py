@@ -132,6 +132,7 @@ class MemoryImpala(VTraceLearner):
         window_slots: int = 1,
         actor_timeout: float = 60.0,
         max_restarts: int = 5,
+        use_masking: bool | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -159,6 +160,7 @@ class MemoryImpala(VTraceLearner):
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             memory_max_grad_norm=memory_max_grad_norm,
+            use_masking=use_masking,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -203,8 +205,11 @@ class MemoryImpala(VTraceLearner):
                 f"batch_size counts steps of whole windows, so it must be a multiple of n_steps = {self.n_steps}, "
                 f"got batch_size = {self.batch_size}"
             )
-        self.rollout_buffer = self._buffer(self.windows_per_update)
+        self._setup_buffer()
         self._make_memory_policy()
+
+    def _setup_buffer(self) -> None:
+        self.rollout_buffer = self._buffer(self.windows_per_update)
 
     def _buffer(self, windows: int) -> WindowBuffer:
         return WindowBuffer(
@@ -214,6 +219,7 @@ class MemoryImpala(VTraceLearner):
             device=self.device,
             n_envs=self.n_envs,
             window=self.n_steps,
+            mask_size=self._mask_size(),
         )
 
     # Acting
@@ -261,6 +267,7 @@ class MemoryImpala(VTraceLearner):
 
     # Running actors
 
+    @answering_other_names
     def learn(
         self: Self,
         total_timesteps: int,

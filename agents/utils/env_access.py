@@ -15,6 +15,14 @@ from stable_baselines3.common.env_util import is_wrapped
 class _Access(ABC):
     """Access to attributes and methods of single envs."""
 
+    def has(self, name: str) -> bool:
+        """Return True if every env has the attribute."""
+        try:
+            self.get(name, [0])
+        except AttributeError:
+            return False
+        return True
+
     @abstractmethod
     def get(self, name: str, indices: list[int]) -> list[Any]: ...
 
@@ -33,6 +41,9 @@ class _SubEnvAccess(_Access):
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
         self._envs = envs
+
+    def has(self, name: str) -> bool:
+        return all(env.has_wrapper_attr(name) for env in self._envs)
 
     def get(self, name: str, indices: list[int]) -> list[Any]:
         return [self._envs[i].get_wrapper_attr(name) for i in indices]
@@ -57,6 +68,9 @@ class _WorkerAccess(_Access):
     def __init__(self, env: AsyncVectorEnv[Any, Any]) -> None:
         self._env = env
 
+    def has(self, name: str) -> bool:
+        return all(self._env.call("has_wrapper_attr", name))
+
     def get(self, name: str, indices: list[int]) -> list[Any]:
         self._require(name)
         values = self._env.call("get_wrapper_attr", name)  # unlike `get_attr`, does not call methods
@@ -73,7 +87,7 @@ class _WorkerAccess(_Access):
         return [answers[i] for i in indices]
 
     def _require(self, name: str) -> None:
-        if not all(self._env.call("has_wrapper_attr", name)):
+        if not self.has(name):
             raise AttributeError(f"the envs of {self._env} have no attribute {name!r}.")
 
 

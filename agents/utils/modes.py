@@ -50,9 +50,7 @@ def depends_on_mode(module: nn.Module) -> bool:
 
 def _depending(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.modules():
-        if (
-            isinstance(part, _DropoutNd | _NormBase)
-            or (isinstance(getattr(part, "dropout", None), float)
-            and part.dropout)
+        if isinstance(part, _DropoutNd | _NormBase) or (
+            isinstance(getattr(part, "dropout", None), float) and part.dropout
         ):
             yield part

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "sde_sample_freq": _NO_SDE,
     "rollout_buffer_class": _OWN_BUFFER,
     "rollout_buffer_kwargs": _OWN_BUFFER,
+    "use_masking": "it is an argument of the constructor; masks are used by themselves where the env has them",
     "mask": "use episode_start, true where an observation is the first of an episode",
     "gae_lambda": "use vtrace_lambda",
     "clip_range": "use rho_bar and c_bar, which clip importance weights",

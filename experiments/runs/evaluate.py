@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from rich.console import Console, RenderableType
 from rich.table import Table
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.checked_env import CheckedEnv
+from ctrl.agents.evaluation import evaluate_policy
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policy_data import Windows
+from ctrl.agents.rollout import take_step
+from ctrl.agents.utils.action_masks import mask_size
 from ctrl.agents.utils.infos import group_of, success_of
-from ctrl.agents.utils.nan_checks import check_acted, check_observations
 from ctrl.agents.vector_env import as_vec_env
 from ctrl.experiments.config import EvaluateConfig, TrainConfig
 from ctrl.experiments.errors import UserError, require
@@ -47,35 +49,6 @@ WINDOWS = 4
 _ERROR = "reconstruction_error/"
 
 
-class Player:
-    """Policy that plays with its state kept in place between steps, as in training.
-
-    The policy's own `predict` passes the state as numpy arrays, which takes several times as long.
-    """
-
-    def __init__(self, policy: MemoryPolicy) -> None:
-        self.policy = policy
-        self._steps = 0
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, tuple[()]]:
-        """Choose actions as the policy's own `predict` does; a call without `state` starts from the initial state."""
-        check_observations(observation, "observation", self._steps)
-        if state is None:
-            self.policy.set_training_mode(False)
-            self._actor = self.policy.actor(self.policy.initial_state(len(episode_start)))
-        reset = torch.as_tensor(episode_start, device=self.policy.device)
-        acted = self._actor.act(self.policy.obs_to_tensor(observation)[0], reset, deterministic)
-        check_acted(acted.values, acted.log_prob, observation, self._steps)
-        self._steps += len(episode_start)
-        return self.policy.env_actions(acted.actions), ()
-
-    def tell_rewards(self, rewards: Any) -> None:
-        """Pass on the rewards [B] of the last actions, which some policies take as input."""
-        self._actor.tell_rewards(rewards)
-
-
 def evaluate(
     model: Any, env: VecEnv, task: TaskOptions, *, episodes: int, seed: int, deterministic: bool = True
 ) -> Evaluation:
@@ -91,12 +64,9 @@ def evaluate(
     scores = known_scores(task)
     successes: list[float] = []
     grouped: dict[int, list[float]] = {}
-    player = Player(model.policy) if isinstance(model, MemoryAlgorithm) else model
 
     def collect(local: dict[str, Any], _: dict[str, Any]) -> None:
         info = local["info"]
-        if isinstance(player, Player):
-            player.tell_rewards(local["rewards"])
         if local["done"] and (success := success_of(info)) is not None:
             successes.append(success)
             if (group := group_of(info)) is not None:
@@ -104,7 +74,7 @@ def evaluate(
 
     env.seed(seed)
     returns, lengths = evaluate_policy(
-        player, env, episodes, deterministic=deterministic, callback=collect, return_episode_rewards=True, warn=False
+        model, env, episodes, deterministic=deterministic, callback=collect, return_episode_rewards=True, warn=False
     )
     return Evaluation(
         episodes=len(returns),  # type: ignore[arg-type]
@@ -163,7 +133,9 @@ def reconstruction_errors(model: MemoryAlgorithm, config: TrainConfig) -> dict[s
     task = make_task(replace(config.task, num_envs=WINDOW_ENVS), seed=evaluation_seed(config.seed), training=True)
     env = as_vec_env(task, monitor_wrapper=False)  # images come with channels first, as in training
     try:
-        for windows in held_out_windows(model.policy, env, length=config.ppo.window or config.ppo.n_steps):
+        length = config.ppo.window or config.ppo.n_steps
+        masked = mask_size(env, env.action_space, model.use_masking)
+        for windows in held_out_windows(model.policy, env, length=length, mask_size=masked):
             with torch.no_grad():
                 diagnostics = model.policy.evaluate_windows(windows, diagnose=True).unrolled.diagnostics
             for name, value in diagnostics.items():
@@ -174,25 +146,26 @@ def reconstruction_errors(model: MemoryAlgorithm, config: TrainConfig) -> dict[s
     return {place: float(np.mean(errors)) for place, errors in found.items()}
 
 
-def held_out_windows(policy: MemoryPolicy, env: VecEnv, *, length: int) -> Iterator[Windows]:
-    """Play with the likeliest actions and yield `WINDOWS` windows of `length` steps, one after another."""
+def held_out_windows(policy: MemoryPolicy, env: VecEnv, *, length: int, mask_size: int = 0) -> Iterator[Windows]:
+    """Play with the likeliest actions and yield `WINDOWS` windows of `length` steps, one after another.
+
+    :param mask_size: entries of an action mask; 0 where masks are not used
+    """
     policy.set_training_mode(False)
-    buffer = WindowBuffer(
-        length, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, window=length
-    )
+    spaces = env.observation_space, env.action_space
+    buffer = WindowBuffer(length, *spaces, policy.device, n_envs=env.num_envs, window=length, mask_size=mask_size)
     actor = policy.actor(policy.initial_state(env.num_envs))
-    observations: Any = env.reset()
+    checked = CheckedEnv(env)
+    observations: Any = checked.reset(0)
     starts = np.ones(env.num_envs, dtype=bool)
     for _ in range(WINDOWS):
         buffer.reset()
-        buffer.add_snapshot(actor.state())
         for _ in range(length):
             reset = torch.as_tensor(starts, device=policy.device)
-            acted = actor.act(policy.obs_to_tensor(observations)[0], reset, deterministic=True)
-            seen, started = observations, starts
-            observations, rewards, starts, _ = env.step(policy.env_actions(acted.actions))
-            actor.tell_rewards(rewards)
-            buffer.add_step(seen, acted, rewards, started)
+            step = take_step(actor, checked, buffer, observations, reset, 0, deterministic=True)
+            actor.tell_rewards(step.result.rewards)
+            buffer.add_step(step.obs, step.acted, step.result.rewards, starts)
+            observations, starts = step.result.observations, step.result.ends
         yield buffer.windows(policy)
 
 

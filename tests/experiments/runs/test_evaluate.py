@@ -14,6 +14,7 @@ from rich.console import Console
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from ctrl.agents import MemoryPPO
+from ctrl.agents.evaluation import Player
 from ctrl.experiments.cli import main
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.options import MemoryOptions, PPOOptions, RunOptions, TaskOptions
@@ -21,7 +22,6 @@ from ctrl.experiments.runs.build import build_model
 from ctrl.experiments.runs.core_options import of_core
 from ctrl.experiments.runs.evaluate import (
     WINDOWS,
-    Player,
     evaluate,
     evaluation_table,
     held_out_windows,
