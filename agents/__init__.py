@@ -9,6 +9,7 @@ model.learn(100_000)
 from ctrl.agents.actors.pool import ActorError
 from ctrl.agents.checks.checking import check_memory
 from ctrl.agents.evaluation import EvalCallback, evaluate_policy
+from ctrl.agents.explain import AttendedTier, Explanation
 from ctrl.agents.impala.impala import MemoryImpala, paper_impala
 from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
@@ -19,9 +20,11 @@ from ctrl.agents.vector_env import GymnasiumVecEnv, as_vec_env
 
 __all__ = [
     "ActorError",
+    "AttendedTier",
     "CnnMemoryPolicy",
     "EnvContractError",
     "EvalCallback",
+    "Explanation",
     "GymnasiumVecEnv",
     "MemoryImpala",
     "MemoryPPO",

@@ -14,12 +14,13 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.checked_env import CheckedEnv
+from ctrl.agents.explain import Explanation, explain
 from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.optimizing import optimize
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Evaluated, Windows, select
 from ctrl.agents.rollout import EnvStep, keep_step, take_step
@@ -28,7 +29,7 @@ from ctrl.agents.training_state import SavedTraining, take_up
 from ctrl.agents.utils.action_masks import mask_size
 from ctrl.agents.utils.hparams import hparams
 from ctrl.agents.utils.infos import note_episodes
-from ctrl.agents.utils.nan_checks import check_finite, check_gradients
+from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
 from ctrl.agents.utils.validation import check_device, check_numbers
@@ -302,18 +303,8 @@ class MemoryAlgorithm(SavedAlgorithm):
             self.logger.record("memory/staleness", staleness)
 
     def _optimize(self, statistics: Statistics) -> None:
-        """Clip and step the two optimizers separately, so that neither's gradients affect the other's clipping."""
-        groups = [("train/grad_norm", self.policy.optimizer, self.max_grad_norm)]
-        if self.policy.memory_optimizer is not None:
-            groups.append(("memory/grad_norm", self.policy.memory_optimizer, self.memory_max_grad_norm))
-        for name, optimizer, limit in groups:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-            check_gradients(norm, self.policy, self.num_timesteps)  # before clipping, which would spread a NaN
-            clip_grads_with_norm_(parameters, limit, norm)
-            statistics.add(name, norm)
-        for _, optimizer, _ in groups:
-            optimizer.step()
+        limits = self.max_grad_norm, self.memory_max_grad_norm
+        optimize(self.policy, *limits, statistics, self.num_timesteps)
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self.policy.optimizer)
@@ -438,6 +429,19 @@ class MemoryAlgorithm(SavedAlgorithm):
         """Choose actions; see `MemoryPolicy.predict`."""
         masks = {} if action_masks is None else {"action_masks": action_masks}  # for policies whose `predict` has none
         return self.policy.predict(observation, state, episode_start, deterministic, reward, **masks)
+
+    def explain(
+        self, observations: Any, actions: Any = None, rewards: Any = None, action_masks: Any = None
+    ) -> Explanation:
+        """Say what the agent looks at in an episode: attention by age, layer, head and tier, actions and values.
+
+        :param observations: [T, ...] of a whole episode, from its first on, or a dict of such, as `predict` takes them
+        :param actions: [T, ...] that were taken; None for those that the agent finds likeliest, one after another
+        :param rewards: [T] of these actions; only for policies with `previous_reward=True`
+        :param action_masks: [T, M] true where a choice could be taken; None where all could
+        :raises ValueError: where the core has no attention, or an argument does not fit
+        """
+        return explain(self.policy, observations, actions, rewards, action_masks)
 
     def _last_obs_tensor(self) -> Any:
         return obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]

@@ -33,6 +33,8 @@ class Player:
 
     def __init__(self, policy: MemoryPolicy, env: VecEnv | None = None, use_masking: bool | None = None) -> None:
         self.policy, self.env = policy, env
+        self.masks: np.ndarray | None = None
+        """[B, M] the action masks of the last call; None where there are none."""
         self._masked = mask_size(env, policy.action_space, use_masking) > 0
         self._steps = 0
 
@@ -45,16 +47,16 @@ class Player:
             self.policy.set_training_mode(False)
             self._actor = self.policy.actor(self.policy.initial_state(len(episode_start)))
         reset = torch.as_tensor(episode_start, device=self.policy.device)
-        acted = self._actor.act(self.policy.obs_to_tensor(observation)[0], reset, deterministic, self._masks())
+        acted = self._actor.act(self.policy.obs_to_tensor(observation)[0], reset, deterministic, self._read_masks())
         check_acted(acted.values, acted.log_prob, observation, self._steps)
         self._steps += len(episode_start)
         return self.policy.env_actions(acted.actions), ()
 
-    def _masks(self) -> torch.Tensor | None:
+    def _read_masks(self) -> torch.Tensor | None:
         if not self._masked:
             return None
-        masks = read_masks(cast(VecEnv, self.env), self.policy.action_space, self._steps)
-        return torch.as_tensor(masks, device=self.policy.device)
+        self.masks = read_masks(cast(VecEnv, self.env), self.policy.action_space, self._steps)
+        return torch.as_tensor(self.masks, device=self.policy.device)
 
     def tell_rewards(self, rewards: Any) -> None:
         """Pass on the rewards [B] of the last actions, which some policies take as input."""

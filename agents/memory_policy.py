@@ -21,14 +21,15 @@ from torch import Tensor, nn
 import ctrl
 from ctrl.agents.actor import Actor
 from ctrl.agents.masked_actions import MaskedActions, draw, entropy_of
-from ctrl.agents.policy_data import Evaluated, PolicyState, Windows, policy_leaves
-from ctrl.agents.predict_inputs import known_reward, masks_of, reset_of, state_from_numpy
+from ctrl.agents.policy_data import Evaluated, PolicyState, Windows
+from ctrl.agents.predicting import predict, state_from_numpy
 from ctrl.agents.saving.saved_policy import SavedPolicy
 from ctrl.agents.utils.modes import evaluating
-from ctrl.agents.utils.nan_checks import check_acted, without_non_finite
+from ctrl.agents.utils.nan_checks import without_non_finite
 from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.spaces import action_features, encode_action
 from ctrl.agents.utils.value_normalisation import ValueNormalisation
+from ctrl.agents.windows import recorded_windows
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -222,6 +223,27 @@ class MemoryPolicy(SavedPolicy):
             latent, _ = self.step(obs, state, reset)
             return self._values(self.mlp_extractor.forward_critic(latent))
 
+    def windows(
+        self,
+        observations: Any,
+        actions: Any,
+        episode_starts: Any,
+        rewards: Any = None,
+        action_masks: Any = None,
+        core_state: Any = None,
+    ) -> Windows:
+        """Return recorded steps as windows for `evaluate_windows`, such as demonstrations to learn from.
+
+        :param observations: [N, T, ...] as the env gave them, or a dict of such
+        :param actions: [N, T, ...] as the env took them
+        :param episode_starts: [N, T] true where a step is the first of an episode
+        :param rewards: [N, T] rewards of the actions; only for policies with `previous_reward=True`
+        :param action_masks: [N, T, M] true where a choice could be taken; None where all could
+        :param core_state: the core's state before the windows; None where they begin with an episode
+        :raises ValueError: where something does not fit the shapes or the spaces, is not finite, or is missing
+        """
+        return recorded_windows(self, observations, actions, episode_starts, rewards, action_masks, core_state)
+
     def evaluate_windows(self, windows: Windows, *, diagnose: bool = False) -> Evaluated:
         """Unroll the core over whole windows; return values, and log-probabilities and entropies of the actions.
 
@@ -260,13 +282,17 @@ class MemoryPolicy(SavedPolicy):
         with torch.no_grad(), evaluating(self):
             return self._unroll(windows, diagnose=False).state
 
-    def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
+    def inputs_of(self, windows: Windows) -> Tensor:
+        """Return the core's inputs [N, T, I]."""
         (obs, reward), spoiled = without_non_finite(windows.observations, windows.previous_reward)
         inputs = self.embed(_flatten_steps(obs), windows.previous_action.flatten(0, 1), reward.flatten(0, 1))
         if spoiled is not None:  # the core knows how far that may reach; the encoder only sees finite numbers
             inputs = torch.where(spoiled.flatten()[:, None], torch.nan, inputs)
+        return inputs.unflatten(0, windows.reset.shape)
+
+    def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
         return self.core.unroll(
-            inputs.unflatten(0, windows.reset.shape),
+            self.inputs_of(windows),
             windows.core_state,
             windows.reset,
             plan=windows.plan,
@@ -322,25 +348,7 @@ class MemoryPolicy(SavedPolicy):
         :return: actions, and the state for the next call: a tuple of numpy arrays, batch first
         :raises ValueError: where the state or a mask does not fit the observation, or a needed reward is missing
         """
-        if self.training:
-            self.set_training_mode(False)
-        obs, vectorized = self.obs_to_tensor(observation)
-        for part in obs.values() if isinstance(obs, dict) else [obs]:
-            if part.is_floating_point() and not bool(torch.isfinite(part.float()).all()):
-                raise ValueError(f"observation must be finite, got {observation}")
-        if reward is not None and not self._previous_sizes[1]:
-            raise ValueError(f"this policy was built with previous_reward=False and takes no reward, got {reward}")
-        batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        reset = reset_of(self, episode_start, batch)
-        before = self.initial_state(batch) if state is None else self._state_from_numpy(state, batch)
-        if self._previous_sizes[1] and state is not None:
-            before = before._replace(previous_reward=known_reward(self, reward, reset))
-        actor = self.actor(before)
-        masks = None if action_masks is None else masks_of(self, action_masks, batch)
-        acted = actor.act(obs, reset, deterministic, masks)
-        check_acted(acted.values, acted.log_prob, obs, None)
-        actions = self.env_actions(acted.actions)
-        return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in policy_leaves(actor.state()))
+        return predict(self, observation, state, episode_start, deterministic, reward, action_masks)
 
     def embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:
         """Return the core's inputs [N, I] for observations, previous actions [N, A] and rewards [N, 1]."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from ctrl.experiments.bench import options as bench
 from ctrl.experiments.bench.options import BenchConfig
 from ctrl.experiments.compare.ablation_config import AblateConfig
-from ctrl.experiments.config import CompareConfig, DemoConfig, EnvsConfig, EvaluateConfig, TrainConfig
+from ctrl.experiments.config import CompareConfig, DemoConfig, EnvsConfig, EvaluateConfig, ExplainConfig, TrainConfig
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.suite.config import SuiteConfig
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "ablate": (AblateConfig, "compare.ablation"),
     "suite": (SuiteConfig, "suite.suite"),
     "evaluate": (EvaluateConfig, "runs.evaluate"),
+    "explain": (ExplainConfig, "runs.explain"),
     "envs": (EnvsConfig, "tasks.listing"),
     "demo": (DemoConfig, "compare.demo"),
     "bench": (BenchConfig, "bench.bench"),
@@ -62,6 +63,11 @@ EXAMPLES = {
         "ctrl evaluate runs/recall-v0-compressive-1",
         "ctrl evaluate runs/recall-v0-compressive-1 --episodes 1000 --seed 1",
         "ctrl evaluate model.zip --env ctrl/Recall-v0 --env-kwargs length=96 --json",
+    ],
+    "explain": [
+        "ctrl explain runs/recall-v0-compressive-1",
+        "ctrl explain runs/recall-v0-compressive-1 --seed 3 --out results/attention.png",
+        "ctrl explain model.zip --env ctrl/Recall-v0 --env-kwargs length=96",
     ],
     "envs": [
         "ctrl envs --family minigrid",

@@ -211,6 +211,38 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ExplainConfig:
+    """Play one held-out episode with a trained agent and draw what it looks at; write the numbers as JSON beside.
+
+    It needs a core with attention: compressive, transformer_xl or gtrxl.
+    """
+
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of a run, or a model.zip."""
+    out: Annotated[Path | None, open_option("beside the model", "FILE")] = None
+    """PNG file for the picture; the numbers get the same name with .json."""
+    overwrite: Switch = False
+    """Replace the file that --out names."""
+    env: Annotated[str | None, open_option("the run's", "ID")] = None
+    """Gymnasium id of the task."""
+    env_kwargs: Annotated[tuple[str, ...], open_option("the run's, unless --env is given", "[KEY=VALUE ...]")] = ()
+    """Arguments of the task. Without --env, arguments of the run that are not named here stay as they are."""
+    seed: Annotated[int | None, open_option("the run's, else 0")] = None
+    """Seed of the episode; seeds of evaluations never overlap with those of training."""
+    steps: int = 500
+    """Largest number of steps; a longer episode is left there."""
+    stochastic: Switch = False
+    """Sample the actions, as in training, instead of taking the likeliest."""
+    device: Annotated[str | None, open_option("the run's, else auto", "STR")] = None
+    """Device of the agent: cpu, cuda or auto."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "steps")
+        require_at_least(0, self, "seed")
+        _ = parse_pairs(self.env_kwargs, "--env-kwargs")
+
+
+@dataclass(frozen=True)
 class EnvsConfig:
     """List the memory tasks, ours and those of installed packages; check any task; draw ours."""
 

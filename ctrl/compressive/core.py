@@ -302,7 +302,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         """
         self.check_inputs(inputs, reset, tuple(inputs.shape[:2]))
         self.check_state(state, inputs.shape[0])
-        outputs, _, passes = self._run_window(inputs, state, self.plan(state, reset))
+        outputs, after, passes = self._run_window(inputs, state, self.plan(state, reset))
         errors = {place: block_errors(*compressed) for place, compressed in self._compressions(passes)}
         none = outputs.new_zeros(len(inputs), 0)  # tier 0 forms no blocks
         layers = []
@@ -310,7 +310,7 @@ class CompressiveCore(MemoryCore[CompressiveState]):
             by_tier = [errors.get(f"layer{layer}/tier{tier}", none) for tier in range(len(tiers))]
             layout = lay_out(tiers, inputs.shape[1], inputs.device)
             layers.append(explain_layer(indices.schedule, layout, attended.weights, by_tier))
-        return Explained(outputs, layers)
+        return Explained(outputs, layers, after)
 
     def _run_window(
         self, inputs: Tensor, state: CompressiveState, plans: dict[Tiers, LayerPlan]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from ctrl.compressive.attention.block_mask import BlockLayout, ages, lay_out, vi
 from ctrl.compressive.schedule import WindowPlan
 from ctrl.compressive.tiers import Tiers
 from ctrl.compressive.window import LayerPass
+
+if TYPE_CHECKING:
+    from ctrl.compressive.core import CompressiveState
 
 
 class ExplainedTier(NamedTuple):
@@ -38,6 +41,8 @@ class Explained(NamedTuple):
     """[B, T, O] as those of `unroll`."""
     layers: list[list[ExplainedTier]]
     """By layer and tier."""
+    state: CompressiveState
+    """The state after the window, as that of `unroll`."""
 
 
 def explain_layer(plan: WindowPlan, layout: BlockLayout, weights: Tensor, errors: list[Tensor]) -> list[ExplainedTier]:

@@ -24,7 +24,7 @@ from ctrl.agents.rollout import take_step
 from ctrl.agents.utils.action_masks import mask_size
 from ctrl.agents.utils.infos import group_of, success_of
 from ctrl.agents.vector_env import as_vec_env
-from ctrl.experiments.config import EvaluateConfig, TrainConfig
+from ctrl.experiments.config import EvaluateConfig, ExplainConfig, TrainConfig
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.options import COMPRESSIVE_CORES, RunOptions, TaskOptions, merge_pairs
 from ctrl.experiments.report.summary import Evaluation, GroupEvaluation, titled
@@ -233,7 +233,7 @@ def find_model(path: Path) -> Path:
     return zipped
 
 
-def find_task(config: EvaluateConfig, model: Path, own: OwnRun | None) -> TaskOptions:
+def find_task(config: EvaluateConfig | ExplainConfig, model: Path, own: OwnRun | None) -> TaskOptions:
     """Return the task to evaluate on: the one in `config`, or the one of the run that `model` belongs to.
 
     Arguments in `config` replace those of the run's task with the same names.

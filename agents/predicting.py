@@ -1,4 +1,4 @@
-"""Arguments of `predict` as tensors, with checks that name the one that does not fit."""
+"""One call of `predict`, from numpy arrays to numpy arrays, with checks that name the argument that does not fit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrl.agents.policy_data import PolicyState
+from ctrl.agents.policy_data import PolicyState, policy_leaves
 from ctrl.agents.utils.action_masks import checked_masks
+from ctrl.agents.utils.nan_checks import check_acted
 
 if TYPE_CHECKING:
     from ctrl.agents.memory_policy import MemoryPolicy
+
+
+def predict(
+    policy: MemoryPolicy,
+    observation: Any,
+    state: tuple[np.ndarray, ...] | None,
+    episode_start: np.ndarray | None,
+    deterministic: bool,
+    reward: np.ndarray | float | None,
+    action_masks: Any,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return actions and the state for the next call; see `MemoryPolicy.predict`."""
+    if policy.training:
+        policy.set_training_mode(False)
+    obs, vectorized = policy.obs_to_tensor(observation)
+    for part in obs.values() if isinstance(obs, dict) else [obs]:
+        if part.is_floating_point() and not bool(torch.isfinite(part.float()).all()):
+            raise ValueError(f"observation must be finite, got {observation}")
+    sees_rewards = policy._previous_sizes[1] > 0
+    if reward is not None and not sees_rewards:
+        raise ValueError(f"this policy was built with previous_reward=False and takes no reward, got {reward}")
+    batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+    reset = reset_of(policy, episode_start, batch)
+    before = policy.initial_state(batch) if state is None else state_from_numpy(policy, state, batch)
+    if sees_rewards and state is not None:
+        before = before._replace(previous_reward=known_reward(policy, reward, reset))
+    masks = None if action_masks is None else masks_of(policy, action_masks, batch)
+    actor = policy.actor(before)
+    acted = actor.act(obs, reset, deterministic, masks)
+    check_acted(acted.values, acted.log_prob, obs, None)
+    actions = policy.env_actions(acted.actions)
+    return actions if vectorized else actions[0], tuple(leaf.cpu().numpy() for leaf in policy_leaves(actor.state()))
 
 
 def reset_of(policy: MemoryPolicy, episode_start: np.ndarray | None, batch: int) -> Tensor:
