@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 from ctrl.agents.actor import join_states
 from ctrl.agents.gae import gae
 from ctrl.agents.memory_policy import MemoryPolicy, Observation
 from ctrl.agents.policy_data import Acted, PolicyState, Windows, each_part, select
+from ctrl.agents.utils.spaces import stored_shape
 
 Arrays = dict[str, np.ndarray]
 
@@ -169,7 +170,7 @@ class WindowBuffer:
 
     def _empty_observations(self, shape: tuple[int, int]) -> np.ndarray | dict[str, np.ndarray]:
         def empty(space: spaces.Space[Any]) -> np.ndarray:
-            return np.zeros((*shape, *get_obs_shape(space)), dtype=space.dtype)
+            return np.zeros((*shape, *stored_shape(space)), dtype=space.dtype)
 
         if isinstance(self.observation_space, spaces.Dict):
             return {key: empty(part) for key, part in self.observation_space.spaces.items()}

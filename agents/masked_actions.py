@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
 from torch import Tensor
 
 from ctrl.agents.utils.action_masks import choices
+
+STANDARD = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
+"""Distributions of stable-baselines3 that a policy head's output decides alone."""
 
 
 def draw(log_probs: Tensor) -> Tensor:

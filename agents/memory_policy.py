@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 import ctrl
 from ctrl.agents.actor import Actor
-from ctrl.agents.masked_actions import MaskedActions, draw, entropy_of
+from ctrl.agents.masked_actions import STANDARD, MaskedActions, draw, entropy_of
 from ctrl.agents.policy_data import Evaluated, PolicyState, Windows
 from ctrl.agents.predicting import predict, state_from_numpy
 from ctrl.agents.saving.saved_policy import SavedPolicy
 from ctrl.agents.utils.modes import evaluating
 from ctrl.agents.utils.nan_checks import without_non_finite
+from ctrl.agents.utils.nested import checked_parts
 from ctrl.agents.utils.other_names import answering_other_names
-from ctrl.agents.utils.spaces import action_features, encode_action
+from ctrl.agents.utils.spaces import action_features, encode_action, first_values, from_zero, starts_of
 from ctrl.agents.utils.value_normalisation import ValueNormalisation
 from ctrl.agents.windows import recorded_windows
 
@@ -118,8 +119,10 @@ class MemoryPolicy(SavedPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        self._own_distribution = type(self)._get_action_dist_from_latent is not SavedPolicy._get_action_dist_from_latent
+        asked = type(self)._get_action_dist_from_latent is not SavedPolicy._get_action_dist_from_latent
+        self._own_distribution = asked or type(self.action_dist) not in STANDARD
         self._is_categorical = type(self.action_dist) is CategoricalDistribution and not self._own_distribution
+        self._starts = starts_of(self.observation_space)
         self.value_normalisation = ValueNormalisation(0.0 if self._normalize_values else 1.0)
         if self.ortho_init:
             for module in self.encoder:
@@ -299,7 +302,7 @@ class MemoryPolicy(SavedPolicy):
             diagnose=diagnose,
         )
 
-    def _judge(self, latent_pi: Tensor, actions: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _judge(self, latent_pi: Tensor, actions: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return log-probabilities [N] of actions, and entropies [N], or None where they have no closed form."""
         if masks is not None:
             return self.masked_actions(latent_pi, masks).judge(actions)
@@ -350,18 +353,28 @@ class MemoryPolicy(SavedPolicy):
         """
         return predict(self, observation, state, episode_start, deterministic, reward, action_masks)
 
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Return an observation of one or several envs as tensors [B, ...], and whether it was of several.
+
+        :raises ValueError: where it does not fit the observation space
+        """
+        if isinstance(self.observation_space, spaces.Dict):
+            observation = checked_parts(observation, self.observation_space)
+        return super().obs_to_tensor(observation)
+
     def embed(self, obs: PyTorchObs, action: Tensor, reward: Tensor) -> Tensor:
         """Return the core's inputs [N, I] for observations, previous actions [N, A] and rewards [N, 1]."""
-        features: Any = self.extract_features(obs)
+        features: Any = self.extract_features(from_zero(obs, self._starts) if self._starts else obs)
         embedded: Tensor = self.encoder(torch.cat([features, action, reward], dim=1))
         return embedded
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
         """Return sampled actions as the env takes them: in the space's shape and dtype, within its bounds."""
-        result = actions.cpu().numpy().reshape((-1, *cast("tuple[int, ...]", self.action_space.shape)))
+        result: np.ndarray = actions.cpu().numpy().reshape((-1, *cast("tuple[int, ...]", self.action_space.shape)))
         if isinstance(self.action_space, spaces.Box):
             result = np.clip(result, self.action_space.low, self.action_space.high)
-        return result.astype(self.action_space.dtype)
+        shifted: np.ndarray = result + first_values(self.action_space)
+        return shifted.astype(self.action_space.dtype)
 
     def _state_from_numpy(self, state: tuple[np.ndarray, ...], batch: int) -> PolicyState:
         return state_from_numpy(self, state, batch)

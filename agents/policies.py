@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    NatureCNN,
-)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 
+from ctrl.agents.extractors import SMALLEST_IMAGE, DictExtractor, FlatExtractor, is_large
 from ctrl.agents.memory_policy import MemoryPolicy
 
 
@@ -26,7 +22,7 @@ class MlpMemoryPolicy(MemoryPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlatExtractor,
         **kwargs: Any,
     ) -> None:
         if isinstance(observation_space, spaces.Dict):
@@ -53,9 +49,9 @@ class CnnMemoryPolicy(MemoryPolicy):
             observation_space, normalized_image=not normalize_images
         ):
             raise ValueError(f"CnnMemoryPolicy needs images (uint8, 0 to 255, 3 axes); got {observation_space}")
-        shape = cast("tuple[int, ...]", observation_space.shape)
-        if features_extractor_class is NatureCNN and sorted(shape)[1] < 36:
-            raise ValueError(f"CnnMemoryPolicy needs images of at least 36 x 36 pixels; got {observation_space}")
+        if features_extractor_class is NatureCNN and not is_large(observation_space):
+            side = f"{SMALLEST_IMAGE} x {SMALLEST_IMAGE}"
+            raise ValueError(f"CnnMemoryPolicy needs images of at least {side} pixels; got {observation_space}")
         super().__init__(
             observation_space,
             action_space,
@@ -67,7 +63,11 @@ class CnnMemoryPolicy(MemoryPolicy):
 
 
 class MultiInputMemoryPolicy(MemoryPolicy):
-    """`MemoryPolicy` for Dict observations: images through a CNN, the rest flattened, then joined."""
+    """`MemoryPolicy` for Dict and Tuple observations: images through a CNN, the rest flattened, then joined.
+
+    Images below 36 x 36 pixels are flattened too. A Tuple, or a Dict inside, is a flat Dict here: its keys are paths,
+    such as "0" or "pose/arm".
+    """
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class MultiInputMemoryPolicy(MemoryPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] = DictExtractor,
         **kwargs: Any,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):

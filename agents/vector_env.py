@@ -42,8 +42,9 @@ from ctrl.agents.utils.env_state import gymnasium_state, set_gymnasium_state
 from ctrl.agents.utils.env_watch import EnvWatch
 from ctrl.agents.utils.infos import episode_of
 from ctrl.agents.utils.nan_checks import check_finite, check_observations
+from ctrl.agents.utils.nested import FlatVecEnv, flat_env, flat_observation, flat_space, is_nested
 from ctrl.agents.utils.spaces import check_spaces
-from ctrl.agents.utils.validation import check_env
+from ctrl.agents.utils.validation import check_env, gymnasium_env
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -75,8 +76,9 @@ class GymnasiumVecEnv(VecEnv):
         self.env = env
         self.autoreset_mode = _autoreset_mode(env)
         check_spaces(env.single_observation_space, env.single_action_space)
+        observation_space = flat_space(env.single_observation_space)
         self._access = _access(env)
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        super().__init__(env.num_envs, observation_space, env.single_action_space)
         self._monitor = _EpisodeMonitor(env.num_envs)
         self._actions: npt.NDArray[Any] | None = None
         self._late = np.zeros(env.num_envs, dtype=np.bool_)  # NEXT_STEP: ended in the last step, not yet reported
@@ -216,12 +218,12 @@ class GymnasiumVecEnv(VecEnv):
         return dict(self._options[0]) or None
 
     def _checked(self, observations: Any) -> Any:
-        return check_batch(observations, self.observation_space, self.num_envs)
+        return check_batch(flat_observation(observations), self.observation_space, self.num_envs)
 
     def _copied(self, observation: Any) -> Any:
         """Return a copy of a batch or row of observations, in the space's dtype; envs may reuse their arrays."""
         if isinstance(self.observation_space, spaces.Dict):
-            parts = self.observation_space.spaces.items()
+            parts, observation = self.observation_space.spaces.items(), flat_observation(observation)
             return {key: np.array(observation[key], dtype=space.dtype) for key, space in parts}
         return np.array(observation, dtype=self.observation_space.dtype)
 
@@ -309,7 +311,13 @@ def as_vec_env(env: Any, *, verbose: int = 0, monitor_wrapper: bool = True) -> V
     if isinstance(env, VectorEnv):
         env = GymnasiumVecEnv(env)
     check_env(env)
+    if not isinstance(env, VecEnv):
+        env = gymnasium_env(env)
     check_spaces(env.observation_space, env.action_space)
+    if isinstance(env, gym.Env):
+        env = flat_env(env)
+    elif is_nested(env.observation_space):
+        env = FlatVecEnv(env)
     return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
 
@@ -402,7 +410,10 @@ def _where(mask: Bools) -> list[int]:
 
 
 def _row(batch: Any, index: int) -> Any:
-    return {key: part[index] for key, part in batch.items()} if isinstance(batch, Mapping) else batch[index]
+    """Return one env's part of a batch, or its entry in an array of objects."""
+    if isinstance(batch, Mapping):
+        return {key: _row(part, index) for key, part in batch.items()}
+    return tuple(_row(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]
 
 
 def _assign(batch: Any, mask: Bools, source: Any) -> None:

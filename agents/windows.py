@@ -12,6 +12,8 @@ from torch import Tensor
 from ctrl.agents.policy_data import Windows, each_part
 from ctrl.agents.utils.action_masks import checked_masks
 from ctrl.agents.utils.nan_checks import check_finite
+from ctrl.agents.utils.nested import flat_observation
+from ctrl.agents.utils.spaces import first_values
 
 if TYPE_CHECKING:
     from ctrl.agents.memory_policy import MemoryPolicy
@@ -67,17 +69,16 @@ def policy_actions(policy: MemoryPolicy, actions: Any, shape: tuple[int, int]) -
     low, high = _bounds(space)
     if (array < low).any() or (array > high).any():
         raise ValueError(f"actions must be in {space}, got values from {array.min()} to {array.max()}")
+    array = array - first_values(space)
     if isinstance(space, spaces.Discrete):
-        return torch.as_tensor(array - int(space.start), device=policy.device).long()
+        return torch.as_tensor(array, device=policy.device).long()
     kind = torch.int64 if isinstance(space, spaces.MultiDiscrete) else torch.float32
     return torch.as_tensor(array, device=policy.device).to(kind).reshape(*shape, -1)
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[Any, Any]:
-    if isinstance(space, spaces.Discrete):
-        return space.start, space.start + space.n - 1
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return space.start, space.start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
     return (space.low, space.high) if isinstance(space, spaces.Box) else (0, 1)
 
 
@@ -90,7 +91,7 @@ def _observations(policy: MemoryPolicy, observations: Any, shape: tuple[int, int
             raise ValueError(f"observations must be [{shape[0]}, {shape[1]}, ...], got shape {array.shape}")
         return array.reshape(-1, *array.shape[2:])
 
-    steps = each_part(flat, observations)
+    steps = each_part(flat, flat_observation(observations))
     check_finite(steps, "observations", 0)
     return each_part(lambda part: part.unflatten(0, shape), policy.obs_to_tensor(steps)[0])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 
 def batch_windows(n_steps: int, window: int, n_envs: int, batch_size: int | None) -> int:
@@ -91,6 +92,24 @@ def check_env(env: Any) -> None:
     """Refuse an object that is no env, since it lacks an observation space or an action space."""
     if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
         raise ValueError(f"env must be a gymnasium env, a VecEnv or a gymnasium VectorEnv, got {env!r}")
+
+
+def gymnasium_env(env: Any) -> gym.Env[Any, Any]:
+    """Return a gymnasium env as it is, and one of the old gym through shimmy.
+
+    :raises ValueError: where `env` is another object, or shimmy is missing; the message has the command to install it
+    """
+    try:
+        return _patch_env(env)
+    except ImportError as error:
+        raise ValueError(
+            f"env is of the old gym ({type(env).__name__}), which trains through shimmy: pip install 'shimmy>=2.0'"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"env must be a gymnasium env, a VecEnv or a gymnasium VectorEnv, got {type(env).__name__}, which inherits "
+            "from none of them; an env of the old gym trains through shimmy: pip install gym 'shimmy>=2.0'"
+        ) from error
 
 
 def check_env_id(env_id: str) -> None:

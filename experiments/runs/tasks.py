@@ -18,6 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import GymnasiumVecEnv
+from ctrl.agents.utils.nested import flat_env
 from ctrl.envs import TASKS, Rules, Scores, external
 from ctrl.experiments.errors import UserError, unknown
 from ctrl.experiments.options import SEEDS_PER_RUN, TaskOptions
@@ -116,7 +117,7 @@ def external_task(env_id: str) -> external.ExternalTask | None:
 
 def policy_name(observation_space: spaces.Space[object]) -> str:
     """Return the name of the policy for an observation space."""
-    if isinstance(observation_space, spaces.Dict):
+    if isinstance(observation_space, spaces.Dict | spaces.Tuple):
         return "MultiInputMemoryPolicy"
     return "CnnMemoryPolicy" if is_image_space(observation_space) else "MlpMemoryPolicy"
 
@@ -182,7 +183,7 @@ def _make_native(task: TaskOptions, training: bool) -> VecEnv:
 
 
 def _make_from_single(task: TaskOptions, make: Callable[..., gym.Env[Any, Any]]) -> VecEnv:
-    return make_vec_env(make, n_envs=task.num_envs, env_kwargs=task.env_arguments)
+    return make_vec_env(make, n_envs=task.num_envs, env_kwargs=task.env_arguments, wrapper_class=flat_env)
 
 
 def _unknown_env(env_id: str) -> UserError:

@@ -74,6 +74,15 @@ class ToldEpisodes(gym.Env[np.ndarray, Any]):
         return np.array([self.copy, self.episode, self.step_count], dtype=np.float32)
 
 
+class PairedEpisodes(ToldEpisodes):
+    """`ToldEpisodes` that observes a Tuple: (copy, episode, step), and the step's parity."""
+
+    observation_space = spaces.Tuple((ToldEpisodes.observation_space, spaces.Discrete(2)))  # type: ignore[assignment]
+
+    def observe(self) -> Any:
+        return super().observe(), self.step_count % 2
+
+
 def makers(lengths: Sequence[Sequence[int]] = STAGGERED, **options: Any) -> list[Callable[[], ToldEpisodes]]:
     """Return one maker of `ToldEpisodes` per copy."""
     return [lambda copy=copy, told=told: ToldEpisodes(told, copy=copy, **options) for copy, told in enumerate(lengths)]  # type: ignore[misc]

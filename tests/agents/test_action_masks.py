@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from mask_toys import LENGTHS, MostlyIllegal, mask_makers
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from ctrl.agents import GymnasiumVecEnv, MemoryPPO, check_memory
+from ctrl.agents import GymnasiumVecEnv, MemoryPPO, MlpMemoryPolicy, check_memory
 from ctrl.agents.masked_actions import MaskedActions
 
 SPACES = {
@@ -341,3 +341,12 @@ def test_check_memory_passes_with_masks() -> None:
 def test_gymnasium_vec_env_says_what_envs_have() -> None:
     env = GymnasiumVecEnv(SyncVectorEnv(mask_makers(SPACES["discrete"]), autoreset_mode=AutoresetMode.SAME_STEP))
     assert env.has_attr("action_masks") and not env.has_attr("no_such_thing")
+
+
+def test_a_policy_with_a_distribution_of_its_own_has_no_masks() -> None:
+    class Own(MlpMemoryPolicy):
+        def _get_action_dist_from_latent(self, latent_pi: torch.Tensor) -> Any:
+            return super()._get_action_dist_from_latent(latent_pi)
+
+    with pytest.raises(ValueError, match="Own has a distribution of its own, so action masks can't be applied"):
+        make_model(masked_env(), policy=Own).learn(UPDATE)

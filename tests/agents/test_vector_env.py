@@ -353,8 +353,8 @@ def test_what_does_not_fit_is_refused() -> None:
         GymnasiumVecEnv(Walk())  # type: ignore[arg-type]
     box = OBSERVATION_SPACES["box"]
     for space, what in (
-        (spaces.Tuple([box]), "observation_space must be Box.*got Tuple"),
-        (spaces.Dict({"a": spaces.Dict({"b": box})}), r"observation_space\[.a.\] must be Box"),
+        (spaces.Tuple([box, spaces.Text(3)]), r"observation_space\['1'\] must be Box.*got Text"),
+        (spaces.Dict({"a": spaces.Dict({"b": spaces.Text(3)})}), r"observation_space\['a/b'\] must be Box"),
     ):
         env = Pulse(SAME_STEP)
         env.single_observation_space = space
