@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import ctrl
 
@@ -30,6 +31,22 @@ def requirements(name: str, extras: tuple[str, ...] = ("",)) -> list[Requirement
     """Return the requirements of the installed distribution `name` on this machine, with `extras`."""
     found = map(Requirement, importlib.metadata.requires(name) or [])
     return [r for r in found if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in extras)]
+
+
+def test_no_version_is_allowed_that_is_older_than_what_is_tested() -> None:
+    """The oldest pins are those for Python 3.10; releases in between that only fix mistakes are allowed."""
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]
+    tested: dict[str, Version] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if found := re.match(r"([\w.-]+)==([\w.]+)", line):
+            name, version = canonicalize_name(found[1]), Version(found[2])
+            tested[name] = min(tested.get(name, version), version)
+    allowed = {canonicalize_name(r.name): r for r in map(Requirement, re.findall(r'"([\w-]+>=[^"]+)"', block))}
+    assert len(allowed) >= 10
+    for name, requirement in allowed.items():
+        (lowest,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
+        assert lowest.release[:2] == tested[name].release[:2], f"{name}: {lowest} is allowed, {tested[name]} tested"
 
 
 def is_installed(name: str) -> bool:

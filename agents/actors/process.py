@@ -196,7 +196,8 @@ class ActorProcess:
         keep_step(step, self.starts, self.actor, self.buffer, self.job.gamma, now + num_envs)
         self.obs, self.starts = step.result.observations, step.result.ends
         self.memory.arrays["steps"][...] = steps + 1
-        return step.result.infos
+        infos: list[dict[str, Any]] = step.result.infos
+        return infos
 
     def _store(self, slot: int, added: Moments) -> None:
         arrays = self.memory.arrays

@@ -60,12 +60,13 @@ class MemoryImpala(VTraceLearner):
     `num_actors=0` acts in this process, an update's windows one after the other. A seed then reproduces the result, and
     `train/first_ratio_deviation` is 0 up to rounding.
 
-    An actor that dies, raises, or takes longer than `actor_timeout` for a step is restarted with another seed, and its
-    unfinished window is lost. A warning gives the reason, and `time/actor_restarts` counts the restarts. A death or an
-    error is noticed within half a second while the learner waits, and otherwise after the update. After more than
-    `max_restarts` restarts, training stops with an `ActorError` that holds the last actor's traceback. NaN from an env
-    raises a `NonFiniteError` at once. When `learn` ends, for whatever reason, actors have five seconds to close their
-    envs; then they are killed, with all processes that their envs have started.
+    An actor that dies, raises, or takes longer than `actor_timeout` for a step, as one that is stopped does, is
+    restarted with another seed, and its unfinished window is lost. A warning gives the reason, and
+    `time/actor_restarts` counts the restarts. A death or an error is noticed within half a second while the learner
+    waits, and otherwise after the update. After more than `max_restarts` restarts, training stops with an `ActorError`
+    that holds the last actor's traceback. What no env may return raises an `EnvContractError` or `NonFiniteError` at
+    once. When `learn` ends, for whatever reason, actors have five seconds to close their envs; then they are killed,
+    with all processes that their envs have started.
 
     Callbacks see each step of a window when the window reaches the learner, with `rewards`, `dones` and `infos`. With
     actor processes, `infos` are empty except at the ends of episodes, and hold numbers and text only.

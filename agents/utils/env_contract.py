@@ -65,7 +65,7 @@ def check_observation(observation: Any, space: spaces.Space[Any], name: str) -> 
     if space.shape is None:
         return
     is_array = isinstance(observation, np.ndarray)
-    if is_array and observation.dtype == space.dtype and observation.shape == space.shape and _any_value_fits(space):
+    if is_array and observation.dtype == space.dtype and observation.shape == space.shape and any_value_fits(space):
         return
     array = observation if is_array else _as_array(observation, name)
     if array.shape != space.shape:
@@ -92,6 +92,25 @@ def check_result(result: Any, space: spaces.Space[Any], env: int) -> tuple[Any, 
             _check_bool(flag, f"{name} of env {env}")
     check_info(info, f"info of env {env}")
     return observation, reward, bool(terminated), bool(truncated), info
+
+
+def is_usual(result: Any, shape: Any, dtype: Any) -> bool:
+    """Return True for a step's result of just the right types and an array in just the right form: the usual, quickly.
+
+    :param shape: of the observation; None where observations are no arrays, or their values have to be checked
+    """
+    if type(result) is not tuple or len(result) != 5 or shape is None:
+        return False
+    observation, reward, terminated, truncated, info = result
+    return (
+        type(observation) is np.ndarray
+        and observation.shape == shape
+        and observation.dtype == dtype
+        and type(reward) in NUMBERS
+        and type(terminated) in BOOLS
+        and type(truncated) in BOOLS
+        and type(info) is dict
+    )
 
 
 def check_reset(result: Any, space: spaces.Space[Any], env: int) -> tuple[Any, dict[Any, Any]]:
@@ -196,14 +215,14 @@ def _cast(array: np.ndarray, space: spaces.Space[Any], row_name: Callable[[int],
     return cast
 
 
-def _any_value_fits(space: spaces.Space[Any]) -> bool:
+def any_value_fits(space: spaces.Space[Any]) -> bool:
     """Return True for a space whose bounds need no check: beyond those of a Box an agent merely sees odd values."""
     return isinstance(space, spaces.Box)
 
 
 def _check_range(array: np.ndarray, space: spaces.Space[Any], name: Callable[[int], str]) -> None:
     """Refuse indices [B, ...] beyond a space's number of choices: one-hot encodings have no place for them."""
-    if _any_value_fits(space):
+    if any_value_fits(space):
         return
     if isinstance(space, spaces.Discrete):
         low, high = int(space.start), int(space.start + space.n)

@@ -8,7 +8,7 @@ what passes. In between the vectorised env is as its owner made it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,14 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from stable_baselines3.common import monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from ctrl.agents.utils.env_contract import THIS_STEP, EnvContractError, check_reset, check_result
+from ctrl.agents.utils.env_contract import (
+    THIS_STEP,
+    EnvContractError,
+    any_value_fits,
+    check_reset,
+    check_result,
+    is_usual,
+)
 from ctrl.agents.utils.infos import episode_of
 from ctrl.agents.utils.nan_checks import NonFiniteError
 
@@ -26,6 +33,8 @@ POLL_SECONDS = 1.0
 """Interval in seconds at which a waiting learner looks whether an env's process still runs."""
 OF_VECTOR_ENV = ("final_obs", "final_info", "_final_obs", "_final_info")
 """Keys by which a gymnasium vector env hands over ends of episodes. What an env puts there for itself is left out."""
+
+_JOINED = (*OF_VECTOR_ENV, "episode")
 
 
 class EnvWatch:
@@ -43,10 +52,10 @@ class EnvWatch:
 
     def __init__(self, env: Any, *, finite: bool = False) -> None:
         self._base = unwrapped(env)
-        self._name, kind = _KINDS.get(_kind_of(self._base), ("", _EnvStandIn))
+        self._name, kind = next((kind for of, kind in _KINDS.items() if isinstance(self._base, of)), ("", _EnvStandIn))
         single = getattr(self._base, "single_observation_space", None)
         space = self._base.observation_space if single is None else single
-        parts = getattr(self._base, self._name) if self._name else ()
+        parts: Any = getattr(self._base, self._name) if self._name else ()
         self._stand_ins = type(parts)(kind(part, index, space, finite, self) for index, part in enumerate(parts))
         self._faults: list[Exception] = []
 
@@ -96,16 +105,13 @@ def unwrapped(env: Any) -> Any:
     return env.unwrapped
 
 
-def _kind_of(base: Any) -> type | None:
-    return next((kind for kind in _KINDS if isinstance(base, kind)), None)
-
-
 class _StandIn:
     """Stand-in for an env, or for the pipe from its process, that passes on everything else."""
 
     def __init__(self, inner: Any, index: int, space: spaces.Space[Any], finite: bool, watch: EnvWatch) -> None:
         self.__dict__.update(_inner=inner, _index=index, _space=space, _finite=finite, _watch=watch)
-        self.__dict__.update(_record=None, _asked=None)
+        self.__dict__.update(_record=None, _asked=None, _dtype=space.dtype)
+        self.__dict__["_shape"] = space.shape if any_value_fits(space) else None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying and pickling look for these before there is an inner object
@@ -116,7 +122,9 @@ class _StandIn:
         setattr(self._inner, name, value)
 
     def _checked_step(self, result: Any) -> tuple[Any, Any, bool, bool, dict[Any, Any]]:
-        observation, reward, terminated, truncated, info = check_result(result, self._space, self._index)
+        if not is_usual(result, self._shape, self._dtype):
+            result = check_result(result, self._space, self._index)
+        observation, reward, terminated, truncated, info = result
         if self._finite:
             self._check_finite(observation, "observation")
             self._check_finite(reward, "reward")
@@ -136,8 +144,7 @@ class _StandIn:
         `Monitor` writes its record into the env's dict, where it stays if the env does not make another.
         """
         info = dict(info)
-        record = episode_of(info)
-        if record is not None:
+        if "episode" in info and (record := episode_of(info)) is not None:
             if record == self._record:
                 del info["episode"]
             self.__dict__["_record"] = dict(record)
@@ -148,26 +155,31 @@ class _EnvStandIn(_StandIn):
     """Stand-in for an env in this process."""
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[Any, Any]]:
-        observation, reward, terminated, truncated, info = self._checked_step(self._call(self._inner.step, action))
+        try:
+            result = self._inner.step(action)
+        except Exception as error:
+            raise self._explained(error)  # noqa: B904 - mostly the error itself
+        observation, reward, terminated, truncated, info = self._checked_step(result)
         if terminated or truncated:  # an env that fills one array again and again would overwrite it in its reset
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
 
     def reset(self, **options: Any) -> tuple[Any, dict[Any, Any]]:
-        observation, info = check_reset(self._call(self._inner.reset, **options), self._space, self._index)
+        try:
+            result = self._inner.reset(**options)
+        except Exception as error:
+            raise self._explained(error)  # noqa: B904 - mostly the error itself
+        observation, info = check_reset(result, self._space, self._index)
         return observation, dict(info)
 
-    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call the env. An error of its own stays as it is, with a note of the env's index."""
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            if _comes_from_monitor(error):  # it reads rewards and infos before anything here can
-                raise EnvContractError(
-                    f"what env {self._index} returned cannot be read {THIS_STEP}: {error}"
-                ) from error
-            note(error, f"raised by env {self._index}")
-            raise
+    def _explained(self, error: Exception) -> Exception:
+        """Return an error of the env as it is, with a note of the env's index."""
+        if _comes_from_monitor(error):  # it reads rewards and infos before anything here can
+            fault = EnvContractError(f"what env {self._index} returned cannot be read {THIS_STEP}: {error}")
+            fault.__cause__ = error
+            return fault
+        note(error, f"raised by env {self._index}")
+        return error
 
 
 class _GymnasiumStandIn(_EnvStandIn):
@@ -183,7 +195,9 @@ class _GymnasiumStandIn(_EnvStandIn):
 
 def _for_vector_env(info: dict[Any, Any]) -> dict[Any, Any]:
     """Leave out what a gymnasium vector env would take for its own, or cannot join to `Monitor`'s records."""
-    left_out = OF_VECTOR_ENV if episode_of(info) is not None else (*OF_VECTOR_ENV, "episode")
+    if info.keys().isdisjoint(_JOINED):
+        return info
+    left_out = OF_VECTOR_ENV if episode_of(info) is not None else _JOINED
     return {key: value for key, value in info.items() if key not in left_out}
 
 
@@ -256,7 +270,7 @@ class _AsyncPipeStandIn(_PipeStandIn):
         return self._sample
 
 
-_KINDS: dict[type | None, tuple[str, type[_StandIn]]] = {
+_KINDS: dict[type, tuple[str, type[_StandIn]]] = {
     DummyVecEnv: ("envs", _EnvStandIn),
     SubprocVecEnv: ("remotes", _PipeStandIn),
     SyncVectorEnv: ("envs", _GymnasiumStandIn),

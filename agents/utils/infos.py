@@ -41,7 +41,7 @@ def note_episodes(
 
 def success_of(info: Mapping[Any, Any]) -> float | None:
     """Return `is_success` of an ended episode as a number; None where it is missing or none."""
-    success = info.get("is_success")
+    success: Any = info.get("is_success")
     return float(success) if _is_number(success) else None
 
 

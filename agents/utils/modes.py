@@ -31,7 +31,7 @@ def modeless(module: nn.Module) -> Iterator[None]:
     before = [part.training for part in parts]
     for part in parts:
         part.train(False)
-        part.train = lambda mode=True, part=part: part  # type: ignore[assignment, misc]
+        part.train = lambda mode=True, part=part: part  # type: ignore[method-assign, misc]
     try:
         yield
     finally:

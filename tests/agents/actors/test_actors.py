@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from actor_toys import (
@@ -145,6 +147,64 @@ def test_an_actor_that_hangs_is_replaced(tmp_path: Path) -> None:
     assert len(times) == 3
     assert 2.0 < times[1] - times[0] < 2.0 + 2 * POLL_SECONDS + START
     assert model.logger.name_to_value["time/actor_restarts"] == 1
+
+
+@pytest.mark.parametrize("moment", ["while it starts", "while it acts", "while it waits"])
+def test_a_stopped_actor_is_replaced(moment: str) -> None:
+    """It may hold a lock, or have said that it waits. The learner does not wait for it anywhere, nor does `close`."""
+    model = faulty(actors=1, actor_timeout=2.0, window_slots=2)
+    stopped: list[float] = []
+
+    def stop(model: MemoryImpala) -> None:
+        assert model._actors is not None
+        (actor,) = model._actors._actors
+        if stopped:
+            return
+        if moment == "while it waits":
+            done = (model.num_timesteps // (WINDOW * model.n_envs) + 2) * WINDOW
+            wait_until(lambda: int(actor.memory.arrays["steps"]) == done, START)
+            time.sleep(0.1)
+        os.kill(actor.process.pid, signal.SIGSTOP)
+        stopped.append(time.monotonic())
+
+    class AtStart(StopOnce):
+        def _on_training_start(self) -> None:
+            super()._on_training_start()
+            if moment == "while it starts":
+                stop(self.model)  # type: ignore[arg-type]
+
+    def restarted() -> bool:
+        return model._actors is not None and model._actors.restarts == 1
+
+    with pytest.warns(RuntimeWarning, match="for 2 s, or was stopped"):
+        model.learn(10_000 * UPDATE, [AtStart(restarted), AtRolloutEnd(stop)])
+    assert 1.9 < time.monotonic() - stopped[0] < 2.0 + 2 * POLL_SECONDS + PATIENCE_AT_THE_END + START
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+def test_actors_are_replaced_whenever_they_are_stopped(number: signal.Signals) -> None:
+    """At 20 random moments, also while windows are sent, weights read and slots waited for."""
+    model = faulty(actors=2, actor_timeout=1.0, max_restarts=1000)
+    random, hit = np.random.default_rng(3), list[int]()
+    over = threading.Event()
+
+    def hurt() -> None:
+        while not over.wait(random.uniform(0.5, 3.0)):
+            actors = None if model._actors is None else model._actors._actors
+            if actors and (actor := actors[int(random.integers(len(actors)))]).process.poll() is None:
+                os.kill(actor.process.pid, number)
+                hit.append(actor.process.pid)
+
+    thread = threading.Thread(target=hurt)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.learn(10**9, StopOnce(lambda: len(hit) >= 20, seconds=600.0))
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(
