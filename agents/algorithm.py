@@ -15,11 +15,12 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+import ctrl
 from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.checked_env import CheckedEnv
 from ctrl.agents.explain import Explanation, explain
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.memory_policy import MemoryPolicy, named_core
 from ctrl.agents.optimizing import optimize
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Evaluated, Windows, select
@@ -158,7 +159,7 @@ class MemoryAlgorithm(SavedAlgorithm):
             raise ValueError(f"core_kwargs must be a dict, got {kwargs['core_kwargs']!r}")
         memory_lr = self._memory_lr_schedule(1)
         try:
-            return policy_class(
+            policy = policy_class(
                 self.observation_space,
                 self.action_space,
                 self.lr_schedule,
@@ -168,6 +169,10 @@ class MemoryAlgorithm(SavedAlgorithm):
             )
         except TypeError as error:
             raise ValueError(f"policy_kwargs do not fit {policy_class.__name__}: {error}") from error
+        if isinstance(kwargs.get("core"), ctrl.MemoryCore):  # a saved model builds it by name, and has its weights
+            name, options = named_core(kwargs["core"])
+            self.policy_kwargs = {**kwargs, "core": name, "core_kwargs": options}
+        return policy
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Act for `n_rollout_steps` steps in each env and fill the buffer; return False if a callback stopped it."""

@@ -49,8 +49,8 @@ class MemoryPolicy(SavedPolicy):
     :param action_space: the env's
     :param lr_schedule: learning rate of `optimizer`, a function of the remaining progress (1 to 0)
     :param core: a name for `ctrl.make_core`: "compressive", "transformer_xl", "gtrxl", "lstm", "gru",
-        "mingru", "feedforward"
-    :param core_kwargs: the core's own options
+        "mingru", "feedforward"; or a core, such as one from `ctrl.load_core`, whose options and weights are copied
+    :param core_kwargs: the core's own options, if it is given by name
     :param encoder_arch: widths of the layers between features and core
     :param previous_action: whether the last action joins the features
     :param previous_reward: whether the last reward joins the features. `predict` then needs `reward=`. It is off by
@@ -73,7 +73,7 @@ class MemoryPolicy(SavedPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
-        core: str = "compressive",
+        core: str | ctrl.MemoryCore[Any] = "compressive",
         core_kwargs: dict[str, Any] | None = None,
         encoder_arch: Sequence[int] = (64,),
         previous_action: bool = True,
@@ -89,7 +89,8 @@ class MemoryPolicy(SavedPolicy):
             raise ValueError("use_sde=True is not supported by memory policies")
         if not kwargs.get("share_features_extractor", True):
             raise ValueError("share_features_extractor=False is not supported: actor and critic share one memory")
-        self._core, self._core_kwargs = core, dict(core_kwargs or {})
+        self._core, self._core_kwargs = named_core(core, core_kwargs)
+        self._given = (core.input_size, core.state_dict()) if isinstance(core, ctrl.MemoryCore) else None
         self._encoder_arch = list(encoder_arch)
         self._previous_sizes = (
             action_features(action_space) if previous_action else 0,
@@ -113,6 +114,14 @@ class MemoryPolicy(SavedPolicy):
         self.encoder = nn.Sequential(*layers)
         width = self._encoder_arch[-1] if self._encoder_arch else joined
         self.core: ctrl.MemoryCore[Any] = ctrl.make_core(self._core, width, **self._core_kwargs)
+        if self._given is not None:
+            size, weights = self._given
+            if size != width:
+                raise ValueError(
+                    f"core has input_size = {size}, but the encoder gives {width}; use encoder_arch=[{size}]"
+                )
+            self.core.load_state_dict(weights)
+            self._given = None
         self.mlp_extractor = MlpExtractor(
             self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
         )
@@ -396,6 +405,21 @@ class MemoryPolicy(SavedPolicy):
         """Raise a NotImplementedError, as `forward` does."""
         result: Tensor = self.forward()
         return result
+
+
+def named_core(
+    core: str | ctrl.MemoryCore[Any], core_kwargs: dict[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options of a core that is given by name, or as it is.
+
+    :raises ValueError: where options are given beside a core, or the core has no name
+    """
+    if not isinstance(core, ctrl.MemoryCore):
+        return core, dict(core_kwargs or {})
+    if core_kwargs:
+        raise ValueError(f"core is built already, so core_kwargs must be left out, got {core_kwargs!r}")
+    config = ctrl.core_config(core)
+    return config.name, config.options
 
 
 def _flatten_steps(observations: PyTorchObs) -> PyTorchObs:

@@ -21,6 +21,8 @@ from ctrl.compressive.compressors import Compressor, compressor_names, register_
 from ctrl.compressive.core import CompressiveCore, CompressiveState
 from ctrl.compressive.tiers import Tier, memory_for_horizon
 from ctrl.core import MemoryCore, State, Unrolled, choose, register
+from ctrl.core_config import CoreConfig, keep
+from ctrl.core_file import core_config, load_core, save_core
 from ctrl.presets import gtrxl, paper_config, transformer_xl
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ __all__ = [
     "CompressiveCore",
     "CompressiveState",
     "Compressor",
+    "CoreConfig",
     "FeedforwardCore",
     "FeedforwardState",
     "Finding",
@@ -45,12 +48,15 @@ __all__ = [
     "Unrolled",
     "check_core",
     "compressor_names",
+    "core_config",
     "core_names",
+    "load_core",
     "make_core",
     "memory_for_horizon",
     "paper_config",
     "register_compressor",
     "register_core",
+    "save_core",
 ]
 
 _CORES: dict[str, Callable[..., MemoryCore[Any]]] = {
@@ -106,6 +112,7 @@ def make_core(name: str, input_size: int, **options: Any) -> MemoryCore[Any]:
     core: MemoryCore[Any] = factory(input_size, **options)
     if not isinstance(core, MemoryCore):
         raise ValueError(f"core {name!r} must be a ctrl.MemoryCore, got {type(core).__name__}")
+    core.made = name, keep((input_size,), options)
     return core
 
 

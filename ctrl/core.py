@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, wraps
 from numbers import Real
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from ctrl.core_config import Arguments, keep
 
 State = tuple[Tensor, ...]
 StateT = TypeVar("StateT", bound=State)
@@ -139,6 +141,17 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
     state that is already reset, `_unroll` resets inside the window.
     """
 
+    constructed: Arguments
+    """The arguments of the constructor."""
+    made: tuple[str, Arguments] | None = None
+    """The name and the arguments that `make_core` built the core from; None for a core that its class built."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let every core remember the arguments of its constructor: `save_core` writes them beside the weights."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
+
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
         require_positive(input_size=input_size, output_size=output_size)
@@ -242,6 +255,16 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         :return: the core's choices by name, to be logged
         """
         return {}
+
+    def structure(self) -> Any:
+        """Return what gives the weights their meaning, beside their shapes; by default the constructor's arguments.
+
+        Weights fit another core of the same class if this is equal.
+        """
+        return self.constructed
+
+    def check_settings(self) -> None:
+        """Raise a ValueError where a setting that `adapt` changes has no meaning, such as one from a file."""
 
     def compression_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that only the reconstruction loss trains; empty for cores that compress nothing."""
@@ -351,6 +374,18 @@ def _spoil(outputs: Tensor, stale: Tensor, reset: Tensor) -> Tensor:
     before = stale.cumsum(dim=1)  # stale steps so far
     at_reset = torch.where(reset, before - stale.long(), 0).cummax(dim=1).values  # those of earlier episodes
     return torch.where((before > at_reset)[:, :, None], torch.nan, outputs)
+
+
+def _remembering(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a constructor so that the core keeps the arguments of the outermost one, that of its own class."""
+
+    @wraps(constructor)
+    def construct(self: MemoryCore[Any], *args: Any, **options: Any) -> None:
+        if "constructed" not in vars(self):  # torch's own __setattr__ works only after nn.Module.__init__
+            vars(self)["constructed"] = keep(args, options)
+        constructor(self, *args, **options)
+
+    return construct
 
 
 def require_positive(**sizes: int) -> None:

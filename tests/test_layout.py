@@ -20,7 +20,7 @@ FOLDERS = {"ctrl": "ctrl", "envs": "ctrl.envs", "agents": "ctrl.agents", "experi
 
 # What each folder may import: other distributions, and which of our four packages besides itself.
 THIRD_PARTY = {
-    "ctrl": {"torch", "numpy"},
+    "ctrl": {"torch", "numpy", "safetensors"},
     "envs": {"gymnasium", "numpy"},
     "agents": {"torch", "numpy", "gymnasium", "stable_baselines3", "tensorboard", "cloudpickle", "safetensors"},
     "experiments": {

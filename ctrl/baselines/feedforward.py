@@ -35,6 +35,10 @@ class FeedforwardCore(MemoryCore[FeedforwardState]):
         sizes = pairwise([input_size, *[width] * layers])
         self.mlp = nn.Sequential(*(module for fan in sizes for module in (nn.Linear(*fan), nn.ReLU())))
 
+    def structure(self) -> tuple[()]:
+        """Return nothing: the shapes of the weights tell all."""
+        return ()
+
     def initial_state(self, batch_size: int) -> FeedforwardState:
         """Return the empty state."""
         return FeedforwardState(torch.zeros(batch_size, 0, device=self.device, dtype=self.dtype))

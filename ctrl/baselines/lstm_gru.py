@@ -116,6 +116,10 @@ class RecurrentCore(MemoryCore[StateT]):
         if chrono_horizon is not None:
             self._initialise_chrono(chrono_horizon)
 
+    def structure(self) -> tuple[()]:
+        """Return nothing: the shapes of the weights tell all."""
+        return ()
+
     @abstractmethod
     def _fused(self, inputs: Tensor, leaves: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run torch's fused function for one layer over [B, T, I]; leaves are [B, width], the output first."""

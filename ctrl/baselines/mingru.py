@@ -55,6 +55,10 @@ class MinGRUCore(MemoryCore[MinGRUState]):
         if chrono_horizon is not None:
             self._initialise_chrono(chrono_horizon)
 
+    def structure(self) -> tuple[()]:
+        """Return nothing: the shapes of the weights tell all."""
+        return ()
+
     def initial_state(self, batch_size: int) -> MinGRUState:
         """Return zeros."""
         return MinGRUState(torch.zeros(batch_size, self.layers, self.width, device=self.device, dtype=self.dtype))

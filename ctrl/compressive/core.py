@@ -11,7 +11,7 @@ those for RL; `ctrl.presets.paper_config` chooses those of the paper.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +201,26 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                 oldest = torch.tensor(oldest_age(tiers, int(longest)))
                 attention.settle(int(age_bucket(oldest, exact_ages(tiers))))
         return {}
+
+    def structure(self) -> tuple[Any, ...]:
+        """Return the tiers, and the options of attention and layers that no weight's shape shows."""
+        gains = [
+            None if (novelty := self.novelty_of(layer)) is None else novelty.gain for layer in range(len(self.layers))
+        ]
+        return (
+            self.tiers,
+            self.heads,
+            self.position,
+            self.forgetting_heads,
+            gains,
+            [type(layer) for layer in self.layers],
+        )
+
+    def check_settings(self) -> None:
+        """Raise a ValueError where the longest time or the oldest age of training is negative."""
+        for name, buffer in self.named_buffers():
+            if not buffer.is_floating_point() and bool((buffer < 0).any()):
+                raise ValueError(f"{name} must be at least 0, got {buffer.tolist()}")
 
     def remembered(self, state: CompressiveState) -> tuple[Tensor, ...]:
         """Return the slots alone, without importance and carried numbers."""

@@ -88,7 +88,8 @@ _FLOAT_BIAS = 127
 @lru_cache
 def masked_bucket(tiers: Tiers) -> int:
     """Return the bucket for all that is not visible: one after that of the oldest age that these tiers reach."""
-    return int(age_bucket(torch.tensor(reach(tiers)), exact_ages(tiers))) + 1
+    oldest = torch.tensor(reach(tiers), device="cpu")  # also where a core is laid out on the meta device
+    return int(age_bucket(oldest, exact_ages(tiers))) + 1
 
 
 def block_size(tiers: Tiers, length: int) -> int:

@@ -139,7 +139,8 @@ class MemoryAttention(nn.Module, ABC):
         if self.forget_gate is not None:
             nn.init.zeros_(self.forget_gate.weight)
             with torch.no_grad():
-                self.forget_gate.bias.copy_(torch.linspace(*self.GATE_BIASES, self.forgetting_heads))
+                # On the CPU, since torch imports hundreds of modules for a range on the meta device (`core_file`).
+                self.forget_gate.bias.copy_(torch.linspace(*self.GATE_BIASES, self.forgetting_heads, device="cpu"))
 
     def log_forget(self, normed: Tensor) -> Tensor:
         """Return the logarithm of each forget gate, [.., F] for layer inputs [.., D] normed without weights."""
