@@ -1,4 +1,4 @@
-"""Run `mypy --strict` on all four folders under their import names, and on the tools that use them.
+"""Run `mypy --strict` on all four folders under their import names, and on the tools and examples that use them.
 
 mypy does not follow the finder of an editable install, so `mypy -p ctrl` in the root would silently skip `envs/`,
 `agents/` and `experiments/`. This script creates a folder of links, `.typing/ctrl/…`, laid out like the wheel, and
@@ -16,17 +16,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FARM = ROOT / ".typing"
 FOLDERS = ("envs", "agents", "experiments")
+USERS = ("tools", "examples")
+"""Folders of scripts, which nothing imports."""
 
 
 def lay_farm() -> None:
-    """Rebuild `.typing`: `ctrl/` with links to its entries and to the other folders, and a link to `tools`."""
+    """Rebuild `.typing`: `ctrl/` with links to its entries and to the other folders, and links to those of scripts."""
     shutil.rmtree(FARM, ignore_errors=True)
     package = FARM / "ctrl"
     package.mkdir(parents=True)
     entries = [entry for entry in (ROOT / "ctrl").iterdir() if entry.name != "__pycache__"]
     for entry in (*entries, *(ROOT / folder for folder in FOLDERS)):
         (package / entry.name).symlink_to(Path("../..") / entry.relative_to(ROOT), entry.is_dir())
-    (FARM / "tools").symlink_to(Path("../tools"), target_is_directory=True)
+    for folder in USERS:
+        (FARM / folder).symlink_to(Path("..") / folder, target_is_directory=True)
 
 
 def run_mypy(*what: str) -> tuple[int, str]:
@@ -51,9 +54,11 @@ def main() -> int:
     if checked is None or int(checked[1]) != expected:
         print(f"mypy checked {checked[1] if checked else 'no'} files of {expected}: is an __init__.py missing?")
         return 1
-    tools_code, tools_output = run_mypy("tools")
-    print(tools_output, end="")
-    return code or tools_code
+    for folder in USERS:
+        code_of_scripts, output = run_mypy(folder)
+        print(output, end="")
+        code = code or code_of_scripts
+    return code
 
 
 if __name__ == "__main__":
