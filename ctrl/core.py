@@ -181,6 +181,13 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         self.check_state(state, inputs.shape[0])
         return self._step(inputs, self.reset_state(state, reset))
 
+    def graph_step(self, inputs: Tensor, state: StateT, reset: Tensor) -> tuple[Tensor, StateT]:
+        """Do what `step` does as a fixed graph of tensor operations, for exporters; arguments are not checked.
+
+        A core whose `_step` looks at numbers, or at the batch size as a number, implements this in another way.
+        """
+        return self._step(inputs, self.reset_state(state, reset))
+
     def unroll(
         self, inputs: Tensor, state: StateT, reset: Tensor, *, plan: Any = None, diagnose: bool = False
     ) -> Unrolled:

@@ -309,7 +309,7 @@ class SurpriseCompressor(Compressor):
 
 def _pick(slots: Tensor, scores: Tensor) -> Tensor:
     """Pick the slot with the highest score: [N, m, ..] and [N, m] -> [N, ..]."""
-    return slots[torch.arange(len(slots), device=slots.device), scores.argmax(dim=1)]
+    return slots[torch.arange(slots.shape[0], device=slots.device), scores.argmax(dim=1)]
 
 
 CompressorFactory = Callable[[int, int], Compressor]

@@ -23,6 +23,7 @@ from ctrl.compressive.attention.novelty import Novelty
 from ctrl.compressive.attention.relative import RelativeAttention
 from ctrl.compressive.compressors import Compressor, make_compressor
 from ctrl.compressive.explain import Explained, attention_statistics, explain_layer
+from ctrl.compressive.graph_step import graph_step
 from ctrl.compressive.kv_cache import CompressiveActing
 from ctrl.compressive.layer import RESIDUALS, MemoryLayer, feedforward_size, initialise
 from ctrl.compressive.layer_step import MemoryInPlace
@@ -244,6 +245,10 @@ class CompressiveCore(MemoryCore[CompressiveState]):
         with torch.inference_mode():
             outputs = memory.step(inputs)
         return outputs.clone(), memory.state()
+
+    def graph_step(self, inputs: Tensor, state: CompressiveState, reset: Tensor) -> tuple[Tensor, CompressiveState]:
+        """Do what `step` does as a fixed graph of tensor operations, see `ctrl.compressive.graph_step`."""
+        return graph_step(self, inputs, self.reset_state(state, reset))
 
     def ranks(self, layer: int) -> list[bool]:
         """Return, for each tier of a layer, True if its slots are ranked by the attention that they receive."""
