@@ -40,7 +40,12 @@ def measured(steps: int) -> dict[str, float]:
 
 
 def is_flat(curve: Curve) -> bool:
-    """Return True if the second half of a curve does not grow: the means of its two halves are compared."""
+    """Return True if the second half of a curve does not grow: the means of its two halves are compared.
+
+    Fewer than four points say nothing.
+    """
+    if len(curve) < 4:
+        return True
     half = curve[len(curve) // 2 :]
     first, last = half[: len(half) // 2], half[len(half) // 2 :]
     memory = [float(np.mean([point["rss_mib"] for point in part])) for part in (first, last)]

@@ -147,6 +147,7 @@ class _Run:
             self.model.learn(left, callback=recorder, reset_num_timesteps=recorder.is_new)
         else:
             recorder.init_callback(self.model)
+            recorder.num_timesteps = self.model.num_timesteps  # which only `learn` would tell it
         path = recorder.save_model()
         if self.stop.requested:
             self.status, self.exit_code = INTERRUPTED, self.stop.exit_code
@@ -267,11 +268,10 @@ def _resume(config: TrainConfig, folder: Path, console: Console) -> int:
     """Go on with the run in `folder`, from its newest whole model file."""
     start = find_start(folder, lambda text: console.print(text, style="yellow", soft_wrap=True))
     if is_done(folder, config, start):
-        console.print(
-            f"{folder} has finished at step {start.progress.steps:,}; --steps with more goes on", soft_wrap=True
-        )
+        console.print(f"{folder} has finished; --steps with more than {config.run.steps:,} goes on", soft_wrap=True)
         return 0
-    console.print(f"goes on from step {start.progress.steps:,} ({start.path})", soft_wrap=True)
+    where = "begins anew: there is no checkpoint" if start is None else f"goes on from {start.path}"
+    console.print(f"{folder} {where}", soft_wrap=True)
     place = Place(folder, stored_tensorboard(folder), provenance.command())
     with prepared(config, start) as model, LiveReporter(console, folder.name, config.run.steps) as reporter:
         outcome = train(model, config, place, reporter, start=start)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ctrl.agents import MemoryPPO
 from ctrl.experiments.cli import main
 from ctrl.experiments.report.summary import read_curve
-from ctrl.experiments.runs import recorder
+from ctrl.experiments.runs import recorder, training
 from ctrl.experiments.runs.checkpoints import best_checkpoint, known_progress, whole_models
 
 TASK = ("--env", "ctrl/Recall-v0", "--env-kwargs", "length=5")
@@ -153,26 +155,80 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, tiny: tupl
 
 
 def test_a_folder_that_is_gone_ends_the_run_in_one_line(
-    tmp_path: Path, tiny: tuple[str, ...], failing: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    failing(100, OSError(28, "No space left on device", "somewhere"))
-    save = recorder.ModelFiles.add_checkpoint
+    record = recorder.Recorder._record
 
-    def gone(self: Any, model: Any, progress: Any) -> Path:
-        if progress.steps:
-            shutil.rmtree(folder)
-        return save(self, model, progress)
+    def remove(self: recorder.Recorder) -> None:
+        record(self)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    recorder.ModelFiles.add_checkpoint = gone  # type: ignore[method-assign]
-    try:
-        code = main(["train", *TASK, *tiny, "--core", "gru", "--steps", "640", "--out", str(folder)])
-    finally:
-        recorder.ModelFiles.add_checkpoint = save  # type: ignore[method-assign]
+    monkeypatch.setattr(recorder.Recorder, "_record", remove)
+    assert main(["train", *TASK, *tiny, "--core", "gru", "--steps", "640", "--out", str(folder)]) == 1
     shown = capsys.readouterr().out
-    assert code == 1 and not folder.exists()
-    assert "No space left on device: somewhere; training stopped. no model was saved" in shown
-    assert "summary.json could not be written" in shown
+    assert not folder.exists()
+    assert "checkpoints is gone; training stopped. no model was saved; summary.json could not be written" in shown
+
+
+def test_a_full_disk_loses_nothing_that_was_whole(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit on file sizes stands for the disk: a model no longer fits, the first checkpoint stays."""
+    folder = tmp_path / "run"
+    limits, save = resource.getrlimit(resource.RLIMIT_FSIZE), recorder.ModelFiles.add_checkpoint
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def full(self: Any, model: Any, progress: Any) -> Path:
+        if progress.steps:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+        try:
+            return save(self, model, progress)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(recorder.ModelFiles, "add_checkpoint", full)
+    try:
+        assert main(["train", *TASK, *tiny, "--core", "gru", "--steps", "640", "--out", str(folder)]) == 1
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large" in capsys.readouterr().out
+    assert status(folder) == "failed"
+    assert [start.progress.steps for start in whole_models(folder, print)] == [0]
+    assert not list(folder.rglob(".partial-*"))
+
+
+def test_a_run_that_was_stopped_in_its_evaluation_is_evaluated(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["train", *TASK, *tiny, "--core", "gru", "--steps", "128", "--eval-every", "0"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*options, "--out", str(whole)]) == 0
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "reconstruction_errors", stop)
+        assert main([*options, "--out", str(cut)]) == 130
+    assert status(cut) == "finished"
+    assert main(["train", "--resume", str(cut)]) == 0
+    assert facts(cut) == facts(whole)
+    evaluations = [json.loads((folder / "summary.json").read_text())["evaluation"] for folder in (whole, cut)]
+    assert evaluations[0] == evaluations[1] is not None
+
+
+def test_a_run_without_a_checkpoint_begins_anew(
+    tmp_path: Path, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", *TASK, *tiny, "--core", "gru", "--steps", "128", "--out", str(folder)]) == 0
+    before = facts(folder)["curves"]
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "model.zip").unlink()
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "begins anew: there is no checkpoint" in capsys.readouterr().out
+    assert facts(folder)["curves"] == before
 
 
 @pytest.mark.parametrize("out", ["x" * 300, "file/run"])
