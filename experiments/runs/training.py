@@ -8,6 +8,7 @@ an error is in `error.txt`. `ctrl train --resume` goes on from the newest whole 
 from __future__ import annotations
 
 import math
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -101,7 +102,7 @@ def train(
     :param start: model file that training goes on from; None for a new run
     """
     run = _Run(model, config, place, StopRequests(parent))
-    with run.stop:
+    with run.stop, _threads_logged(place.folder / ERROR_LOG):
         try:
             place.write_config(config)
             resumed = None if start is None else start.progress
@@ -128,6 +129,21 @@ def logged(model: MemoryAlgorithm, place: Place, resumed: Progress | None = None
         yield
     finally:
         model.logger.close()
+
+
+@contextmanager
+def _threads_logged(path: Path) -> Iterator[None]:
+    """Write the tracebacks of other threads, such as TensorBoard's, to a file and not on the screen."""
+
+    def log(failed: threading.ExceptHookArgs) -> None:
+        with suppress(OSError), path.open("a") as file:
+            traceback.print_exception(failed.exc_type, failed.exc_value, failed.exc_traceback, file=file)
+
+    before, threading.excepthook = threading.excepthook, log
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class _Run:
@@ -179,8 +195,8 @@ class _Run:
     def note_error(self, error: Exception) -> None:
         """Note an error, keep its traceback in a file, and save the weights if they are good."""
         self.exit_code, self.status, self.summary = 1, FAILED, None
-        with suppress(OSError):
-            (self.place.folder / ERROR_LOG).write_text("".join(traceback.format_exception(error)))
+        with suppress(OSError), (self.place.folder / ERROR_LOG).open("a") as file:
+            traceback.print_exception(error, file=file)
         with suppress(Exception):  # the same disk may refuse this, too
             if self.recorder is not None:
                 self.recorder.keep_last_good()

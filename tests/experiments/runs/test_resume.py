@@ -168,7 +168,7 @@ def test_a_folder_that_is_gone_ends_the_run_in_one_line(
     assert main(["train", *TASK, *tiny, "--core", "gru", "--steps", "640", "--out", str(folder)]) == 1
     shown = capsys.readouterr().out
     assert not folder.exists()
-    assert "checkpoints is gone; training stopped. no model was saved; summary.json could not be written" in shown
+    assert "; training stopped. no model was saved; summary.json could not be written: No such file" in shown
 
 
 def test_a_full_disk_loses_nothing_that_was_whole(
