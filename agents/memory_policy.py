@@ -300,7 +300,7 @@ class MemoryPolicy(SavedPolicy):
         inputs = self.embed(_flatten_steps(obs), windows.previous_action.flatten(0, 1), reward.flatten(0, 1))
         if spoiled is not None:  # the core knows how far that may reach; the encoder only sees finite numbers
             inputs = torch.where(spoiled.flatten()[:, None], torch.nan, inputs)
-        return inputs.unflatten(0, windows.reset.shape)
+        return cast(Tensor, inputs.unflatten(0, windows.reset.shape))
 
     def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
         return self.core.unroll(

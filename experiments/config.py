@@ -235,6 +235,8 @@ class ExplainConfig:
     """Sample the actions, as in training, instead of taking the likeliest."""
     device: Annotated[str | None, open_option("the run's, else auto", "STR")] = None
     """Device of the agent: cpu, cuda or auto."""
+    trust: Switch = False
+    """Let the files of the run run code: pickles in its model, and the import of its task's module."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "steps")

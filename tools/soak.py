@@ -90,9 +90,9 @@ def acting(steps: int) -> Curve:
     actor = model.policy.actor(model.policy.initial_state(1))
     for step in range(steps):
         acted = actor.act(observations[step % 64], torch.tensor([step == 0]))
+        assert bool(torch.isfinite(acted.values).all())
         if step * POINTS // steps >= len(curve):
             curve.append(measured(step))
-    assert bool(torch.isfinite(acted.values).all())
     return curve
 
 

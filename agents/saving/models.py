@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from ctrl.agents.saving.model_file import ModelFile, read_model_file
 from ctrl.agents.training_state import restore_training_state, training_state
 
 if TYPE_CHECKING:
+    from ctrl.agents.algorithm import MemoryAlgorithm
     from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
 
 Algorithm = TypeVar("Algorithm", bound="SavedAlgorithm")
@@ -72,7 +73,7 @@ def save_model(
     }
     parameters = model.get_parameters()
     optimizers, states = _split_optimizers(parameters, encoder)
-    training, arrays, pickles = training_state(model)
+    training, arrays, pickles = training_state(cast("MemoryAlgorithm", model))
     ModelFile(
         data={
             "algorithm": algorithm_name(type(model)),
@@ -157,7 +158,9 @@ def load_model(
         _set_parameters(model, parameters_of(file), device)
         if TRAINING in file.json:  # older files have none
             arrays = file.tensors.get(TRAINING, {})
-            restore_training_state(model, file.json[TRAINING], arrays, file.optional, trust=trust)
+            restore_training_state(
+                cast("MemoryAlgorithm", model), file.json[TRAINING], arrays, file.optional, trust=trust
+            )
     return model
 
 

@@ -112,7 +112,7 @@ def explain_saved(config: ExplainConfig) -> tuple[Path, TaskOptions, Episode]:
     seed = evaluation_seed((0 if own is None else own.seed) if config.seed is None else config.seed)
     env = make_task(task, seed=seed, training=False)
     try:
-        model = load_model(path, env, config.device or run.device)
+        model = load_model(path, env, config.device or run.device, trust=config.trust)
         _require_attention(model)
         env.seed(seed)  # again: loading seeds the env as in training
         played = as_vec_env(env, monitor_wrapper=False)  # images come with channels first, as in training

@@ -126,8 +126,8 @@ class Recorder(BaseCallback):
         old = self._resumed
         steps = 0 if old is None else old.steps
         self._start = ElapsedTime.now()
-        self._curve = CurveFile(self.folder / CURVE, old and old.curve_rows, steps)
-        self._held_out = CurveFile(self.folder / HELD_OUT, old and old.held_out_rows, steps)
+        self._curve = CurveFile(self.folder / CURVE, None if old is None else old.curve_rows, steps)
+        self._held_out = CurveFile(self.folder / HELD_OUT, None if old is None else old.held_out_rows, steps)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,7 +190,7 @@ class Recorder(BaseCallback):
             next_evaluation=self._next_evaluation,
             returns=list(self._returns),
             successes=list(self._successes),
-            learning=tuple(self.learning),
+            learning=(self.learning.wall, self.learning.cpu),
             score=self._score,
         )
 
