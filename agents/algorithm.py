@@ -16,20 +16,15 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 import ctrl
-from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.checked_env import CheckedEnv
+from ctrl.agents.continued import ContinuedAlgorithm
 from ctrl.agents.explain import Explanation, explain
 from ctrl.agents.memory_policy import MemoryPolicy, named_core
 from ctrl.agents.optimizing import optimize
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Evaluated, Windows, select
-from ctrl.agents.rollout import EnvStep, keep_step, take_step
-from ctrl.agents.saving.saved_algorithm import SavedAlgorithm
-from ctrl.agents.training_state import SavedTraining, take_up
-from ctrl.agents.utils.action_masks import mask_size
+from ctrl.agents.rollout import take_step
 from ctrl.agents.utils.hparams import hparams
-from ctrl.agents.utils.infos import note_episodes
 from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
@@ -42,7 +37,7 @@ FALLING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
 """Default learning rate: falls from 1e-3 to 0 over `learn(total_timesteps)`."""
 
 
-class MemoryAlgorithm(SavedAlgorithm):
+class MemoryAlgorithm(ContinuedAlgorithm):
     """Base of `MemoryPPO` and `MemoryImpala`: acting, steps of the two optimizers, logging, saving and `predict`.
 
     A subclass calls `_make_memory_policy` and `_setup_buffer` in its `_setup_model`, and implements `_setup_buffer`,
@@ -59,19 +54,8 @@ class MemoryAlgorithm(SavedAlgorithm):
     normalize_values: bool
     memory_learning_rate: float | Schedule
     memory_max_grad_norm: float
-    use_masking: bool | None = None
     policy: MemoryPolicy
-    rollout_buffer: WindowBuffer  # type: ignore[assignment]
-    _actor: Actor | None = None
-    _checked_env: CheckedEnv | None = None
-    _in_rollout: bool = False
-    """True while the buffer holds a rollout that is not complete, and that the next call of `learn` may go on with."""
-    _step_in_flight: tuple[EnvStep, np.ndarray] | None = None
-    """A step that callbacks see and that is not stored yet, and [B] bool, true where it began an episode."""
-    _saved_state: SavedTraining | None = None
-    """State of training from the file that the model was loaded from, until `learn` takes it up."""
-    _logged_before: dict[str, Any] = {}
-    """What the logger had taken and not written when the model was saved."""
+    rollout_buffer: WindowBuffer
 
     def __init__(
         self,
@@ -195,7 +179,7 @@ class MemoryAlgorithm(SavedAlgorithm):
         actor = self._actor_in(env.num_envs)
         obs: Any = self._last_obs
         starts = np.asarray(self._last_episode_starts)
-        checked = self._checked(env)
+        checked = self._checking_env(env)
         step = take_step(actor, checked, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
         # The names of stable-baselines3's locals: callbacks read them.
         actions, (new_obs, rewards, dones, infos, *_) = step.actions, step.result
@@ -206,41 +190,8 @@ class MemoryAlgorithm(SavedAlgorithm):
         self._finish_step()  # also if the callback stops here: the env has moved on, and learning may be resumed
         return keep_going
 
-    def _finish_step(self) -> None:
-        """Store the step that callbacks have seen."""
-        if self._step_in_flight is None:
-            return
-        (step, starts), self._step_in_flight = self._step_in_flight, None
-        actor = self._actor_in(len(starts))
-        result = step.result
-        actor.tell_rewards(result.rewards)
-        self._last_obs, self._last_episode_starts = result.observations, result.ends
-        self._update_info_buffer(result.infos, result.ends)
-        keep_step(step, starts, actor, self.rollout_buffer, self.gamma, self.num_timesteps)
-
-    def _checked(self, env: VecEnv) -> CheckedEnv:
-        """Return an env whose steps are checked."""
-        if self._checked_env is None or self._checked_env.env is not env:
-            self._checked_env = CheckedEnv(env)
-        return self._checked_env
-
-    def _update_info_buffer(self, infos: Any, dones: np.ndarray | None = None) -> None:
-        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        note_episodes(infos, dones, self.ep_info_buffer, self.ep_success_buffer)
-
-    def _setup_buffer(self) -> None:
-        """Make an empty `rollout_buffer` for the algorithm's arguments and env."""
-        raise NotImplementedError
-
     def _finish_rollout(self) -> None:
         """Compute from a full buffer what callbacks may read at the rollout's end; here nothing."""
-
-    def _actor_in(self, n_envs: int) -> Actor:
-        """Return the actor, which continues after the last step; a new one starts an episode in every env."""
-        if self._actor is None:
-            self._actor = self.policy.actor(self.policy.initial_state(n_envs))
-            self._last_episode_starts = np.ones(n_envs, dtype=bool)
-        return self._actor
 
     def _count_returns(self, returns: Tensor) -> None:
         """Update the value normalisation with the returns [K] of an update, before the value head learns from them."""
@@ -354,42 +305,6 @@ class MemoryAlgorithm(SavedAlgorithm):
             self._drop_rollout()
             raise
 
-    def _take_up_training(self, reset_num_timesteps: bool) -> None:
-        """Prepare to go on where training ended, here or in the file that the model was loaded from, or to begin."""
-        if self._saved_state is not None and not reset_num_timesteps:
-            take_up(self, self._saved_state)
-        self._saved_state = None
-        if reset_num_timesteps or self._last_obs is None:
-            self._in_rollout = False
-
-    def _drop_rollout(self) -> None:
-        """Forget the episodes in progress and their unfinished rollout: an error may have left both half done."""
-        self._last_obs, self._actor, self._step_in_flight = None, None, None
-        self._in_rollout = self.rollout_buffer.full = False
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another env. Its episodes begin anew, unless `force_reset` is False.
-
-        After `load`, `force_reset=False` makes `learn(reset_num_timesteps=False)` go on in the saved episodes.
-        """
-        super().set_env(env, force_reset)
-        if self.rollout_buffer.mask_size != self._mask_size():
-            self._setup_buffer()
-        if force_reset and self._saved_state is not None:
-            self._saved_state = self._saved_state.without_episodes()
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed all random generators and the env; warn of an env that takes no seed.
-
-        After `load`, training then does not go on with the saved generators.
-        """
-        try:
-            super().set_random_seed(seed)
-        except (AttributeError, NotImplementedError) as error:
-            warnings.warn(f"the env takes no seed, so a run can't be repeated: {error!r}", stacklevel=2)
-        if self._saved_state is not None:
-            self._saved_state = self._saved_state.without_random_state()
-
     def _warn_of_no_rate(self, steps: int) -> None:
         """Warn of a call that would learn nothing: the default learning rate is 0 in its only update."""
         of_update = self.rollout_buffer.buffer_size * self.n_envs
@@ -400,17 +315,8 @@ class MemoryAlgorithm(SavedAlgorithm):
                 stacklevel=3,
             )
 
-    def _mask_size(self) -> int:
-        """Return M, the number of entries of an action mask; 0 where the env has none or they are not used."""
-        return mask_size(self.env, self.action_space, self.use_masking)
-
-    def _env_to_learn_in(self) -> VecEnv:
-        if self.env is None:
-            raise ValueError("this model has no env to learn in: give load one (env=...), or call set_env")
-        return self.env
-
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        checked = self._checked(self._env_to_learn_in())
+        checked = self._checking_env(self._env_to_learn_in())
         with checked.checking(self.num_timesteps):
             total, callback = super()._setup_learn(*args, **kwargs)
             observations, self._last_obs = self._last_obs, None  # what does not fit is not kept

@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,6 @@ from ctrl.agents.rollout import EnvStep
 from ctrl.agents.saving.plain_data import Arrays, NotPlainError, decode, encode
 from ctrl.agents.utils.env_state import EnvStateError, env_state, set_env_state, set_normalisation
 from ctrl.agents.utils.random_state import random_state, set_random_state
-
-if TYPE_CHECKING:
-    from ctrl.agents.algorithm import MemoryAlgorithm
 
 VERSION = 1
 COUNTS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "_episode_num")
@@ -61,7 +58,7 @@ class SavedTraining:
 # Saving
 
 
-def training_state(model: MemoryAlgorithm) -> tuple[dict[str, Any], Arrays, dict[str, bytes]]:
+def training_state(model: Any) -> tuple[dict[str, Any], Arrays, dict[str, bytes]]:
     """Return the state of training as JSON, arrays and pickles, also in a callback.
 
     The pickles are states of envs that give no plain data. A model that was loaded and has not learned since gives back
@@ -75,7 +72,7 @@ def training_state(model: MemoryAlgorithm) -> tuple[dict[str, Any], Arrays, dict
     return {"version": VERSION, "state": encode({**state, "envs": envs}, arrays)}, arrays, pickles
 
 
-def _present_state(model: MemoryAlgorithm) -> dict[str, Any]:
+def _present_state(model: Any) -> dict[str, Any]:
     acting_here = getattr(model, "num_actors", 0) == 0
     env = model.env
     return {
@@ -111,7 +108,7 @@ def _is_plain(value: Any) -> bool:
     return True
 
 
-def _logged(model: MemoryAlgorithm) -> dict[str, Any]:
+def _logged(model: Any) -> dict[str, Any]:
     """Return the numbers that the logger has taken and not written yet, with the formats that leave them out."""
     logger = getattr(model, "_logger", None)
     if logger is None:
@@ -127,7 +124,7 @@ def _normalisation_alone(env: Any) -> list[Any]:
     return [layer for layer in env_state(env) if "moments" in (layer.get("state") or {})]
 
 
-def _acting(model: MemoryAlgorithm) -> dict[str, Any] | None:
+def _acting(model: Any) -> dict[str, Any] | None:
     """Return the state of the policy that acts, and of its rollout; None where no episode is in progress."""
     if model._last_obs is None:
         return None
@@ -144,7 +141,7 @@ def _acting(model: MemoryAlgorithm) -> dict[str, Any] | None:
     }
 
 
-def _in_flight(model: MemoryAlgorithm) -> dict[str, Any] | None:
+def _in_flight(model: Any) -> dict[str, Any] | None:
     if model._step_in_flight is None:
         return None
     step, starts = model._step_in_flight
@@ -157,7 +154,7 @@ def _in_flight(model: MemoryAlgorithm) -> dict[str, Any] | None:
 
 
 def restore_training_state(
-    model: MemoryAlgorithm,
+    model: Any,
     data: dict[str, Any],
     arrays: Mapping[str, Any],
     pickles: Mapping[str, bytes],
@@ -200,7 +197,7 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("kind"), str)
 
 
-def take_up(model: MemoryAlgorithm, saved: SavedTraining) -> None:
+def take_up(model: Any, saved: SavedTraining) -> None:
     """Put a loaded model, and its envs, where training ended.
 
     :raises ValueError: where the state is damaged
@@ -211,7 +208,7 @@ def take_up(model: MemoryAlgorithm, saved: SavedTraining) -> None:
         raise ValueError(f"the state of training is damaged: {type(error).__name__}: {error}") from error
 
 
-def _take_up(model: MemoryAlgorithm, saved: SavedTraining) -> None:
+def _take_up(model: Any, saved: SavedTraining) -> None:
     state = saved.state
     for name in COUNTS:
         setattr(model, name, state["counts"][name])
@@ -228,7 +225,7 @@ def _take_up(model: MemoryAlgorithm, saved: SavedTraining) -> None:
         model.action_space._np_random = state["action_space"]
 
 
-def _take_up_episodes(model: MemoryAlgorithm, saved: SavedTraining) -> None:
+def _take_up_episodes(model: Any, saved: SavedTraining) -> None:
     """Go on with the episodes in progress; where the envs can't be put back, warn, and seed them for new ones."""
     state = saved.state
     if not state["acting_here"]:
@@ -249,14 +246,14 @@ def _take_up_episodes(model: MemoryAlgorithm, saved: SavedTraining) -> None:
     _set_acting(model, state["acting"])
 
 
-def _seed_new_episodes(model: MemoryAlgorithm) -> None:
+def _seed_new_episodes(model: Any) -> None:
     """Seed the envs so that they do not play the same episodes as at the start of training."""
     if model.seed is not None and model.env is not None:
         entropy = (model.seed, model.num_timesteps)
         model.env.seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]) % LARGEST_SEED)
 
 
-def _set_acting(model: MemoryAlgorithm, acting: dict[str, Any]) -> None:
+def _set_acting(model: Any, acting: dict[str, Any]) -> None:
     set_buffer_state(model.rollout_buffer, acting["buffer"], model.policy)
     model._actor = None
     if acting["actor"] is not None:
@@ -270,7 +267,7 @@ def _set_acting(model: MemoryAlgorithm, acting: dict[str, Any]) -> None:
         model._finish_step()
 
 
-def _step_of(in_flight: dict[str, Any], model: MemoryAlgorithm) -> tuple[EnvStep, np.ndarray]:
+def _step_of(in_flight: dict[str, Any], model: Any) -> tuple[EnvStep, np.ndarray]:
     fields = {name: in_flight[name] for name in EnvStep._fields}
     acted = Acted(*(part.to(model.device) for part in fields["acted"]))
     return EnvStep(**{**fields, "acted": acted, "result": EnvResult(**fields["result"])}), in_flight["starts"]

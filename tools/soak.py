@@ -92,6 +92,7 @@ def acting(steps: int) -> Curve:
         acted = actor.act(observations[step % 64], torch.tensor([step == 0]))
         assert bool(torch.isfinite(acted.values).all())
         if step * POINTS // steps >= len(curve):
+            assert bool(torch.isfinite(acted.values).all())
             curve.append(measured(step))
     return curve
 
