@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 import ctrl
+from ctrl.agents.attributes import ChangeableArguments
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.continued import ContinuedAlgorithm
 from ctrl.agents.explain import Explanation, explain
@@ -28,7 +28,7 @@ from ctrl.agents.utils.hparams import hparams
 from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
-from ctrl.agents.utils.validation import check_device, check_numbers
+from ctrl.agents.utils.validation import check_device
 from ctrl.agents.vector_env import as_vec_env
 
 Self = TypeVar("Self", bound="MemoryAlgorithm")
@@ -37,7 +37,7 @@ FALLING_RATE = LinearSchedule(1e-3, 0.0, 1.0)
 """Default learning rate: falls from 1e-3 to 0 over `learn(total_timesteps)`."""
 
 
-class MemoryAlgorithm(ContinuedAlgorithm):
+class MemoryAlgorithm(ChangeableArguments, ContinuedAlgorithm):
     """Base of `MemoryPPO` and `MemoryImpala`: acting, steps of the two optimizers, logging, saving and `predict`.
 
     A subclass calls `_make_memory_policy` and `_setup_buffer` in its `_setup_model`, and implements `_setup_buffer`,
@@ -53,7 +53,7 @@ class MemoryAlgorithm(ContinuedAlgorithm):
     """Arguments that TensorBoard lists with the run."""
     normalize_values: bool
     memory_learning_rate: float | Schedule
-    memory_max_grad_norm: float
+    memory_max_grad_norm: float | Schedule
     policy: MemoryPolicy
     rollout_buffer: WindowBuffer
 
@@ -66,12 +66,12 @@ class MemoryAlgorithm(ContinuedAlgorithm):
         memory_learning_rate: float | Schedule,
         n_steps: int,
         gamma: float,
-        gae_lambda: float,
+        gae_lambda: float | Schedule,
         normalize_values: bool,
-        ent_coef: float,
-        vf_coef: float,
-        max_grad_norm: float,
-        memory_max_grad_norm: float,
+        ent_coef: float | Schedule,
+        vf_coef: float | Schedule,
+        max_grad_norm: float | Schedule,
+        memory_max_grad_norm: float | Schedule,
         use_masking: bool | None,
         device: torch.device | str,
         **others: Any,
@@ -81,39 +81,27 @@ class MemoryAlgorithm(ContinuedAlgorithm):
         :param others: `stats_window_size`, `tensorboard_log`, `policy_kwargs`, `verbose` and `seed`, as in
             stable-baselines3
         """
-        _check_shared(locals())
         check_device(device)
+        scheduled: dict[str, Any] = {"gae_lambda": gae_lambda, "ent_coef": ent_coef, "vf_coef": vf_coef}
         super().__init__(
             policy,
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
+            max_grad_norm=cast(float, max_grad_norm),
             use_sde=False,
             sde_sample_freq=-1,
             device=device,
             _init_setup_model=False,
+            **scheduled,
             **others,
         )
         self.memory_learning_rate = memory_learning_rate
         self.normalize_values = normalize_values
         self.memory_max_grad_norm = memory_max_grad_norm
         self.use_masking = use_masking
-
-    def check_shared_arguments(self) -> None:
-        """Check again the arguments that both algorithms have, such as after they were read from a file.
-
-        :raises ValueError: naming the argument
-        """
-        _check_shared(vars(self))
-
-    def _named(self, *names: str) -> dict[str, Any]:
-        """Return attributes by name, as `check_numbers` takes them."""
-        return {name: getattr(self, name) for name in names}
+        self._check_shared()
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -178,11 +166,15 @@ class MemoryAlgorithm(ContinuedAlgorithm):
         """Act once in every env and store the step; return False if a callback stopped training."""
         actor = self._actor_in(env.num_envs)
         obs: Any = self._last_obs
+        rollout_buffer = self.rollout_buffer
+        n_steps, n_rollout_steps = rollout_buffer.pos, rollout_buffer.buffer_size
         starts = np.asarray(self._last_episode_starts)
         checked = self._checking_env(env)
-        step = take_step(actor, checked, self.rollout_buffer, obs, self._last_reset(), self.num_timesteps)
+        step = take_step(actor, checked, rollout_buffer, obs, self._last_reset(), self.num_timesteps)
         # The names of stable-baselines3's locals: callbacks read them.
-        actions, (new_obs, rewards, dones, infos, *_) = step.actions, step.result
+        obs_tensor, actions = obs_as_tensor(obs, self.device), step.acted.actions.cpu().numpy()
+        values, log_probs, clipped_actions = step.acted.values[:, None], step.acted.log_prob, step.actions
+        new_obs, rewards, dones, infos, *_ = step.result
         self.num_timesteps += env.num_envs
         self._step_in_flight = step, starts  # a callback may save the model
         callback.update_locals(locals())
@@ -216,7 +208,7 @@ class MemoryAlgorithm(ContinuedAlgorithm):
 
         :param share: factor of the gradients
         """
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + self.now("ent_coef") * entropy_loss + self.now("vf_coef") * value_loss
         reconstruction_loss = evaluated.unrolled.reconstruction_loss
         check_finite(loss, "loss", self.num_timesteps)
         check_finite(reconstruction_loss, "reconstruction_loss", self.num_timesteps)
@@ -259,13 +251,13 @@ class MemoryAlgorithm(ContinuedAlgorithm):
             self.logger.record("memory/staleness", staleness)
 
     def _optimize(self, statistics: Statistics) -> None:
-        limits = self.max_grad_norm, self.memory_max_grad_norm
+        limits = self.now("max_grad_norm"), self.now("memory_max_grad_norm")
         optimize(self.policy, *limits, statistics, self.num_timesteps)
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self.policy.optimizer)
         if self.policy.memory_optimizer is not None:
-            rate = self._memory_lr_schedule(self._current_progress_remaining)
+            rate = float(self._memory_lr_schedule(self._current_progress_remaining))
             update_learning_rate(self.policy.memory_optimizer, rate)
             self.logger.record("memory/learning_rate", rate)
 
@@ -371,32 +363,11 @@ class MemoryAlgorithm(ContinuedAlgorithm):
 
 
 _MADE_ANEW = (
-    *("_actor", "_checked_env", "_last_original_obs", "lr_schedule", "_memory_lr_schedule", "_clip_schedule"),
-    *(
-        "_clip_vf_schedule",
-        "_batch_windows",
-        "_lags",
-        "_in_rollout",
-        "_step_in_flight",
-        "_saved_state",
-        "_logged_before",
-    ),
+    *("_actor", "_batch_windows", "_built", "_checked_env", "_clip_schedule", "_clip_vf_schedule", "_in_rollout"),
+    *("_lags", "_last_original_obs", "_logged_before", "_memory_lr_schedule", "_saved_state", "_step_in_flight"),
+    "lr_schedule",
 )
 """Attributes that follow from others, or that the state of training holds."""
-
-
-def _check_shared(arguments: Mapping[str, Any]) -> None:
-    """Check the arguments that both algorithms have; others may be among them."""
-
-    def named(*names: str) -> dict[str, Any]:
-        return {name: arguments[name] for name in names}
-
-    check_numbers(
-        at_least_1=named("n_steps"),
-        positive=named("learning_rate", "memory_learning_rate", "max_grad_norm", "memory_max_grad_norm"),
-        not_negative=named("ent_coef", "vf_coef", "gamma"),
-        at_most_1=named("gamma"),
-    )
 
 
 def _unknown_policy(name: str) -> ValueError:

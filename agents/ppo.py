@@ -9,7 +9,7 @@ import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm
@@ -78,7 +78,7 @@ class MemoryPPO(MemoryAlgorithm):
     :param normalize_values: whether the value head learns in units of a running mean and scale of returns, as in
         `ValueNormalisation`. Training then does not depend on the rewards' scale, unless the policy sees the rewards
         (`previous_reward`). Values, returns and advantages of the buffer are in the rewards' units either way
-    :param ent_coef: weight of the entropy in the loss
+    :param ent_coef: weight of the entropy in the loss; like all that follows up to `target_kl`, a number or a schedule
     :param vf_coef: weight of the value loss in the loss
     :param max_grad_norm: gradient clip of everything but the compressors
     :param memory_max_grad_norm: gradient clip of the compressors; the paper calls 0.1 crucial
@@ -113,16 +113,16 @@ class MemoryPPO(MemoryAlgorithm):
         batch_size: int | None = None,
         n_epochs: int = 4,
         gamma: float = 0.99,
-        gae_lambda: float = 0.9,
+        gae_lambda: float | Schedule = 0.9,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
         normalize_values: bool = True,
-        ent_coef: float = 0.01,
-        vf_coef: float = 0.1,
-        max_grad_norm: float = 0.5,
-        memory_max_grad_norm: float = 0.1,
-        target_kl: float | None = None,
+        ent_coef: float | Schedule = 0.01,
+        vf_coef: float | Schedule = 0.1,
+        max_grad_norm: float | Schedule = 0.5,
+        memory_max_grad_norm: float | Schedule = 0.1,
+        target_kl: float | Schedule | None = None,
         use_masking: bool | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -168,7 +168,14 @@ class MemoryPPO(MemoryAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    def _setup_model(self) -> None:
+    fixed: ClassVar[tuple[str, ...]] = ("n_steps", "window", "refresh", "use_masking", "policy_kwargs", "seed")
+    changeable: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "memory_learning_rate", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range"),
+        *("clip_range_vf", "ent_coef", "vf_coef", "max_grad_norm", "memory_max_grad_norm", "target_kl"),
+    )
+
+    def _check_arguments(self) -> None:
+        self._check_shared()
         check_numbers(
             at_least_1=self._named("window", "batch_size", "n_epochs"),
             positive=self._named("clip_range", "clip_range_vf", "target_kl"),
@@ -176,16 +183,22 @@ class MemoryPPO(MemoryAlgorithm):
             at_most_1=self._named("gae_lambda"),
             optional=("window", "batch_size", "clip_range_vf", "target_kl"),
         )
+        self._windows_in_batch()
+
+    def _windows_in_batch(self) -> int:
+        window = self.n_steps if self.window is None else self.window
+        return batch_windows(self.n_steps, window, self.n_envs, self.batch_size)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
         self._setup_lr_schedule()
-        self._clip_schedule = FloatSchedule(self.clip_range)
-        self._clip_vf_schedule = None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)
         self.set_random_seed(self.seed)
         self._setup_buffer()
         self._make_memory_policy()
+        self._built = True
 
     def _setup_buffer(self) -> None:
         window = self.n_steps if self.window is None else self.window
-        self._batch_windows = batch_windows(self.n_steps, window, self.n_envs, self.batch_size)
         self.rollout_buffer = WindowBuffer(
             self.n_steps,
             self.observation_space,
@@ -206,14 +219,14 @@ class MemoryPPO(MemoryAlgorithm):
         with torch.no_grad():
             last_values = self.policy.values_after(self._last_obs_tensor(), state, self._last_reset())
         self.rollout_buffer.compute_returns_and_advantage(
-            last_values.cpu().numpy(), gamma=self.gamma, gae_lambda=self.gae_lambda
+            last_values.cpu().numpy(), gamma=self.gamma, gae_lambda=self.now("gae_lambda")
         )
 
     def train(self) -> None:
         """Learn from the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rates()
-        clip_range = self._clip_schedule(self._current_progress_remaining)
+        clip_range = self.now("clip_range")
         statistics = Statistics()
         everything = self.rollout_buffer.all_windows(self.policy)
         self._count_returns(everything.returns[everything.loss_mask])
@@ -232,10 +245,10 @@ class MemoryPPO(MemoryAlgorithm):
 
     def _train_epoch(self, everything: WindowBatch, clip_range: float, statistics: Statistics) -> bool:
         """Learn from each window once; return False if the policy has moved too far from the one that acted."""
-        for batch in window_batches(everything, self._batch_windows):
+        for batch in window_batches(everything, self._windows_in_batch()):
             first = not statistics.values
             kl = self._loss_and_gradients(self._refreshed(batch), clip_range, statistics, first=first)
-            if self.target_kl is not None and kl > 1.5 * self.target_kl:
+            if self.target_kl is not None and kl > 1.5 * self.now("target_kl"):
                 return False
             self._optimize(statistics)
         return True
@@ -287,20 +300,20 @@ class MemoryPPO(MemoryAlgorithm):
             return self.policy.evaluate_windows(batch.windows).log_prob
 
     def _clipped_outputs(self, outputs: Tensor, batch: WindowBatch) -> Tensor:
-        if self._clip_vf_schedule is None:
+        if self.clip_range_vf is None:
             return outputs
-        clip_range = self._clip_vf_schedule(self._current_progress_remaining)
+        clip_range = self.now("clip_range_vf")
         old_outputs = self.policy.value_normalisation.normalised(batch.old_values)
         return old_outputs + (outputs - old_outputs).clamp(-clip_range, clip_range)
 
     def _log_own(self, clip_range: float) -> None:
         """Log what only PPO has."""
         buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values[buffer.loss_mask], buffer.returns[buffer.loss_mask])
+        explained = float(explained_variance(buffer.values[buffer.loss_mask], buffer.returns[buffer.loss_mask]))
         self.logger.record("train/explained_variance", explained)
         self.logger.record("train/clip_range", clip_range)
-        if self._clip_vf_schedule is not None:
-            self.logger.record("train/clip_range_vf", self._clip_vf_schedule(self._current_progress_remaining))
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self.now("clip_range_vf"))
 
 
 def _counted(loss_mask: Tensor) -> Callable[[Tensor], Tensor]:

@@ -21,6 +21,7 @@ from ctrl.agents.actors.pool import Actors, check_sendable, closing
 from ctrl.agents.actors.process import EndedEpisode
 from ctrl.agents.algorithm import FALLING_RATE
 from ctrl.agents.buffers import WindowBuffer
+from ctrl.agents.impala.callback_locals import shown_step
 from ctrl.agents.impala.learner import VTraceLearner
 from ctrl.agents.impala.trajectories import REWARD_CLIPPING
 from ctrl.agents.memory_policy import MemoryPolicy
@@ -119,15 +120,15 @@ class MemoryImpala(VTraceLearner):
         windows_per_update: int = 1,
         batch_size: int | None = None,
         gamma: float = 0.99,
-        vtrace_lambda: float = 1.0,
-        rho_bar: float = 1.0,
-        c_bar: float = 1.0,
+        vtrace_lambda: float | Schedule = 1.0,
+        rho_bar: float | Schedule = 1.0,
+        c_bar: float | Schedule = 1.0,
         reward_clipping: str | None = None,
         normalize_values: bool = True,
-        ent_coef: float = 0.01,
-        vf_coef: float = 0.5,
-        max_grad_norm: float = 0.5,
-        memory_max_grad_norm: float = 0.1,
+        ent_coef: float | Schedule = 0.01,
+        vf_coef: float | Schedule = 0.5,
+        max_grad_norm: float | Schedule = 0.5,
+        memory_max_grad_norm: float | Schedule = 0.1,
         use_rms_prop: bool = False,
         rms_prop_eps: float = 1e-5,
         window_slots: int = 1,
@@ -185,7 +186,19 @@ class MemoryImpala(VTraceLearner):
             self._setup_model()
             self._check_sendable()
 
+    fixed: ClassVar[tuple[str, ...]] = (
+        *("n_steps", "windows_per_update", "use_masking", "use_rms_prop", "rms_prop_eps", "policy_kwargs", "seed"),
+    )
+    fixed_while_acting: ClassVar[tuple[str, ...]] = (
+        *("gamma", "num_actors", "window_slots", "actor_timeout", "max_restarts"),
+    )
+    changeable: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "memory_learning_rate", "batch_size", "vtrace_lambda", "rho_bar", "c_bar"),
+        *("reward_clipping", "ent_coef", "vf_coef", "max_grad_norm", "memory_max_grad_norm"),
+    )
+
     def _check_arguments(self) -> None:
+        self._check_shared()
         check_numbers(
             at_least_1=self._named("windows_per_update", "batch_size", "window_slots"),
             positive=self._named("rho_bar", "c_bar", "rms_prop_eps", "actor_timeout"),
@@ -193,21 +206,23 @@ class MemoryImpala(VTraceLearner):
             at_most_1=self._named("vtrace_lambda"),
             at_least_0=self._named("num_actors", "max_restarts"),
             optional=("batch_size",),
+            constant=("rms_prop_eps", "actor_timeout"),
         )
         if self.reward_clipping not in list(REWARD_CLIPPING):
             raise ValueError(f"reward_clipping must be one of {list(REWARD_CLIPPING)}, got {self.reward_clipping!r}")
-
-    def _setup_model(self) -> None:
-        self._check_arguments()
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
         if self.batch_size is not None and self.batch_size % self.n_steps:
             raise ValueError(
                 f"batch_size counts steps of whole windows, so it must be a multiple of n_steps = {self.n_steps}, "
                 f"got batch_size = {self.batch_size}"
             )
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
         self._setup_buffer()
         self._make_memory_policy()
+        self._built = True
 
     def _setup_buffer(self) -> None:
         self.rollout_buffer = self._buffer(self.windows_per_update)
@@ -250,14 +265,18 @@ class MemoryImpala(VTraceLearner):
 
     def _show_steps(self, index: int, ended: list[EndedEpisode], callback: BaseCallback) -> bool:
         """Show the callback the steps of a window, one after the other; return False if it stopped training."""
-        buffer, ends = self.rollout_buffer, self.rollout_buffer.ends
+        rollout_buffer, env, ends = self.rollout_buffer, self.env, self.rollout_buffer.ends
+        n_rollout_steps = rollout_buffer.buffer_size
         infos_of: defaultdict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
         for episode in ended:
             infos_of[episode.step][episode.env] = episode.info
         for step in range(self.n_steps):
             infos = [infos_of[step].get(env, {}) for env in range(self.n_envs)]
             row = index * self.n_steps + step
-            rewards, dones = buffer.rewards[row], ends[row]
+            n_steps, rewards, dones = row, rollout_buffer.rewards[row], ends[row]
+            # The names of stable-baselines3's locals: callbacks read them.
+            obs_tensor, new_obs, values, log_probs, actions = shown_step(rollout_buffer, row)
+            clipped_actions = self.policy.env_actions(torch.as_tensor(actions))
             self.num_timesteps += self.n_envs
             callback.update_locals(locals())
             if not callback.on_step():

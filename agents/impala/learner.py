@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
@@ -20,9 +21,9 @@ class VTraceLearner(MemoryAlgorithm):
     """Base of `MemoryImpala` that makes an update from the windows in the buffer; who fills it does not matter here."""
 
     batch_size: int | None
-    vtrace_lambda: float
-    rho_bar: float
-    c_bar: float
+    vtrace_lambda: float | Schedule
+    rho_bar: float | Schedule
+    c_bar: float | Schedule
     reward_clipping: str | None
     _actors: Actors | None = None
     """Actors that need each update's weights; None while this process acts."""
@@ -113,13 +114,13 @@ class VTraceLearner(MemoryAlgorithm):
             evaluated,
             gamma=self.gamma,
             reward_clipping=self.reward_clipping,
-            rho_bar=self.rho_bar,
-            c_bar=self.c_bar,
-            lambda_=self.vtrace_lambda,
+            rho_bar=self.now("rho_bar"),
+            c_bar=self.now("c_bar"),
+            lambda_=self.now("vtrace_lambda"),
         )
 
     def _note_ratios(self, rhos: Tensor, statistics: Statistics) -> None:
         statistics.add("train/rho_mean", rhos.mean())
-        statistics.add("train/rho_clip_fraction", (rhos > self.rho_bar).float().mean())
+        statistics.add("train/rho_clip_fraction", (rhos > self.now("rho_bar")).float().mean())
         if not self._lags.any():
             statistics.add("train/first_ratio_deviation", (rhos - 1).abs().max())

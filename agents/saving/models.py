@@ -229,7 +229,6 @@ def _build(
     model: Algorithm = _new(algorithm, attributes["policy_class"], env, device)
     vars(model).update(attributes)
     with within_weights(file):
-        model.check_shared_arguments()
         model._setup_model()
         _check_last_observation(model)
     with Allowance.for_state():

@@ -23,10 +23,6 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     policy: MemoryPolicy
 
-    def check_shared_arguments(self) -> None:
-        """Raise a ValueError that names the first argument, of those that all algorithms have, that is not sound."""
-        raise NotImplementedError
-
     def save(
         self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:

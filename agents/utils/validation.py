@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
@@ -38,6 +39,7 @@ def burn_in_steps(refresh: str | int, n_steps: int) -> int:
     named = {"none": 0, "recompute": n_steps}
     if isinstance(refresh, str) and refresh in named:
         return named[refresh]
+    refresh = plain(refresh)
     if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
         raise ValueError(f"refresh must be 'none', 'recompute' or a whole number of at least 1, got {refresh!r}")
     if refresh > n_steps:
@@ -45,6 +47,13 @@ def burn_in_steps(refresh: str | int, n_steps: int) -> int:
             f"refresh must be at most n_steps, as no more is kept, got refresh = {refresh} and n_steps = {n_steps}"
         )
     return refresh
+
+
+def plain(value: Any) -> Any:
+    """Return a number of numpy or torch, also in an array without axes, as Python's; anything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0):
+        return value.item()
+    return value
 
 
 def check_numbers(
@@ -55,26 +64,30 @@ def check_numbers(
     at_most_1: dict[str, Any],
     at_least_0: dict[str, Any] | None = None,
     optional: tuple[str, ...] = (),
+    constant: tuple[str, ...] = (),
 ) -> None:
     """Raise a ValueError that names the first number out of range.
 
-    Numbers named in `optional` may be None. A schedule, a function of the progress, is accepted unchecked.
+    Numbers named in `optional` may be None. A schedule, a function of the progress, is accepted unchecked, unless the
+    number is named in `constant`.
     """
     for least, whole in ((1, at_least_1), (0, at_least_0 or {})):
-        for name, value in whole.items():
+        for name, given in whole.items():
+            value = plain(given)
             if value is None and name in optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    for name, value in {**positive, **not_negative}.items():
-        if (value is None and name in optional) or callable(value):
+    for name, given in {**positive, **not_negative}.items():
+        value = plain(given)
+        if (value is None and name in optional) or (callable(value) and name not in constant):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
         if value < 0 or (value == 0 and name in positive):
             raise ValueError(f"{name} must be {'above' if name in positive else 'at least'} 0, got {value}")
     for name, value in at_most_1.items():
-        if value > 1:
+        if not callable(value) and value > 1:
             raise ValueError(f"{name} must be at most 1, got {value}")
 
 

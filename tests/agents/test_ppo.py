@@ -99,7 +99,7 @@ def losses(change: Callable[[WindowBatch], WindowBatch], **options: Any) -> dict
         now = model.policy.evaluate_windows(batch.windows)
     batch = batch._replace(old_log_prob=now.log_prob, old_values=now.values, returns=now.values)
     statistics = Statistics()
-    model._loss_and_gradients(change(batch), model._clip_schedule(1), statistics, first=True)
+    model._loss_and_gradients(change(batch), model.now("clip_range"), statistics, first=True)
     return statistics.summary()
 
 
