@@ -10,11 +10,11 @@ import gymnasium as gym
 import pytest
 from agent_toys import AtRolloutEnd, Scalars, make_model, same_weights, staggered_env, weights_of
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.utils import FloatSchedule
 
 import ctrl.envs  # noqa: F401 - registers the tasks
 from ctrl.agents import GymnasiumVecEnv, MemoryImpala, MemoryPPO
+from ctrl.agents.saving.model_file import read_model_file
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.options import ImpalaOptions
 from ctrl.experiments.runs.build import arguments, build_model
@@ -100,8 +100,8 @@ def test_a_model_with_the_default_rate_is_saved_and_loaded(algorithm: str, kind:
     model.save(tmp_path / "agent")
     loaded = kind.load(tmp_path / "agent", device="cpu")
     assert value_of(loaded.learning_rate) == value_of(loaded.lr_schedule) == value_of(model.learning_rate)
-    data, _, _ = load_from_zip_file(tmp_path / "agent", custom_objects={"learning_rate": 0.5})
-    assert data is not None and type(model.learning_rate).__module__ == "stable_baselines3.common.utils"
+    kept = read_model_file(tmp_path / "agent", trust=False).data["attributes"]["learning_rate"]
+    assert kept == {"#": "LinearSchedule", "start": 1e-3, "end": 0.0, "end_fraction": 1.0}
     again = kind.load(tmp_path / "agent", device="cpu", custom_objects={"learning_rate": 0.5, "lr_schedule": 0.5})
     assert again.lr_schedule(0.3) == 0.5
 

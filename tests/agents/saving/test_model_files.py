@@ -401,3 +401,9 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ValueError, match=r"text.zip is not a whole zip file"):
         MemoryPPO.load(tmp_path / "text.zip")
+
+
+def test_a_last_observation_that_is_not_finite_is_left_to_training() -> None:
+    """A checkpoint may come from just before an env's fault."""
+    file = with_tensors(ppo_file(), "attributes", fill("_last_obs", np.nan))
+    assert np.isnan(MemoryPPO.load(file, device="cpu")._last_obs).all()  # type: ignore[arg-type]
