@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
+    Distribution,
     MultiCategoricalDistribution,
 )
 from torch import Tensor
@@ -16,6 +19,14 @@ from ctrl.agents.utils.action_masks import choices
 
 STANDARD = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
 """Distributions of stable-baselines3 that a policy head's output decides alone."""
+
+
+def without_parameters(distribution: Distribution) -> Distribution:
+    """Return a copy of a distribution that has not been asked for anything yet."""
+    fresh = copy.copy(distribution)
+    for name in ("distribution", "distributions", "mean_actions", "log_std", "gaussian_actions"):
+        vars(fresh).pop(name, None)
+    return fresh
 
 
 def draw(log_probs: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import ctrl
 from ctrl.agents.actor import Actor
-from ctrl.agents.masked_actions import STANDARD, MaskedActions, draw, entropy_of
+from ctrl.agents.masked_actions import STANDARD, MaskedActions, draw, entropy_of, without_parameters
 from ctrl.agents.policy_data import Evaluated, PolicyState, Windows
 from ctrl.agents.predicting import predict, state_from_numpy
 from ctrl.agents.saving.saved_policy import SavedPolicy
@@ -144,6 +144,10 @@ class MemoryPolicy(SavedPolicy):
         main = [parameter for parameter in self.parameters() if id(parameter) not in of_compression]
         self.optimizer = self.optimizer_class(main, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.memory_optimizer = torch.optim.Adam(compression, lr=self._memory_lr, **FUSED_ADAM) if compression else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold: all but the last distribution, whose tensors may have a graph."""
+        return {**self.__dict__, "action_dist": without_parameters(self.action_dist)}
 
     def _ignore_previous_at_first(self) -> None:
         """Set the weights of previous action and reward to 0, so that they matter only once training needs them.
@@ -300,7 +304,7 @@ class MemoryPolicy(SavedPolicy):
         inputs = self.embed(_flatten_steps(obs), windows.previous_action.flatten(0, 1), reward.flatten(0, 1))
         if spoiled is not None:  # the core knows how far that may reach; the encoder only sees finite numbers
             inputs = torch.where(spoiled.flatten()[:, None], torch.nan, inputs)
-        return cast(Tensor, inputs.unflatten(0, windows.reset.shape))
+        return torch.unflatten(inputs, 0, windows.reset.shape)
 
     def _unroll(self, windows: Windows, *, diagnose: bool) -> ctrl.Unrolled:
         return self.core.unroll(

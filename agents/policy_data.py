@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
@@ -20,6 +21,9 @@ class PolicyState(NamedTuple):
     """[B, A] the last action, encoded by `encode_action`; [B, 0] where the policy does not use it."""
     previous_reward: Tensor
     """[B, 1] the last reward; [B, 0] where the policy does not use it."""
+
+
+torch.serialization.add_safe_globals([PolicyState])  # so that `torch.load` takes a saved state
 
 
 class Acted(NamedTuple):

@@ -18,6 +18,9 @@ class FeedforwardState(NamedTuple):
     """[B, 0] without numbers; its shape holds the batch size."""
 
 
+torch.serialization.add_safe_globals([FeedforwardState])  # so that `torch.load` takes a saved state
+
+
 class FeedforwardCore(MemoryCore[FeedforwardState]):
     """A multilayer perceptron with ReLU after each layer.
 

@@ -40,6 +40,9 @@ class GRUState(NamedTuple):
     """[B, layers, width] each layer's last output, which is also its memory."""
 
 
+torch.serialization.add_safe_globals([LSTMState, GRUState])  # so that `torch.load` takes a saved state
+
+
 def shut(dtype: torch.dtype) -> float:
     """Return an input x that opens a gate, and −x shuts it: σ(x) is exactly 1 and σ(−x) exactly 0.
 

@@ -28,6 +28,9 @@ class MinGRUState(NamedTuple):
     """[B, layers, width] each layer's last output, which is also its memory."""
 
 
+torch.serialization.add_safe_globals([MinGRUState])  # so that `torch.load` takes a saved state
+
+
 class MinGRUCore(MemoryCore[MinGRUState]):
     """Minimal gated recurrent unit (Feng et al. 2024, section 3.1).
 

@@ -68,6 +68,9 @@ class CompressiveState(NamedTuple):
     R = F + 1: the time of the slot's content, in steps from the centre of the steps that the slot stands for."""
 
 
+torch.serialization.add_safe_globals([CompressiveState])  # so that `torch.load` takes a saved state
+
+
 class CompressiveCore(MemoryCore[CompressiveState]):
     """Compressive Transformer: attention to recent steps as they are and to older ones compressed tier by tier.
 
