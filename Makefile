@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 # What each kind of target installs, and which kinds are then satisfied as well. memory-gym comes apart, without its
 # dependencies: its metadata pins an old gymnasium, with which nothing else here works.
-extras_test := [test,bench,tasks]
+extras_test := [test,bench,tasks,export]
 extras_dev := [dev]
 extras_docs := [docs]
 apart_test := memory-gym

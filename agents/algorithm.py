@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -19,11 +20,13 @@ from ctrl.agents.attributes import ChangeableArguments
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.continued import ContinuedAlgorithm
 from ctrl.agents.explain import Explanation, explain
-from ctrl.agents.memory_policy import MemoryPolicy, named_core
+from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.optimizing import optimize
 from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.policy_data import Evaluated, Windows, select
 from ctrl.agents.rollout import take_step
+from ctrl.agents.serving import PolicySteps
+from ctrl.agents.utils.cores import named_core
 from ctrl.agents.utils.hparams import hparams
 from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
@@ -345,6 +348,16 @@ class MemoryAlgorithm(ChangeableArguments, ContinuedAlgorithm):
         :raises ValueError: where the core has no attention, or an argument does not fit
         """
         return explain(self.policy, observations, actions, rewards, action_masks)
+
+    def predictor(
+        self, *, max_sessions: int = 1000, idle_seconds: float = 600.0, deterministic: bool = True
+    ) -> ctrl.Predictor:
+        """Return a `ctrl.Predictor`, which acts for many clients with a copy of the policy as it is now.
+
+        :param deterministic: take the most likely actions; the other arguments are those of `ctrl.Predictor`
+        """
+        steps = PolicySteps(copy.deepcopy(self.policy), deterministic=deterministic)
+        return ctrl.Predictor(steps, max_sessions=max_sessions, idle_seconds=idle_seconds)
 
     def _last_obs_tensor(self) -> Any:
         return obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from ctrl.agents.masked_actions import STANDARD, MaskedActions, draw, entropy_of
 from ctrl.agents.policy_data import Evaluated, PolicyState, Windows
 from ctrl.agents.predicting import predict, state_from_numpy
 from ctrl.agents.saving.saved_policy import SavedPolicy
+from ctrl.agents.utils.cores import named_core
 from ctrl.agents.utils.modes import evaluating
 from ctrl.agents.utils.nan_checks import without_non_finite
 from ctrl.agents.utils.nested import checked_parts
@@ -409,21 +410,6 @@ class MemoryPolicy(SavedPolicy):
         """Raise a NotImplementedError, as `forward` does."""
         result: Tensor = self.forward()
         return result
-
-
-def named_core(
-    core: str | ctrl.MemoryCore[Any], core_kwargs: dict[str, Any] | None = None
-) -> tuple[str, dict[str, Any]]:
-    """Return the name and the options of a core that is given by name, or as it is.
-
-    :raises ValueError: where options are given beside a core, or the core has no name
-    """
-    if not isinstance(core, ctrl.MemoryCore):
-        return core, dict(core_kwargs or {})
-    if core_kwargs:
-        raise ValueError(f"core is built already, so core_kwargs must be left out, got {core_kwargs!r}")
-    config = ctrl.core_config(core)
-    return config.name, config.options
 
 
 def _flatten_steps(observations: PyTorchObs) -> PyTorchObs:

@@ -23,6 +23,7 @@ from ctrl.compressive.tiers import Tier, memory_for_horizon
 from ctrl.core import MemoryCore, State, Unrolled, choose, register
 from ctrl.core_config import CoreConfig, keep
 from ctrl.core_file import core_config, load_core, save_core
+from ctrl.predictor import Predictor, TooManySessionsError
 from ctrl.presets import gtrxl, paper_config, transformer_xl
 
 __version__ = "0.1.0"
@@ -43,8 +44,10 @@ __all__ = [
     "MemoryCore",
     "MinGRUCore",
     "MinGRUState",
+    "Predictor",
     "State",
     "Tier",
+    "TooManySessionsError",
     "Unrolled",
     "check_core",
     "compressor_names",

@@ -14,7 +14,15 @@ from rich.console import Console
 from ctrl.experiments.bench import options as bench
 from ctrl.experiments.bench.options import BenchConfig
 from ctrl.experiments.compare.ablation_config import AblateConfig
-from ctrl.experiments.config import CompareConfig, DemoConfig, EnvsConfig, EvaluateConfig, ExplainConfig, TrainConfig
+from ctrl.experiments.config import (
+    CompareConfig,
+    DemoConfig,
+    EnvsConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
+    TrainConfig,
+)
 from ctrl.experiments.errors import UserError, require
 from ctrl.experiments.suite.config import SuiteConfig
 
@@ -26,6 +34,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "suite": (SuiteConfig, "suite.suite"),
     "evaluate": (EvaluateConfig, "runs.evaluate"),
     "explain": (ExplainConfig, "runs.explain"),
+    "export": (ExportConfig, "runs.export"),
     "envs": (EnvsConfig, "tasks.listing"),
     "demo": (DemoConfig, "compare.demo"),
     "bench": (BenchConfig, "bench.bench"),
@@ -68,6 +77,10 @@ EXAMPLES = {
         "ctrl explain runs/recall-v0-compressive-1",
         "ctrl explain runs/recall-v0-compressive-1 --seed 3 --out results/attention.png",
         "ctrl explain model.zip --env ctrl/Recall-v0 --env-kwargs length=96",
+    ],
+    "export": [
+        "ctrl export runs/recall-v0-compressive-1",
+        "ctrl export model.zip --format torch --out agent.pt2",
     ],
     "envs": [
         "ctrl envs --family minigrid",

@@ -245,6 +245,33 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained agent as a graph for other hosts, and check it step by step against the agent.
+
+    The graph is the whole policy, with the state as input and output. A JSON file beside it describes them.
+    """
+
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of a run, or a model.zip."""
+    out: Annotated[Path | None, open_option("beside the model", "FILE")] = None
+    """File for the graph; the description gets the same name with .json."""
+    overwrite: Switch = False
+    """Replace the files that are there already."""
+    format: Annotated[str, tyro.conf.arg(metavar="onnx|torch")] = "onnx"
+    """Format of the graph: ONNX, or that of `torch.export`."""
+    steps: int = 1000
+    """Number of steps of the check, in 3 copies with resets at different times."""
+    trust: Switch = False
+    """Run code that the file asks for: unpickle what the model has pickled."""
+
+    def __post_init__(self) -> None:
+        require(self.format in ("onnx", "torch"), f"--format must be onnx or torch, got {self.format!r}")
+        require_at_least(1, self, "steps")
+        described = self.out is not None and self.out.suffix == ".json"
+        require(not described, f"--out must not end in .json, as the description beside it does, got {self.out}")
+
+
+@dataclass(frozen=True)
 class EnvsConfig:
     """List the memory tasks, ours and those of installed packages; check any task; draw ours."""
 

@@ -41,6 +41,7 @@ MODULES = {"envs": {FINDINGS}}
 # Libraries that we plug into or compare with, and packages of tasks. Nobody has to have them, so only a function may
 # import them.
 OPTIONAL_HOSTS = {"sb3_contrib", "compressive_transformer_pytorch", "ray", "torchrl", "tensordict"}
+OPTIONAL_HOSTS |= {"onnx", "onnxruntime", "onnxscript"}
 TASK_PACKAGES = {"popgym", "minigrid", "memory_gym", "bsuite", "shimmy"}
 OPTIONAL = {"ctrl": set(), "envs": TASK_PACKAGES, "agents": OPTIONAL_HOSTS, "experiments": OPTIONAL_HOSTS}
 

@@ -16,7 +16,7 @@ from packaging.version import Version
 import ctrl
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("", "test", "bench", "popgym", "minigrid", "bsuite", "tasks", "docs", "dev")
+EXTRAS = ("", "test", "bench", "export", "popgym", "minigrid", "bsuite", "tasks", "docs", "dev")
 
 
 def pins() -> dict[str, str]:

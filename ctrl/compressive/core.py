@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ctrl.compressive.attention.block_mask import age_bucket, exact_ages, find_buckets, lay_out
 from ctrl.compressive.attention.clock import CLOCK_FEATURES, EpisodeClock
 from ctrl.compressive.attention.memory_attention import AgeAttention, MemoryAttention, check_heads
-from ctrl.compressive.attention.novelty import Novelty
+from ctrl.compressive.attention.novelty import Novelty, measures_of_novelty
 from ctrl.compressive.attention.relative import RelativeAttention
 from ctrl.compressive.compressors import Compressor, make_compressor
 from ctrl.compressive.explain import Explained, attention_statistics, explain_layer
@@ -396,20 +396,3 @@ class CompressiveCore(MemoryCore[CompressiveState]):
                     decoder=cast(nn.ModuleList, self.decoders[layer])[tier - 1] if len(self.decoders) else None,
                 )
                 yield f"layer{layer}/tier{tier}", (self._attention(layer), compression)
-
-
-def measures_of_novelty(compressors: list[list[Compressor]], width: int, gain: float | None) -> list[Novelty | None]:
-    """Make a measure of novelty for each layer with a compressor that uses it, of slots [.., D = `width`].
-
-    :param gain: `Novelty.GAIN` if None
-    :raises ValueError: where `gain` is negative or not finite, or positive although no layer measures novelty
-    """
-    if gain is not None:
-        require_not_negative(novelty_gain=gain)
-    asking = [any(compressor.uses_novelty() for compressor in own) for own in compressors]
-    if gain and not any(asking):
-        raise ValueError(
-            f"novelty_gain = {gain} needs a compressor that measures novelty, but memory has none; use compressor "
-            "'surprise', or leave novelty_gain at None"
-        )
-    return [Novelty(width, Novelty.GAIN if gain is None else gain) if asks else None for asks in asking]

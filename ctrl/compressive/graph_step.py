@@ -225,9 +225,10 @@ class LayerGraph:
     def _age_buckets(self) -> Tensor:
         """Return [B, S] the relative-position bucket of each slot by its age."""
         age = self._time[:, None] - self._centres
-        firsts = torch.tensor(first_ages(self._tiers), device=age.device)
-        # An exponent read from a float's digits, as in `age_bucket`, has no operation in ONNX.
-        bucket = age.clamp_max(exact_ages(self._tiers) - 1) + (age[:, :, None] >= firsts).sum(dim=2)
+        bucket = age.clamp_max(exact_ages(self._tiers) - 1)
+        if firsts := first_ages(self._tiers):
+            # An exponent read from a float's digits, as in `age_bucket`, has no operation in ONNX.
+            bucket = bucket + (age[:, :, None] >= torch.tensor(firsts, device=age.device)).sum(dim=2)
         return torch.where(self._centres == EMPTY, masked_bucket(self._tiers), bucket)
 
     def _distances(self) -> Tensor:

@@ -73,9 +73,10 @@ def build_model(config: TrainConfig, env: VecEnv) -> MemoryAlgorithm:
     return model
 
 
-def load_model(path: Path, env: VecEnv, device: str, *, trust: bool = False) -> MemoryAlgorithm:
+def load_model(path: Path, env: VecEnv | None, device: str, *, trust: bool = False) -> MemoryAlgorithm:
     """Load a saved agent of either algorithm, for playing and not for learning.
 
+    :param env: to play in; None for an agent that only its caller steps
     :param trust: whether code from the file may run; see `MemoryPPO.load`
     :raises UserError: if the file holds no agent, needs trust, or its spaces differ from those of the env
     """

@@ -6,9 +6,16 @@ slots long before training shows which ones will be needed. So it keeps the unus
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ctrl.core import require_not_negative
+
+if TYPE_CHECKING:
+    from ctrl.compressive.compressors import Compressor
 
 
 class Novelty(nn.Module):
@@ -62,3 +69,20 @@ class Novelty(nn.Module):
         gradient reaches the measure.
         """
         return 1 + self.gain * novelty.detach() if self.gain else None
+
+
+def measures_of_novelty(compressors: list[list[Compressor]], width: int, gain: float | None) -> list[Novelty | None]:
+    """Make a measure of novelty for each layer with a compressor that uses it, of slots [.., D = `width`].
+
+    :param gain: `Novelty.GAIN` if None
+    :raises ValueError: where `gain` is negative or not finite, or positive although no layer measures novelty
+    """
+    if gain is not None:
+        require_not_negative(novelty_gain=gain)
+    asking = [any(compressor.uses_novelty() for compressor in own) for own in compressors]
+    if gain and not any(asking):
+        raise ValueError(
+            f"novelty_gain = {gain} needs a compressor that measures novelty, but memory has none; use compressor "
+            "'surprise', or leave novelty_gain at None"
+        )
+    return [Novelty(width, Novelty.GAIN if gain is None else gain) if asks else None for asks in asking]
