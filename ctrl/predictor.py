@@ -128,7 +128,7 @@ class Predictor:
         :return: the result for each client
         :raises ValueError: as `act`; no state is then changed
         """
-        told = [None] * len(clients) if rewards is None else list(rewards)
+        told: list[float | None] = [None] * len(clients) if rewards is None else list(rewards)
         if not clients or len({*clients}) != len(clients) or not len(clients) == len(observations) == len(told):
             raise ValueError(
                 f"clients must be distinct, with one observation and reward each, got {len(clients)} clients, "

@@ -92,6 +92,7 @@ EXAMPLES = {
     "bench": [
         "ctrl bench train --num-envs 8 16 64 --repeats 3 --threads 1 --out results/bench_train.json",
         "ctrl bench act --batch-sizes 1 16 --threads 1",
+        "ctrl bench export --batch-sizes 1 16 --threads 1",
         "ctrl bench unroll --lengths 32 128 --widths 64 --threads 1",
         "ctrl bench scale --episode-steps 100000 --threads 1",
         "ctrl bench profile --cores compressive lstm --threads 1",

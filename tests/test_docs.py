@@ -138,7 +138,7 @@ def test_a_command_that_is_none_is_noticed(command: str) -> None:
 def test_every_flag_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
     from ctrl.experiments.cli import EXAMPLES, parse
 
-    benches = ("train", "solve", "envs", "act", "unroll", "scale", "profile", "impala")
+    benches = ("train", "solve", "envs", "act", "export", "unroll", "scale", "profile", "impala")
     for arguments in [*([name] for name in EXAMPLES if name), *(["bench", name] for name in benches)]:
         with pytest.raises(SystemExit):
             parse([*arguments, "--help"])

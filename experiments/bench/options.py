@@ -13,7 +13,7 @@ import tyro
 from ctrl.experiments.errors import flag, require, require_at_least, require_distinct, unknown
 from ctrl.experiments.options import Switch, open_option
 
-BENCHMARKS = ("train", "solve", "envs", "act", "unroll", "scale", "profile", "impala")
+BENCHMARKS = ("train", "solve", "envs", "act", "export", "unroll", "scale", "profile", "impala")
 """Names of the benchmarks: modules of this folder, with the parts that `ctrl.experiments.bench.harness` lists."""
 
 Integers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
@@ -71,7 +71,7 @@ class TorchOptions(BenchOptions):
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure training, training until solved, envs, acting, unrolling, scaling, the phases of an update, or IMPALA."""
+    """Measure training, time until solved, envs, acting, exports, unrolling, scaling, phases of an update, or IMPALA."""
 
     what: BenchOptions
     """Options of the benchmark to run."""
