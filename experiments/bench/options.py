@@ -71,7 +71,7 @@ class TorchOptions(BenchOptions):
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure training, time until solved, envs, acting, exports, unrolling, scaling, phases of an update, or IMPALA."""
+    """Measure training, time until solved, envs, acting, exports, unrolling, scaling, update phases, or IMPALA."""
 
     what: BenchOptions
     """Options of the benchmark to run."""
