@@ -365,22 +365,11 @@ class MemoryAlgorithm(ChangeableArguments, ContinuedAlgorithm):
     def _last_reset(self) -> Tensor:
         return torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), *_MADE_ANEW]
-
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]
         if self.policy.memory_optimizer is not None:
             names.append("policy.memory_optimizer")
         return names, []
-
-
-_MADE_ANEW = (
-    *("_actor", "_batch_windows", "_built", "_checked_env", "_clip_schedule", "_clip_vf_schedule", "_in_rollout"),
-    *("_lags", "_last_original_obs", "_logged_before", "_memory_lr_schedule", "_saved_state", "_step_in_flight"),
-    "lr_schedule",
-)
-"""Attributes that follow from others, or that the state of training holds."""
 
 
 def _unknown_policy(name: str) -> ValueError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -46,6 +47,14 @@ LARGEST_NUMBER = 2**24
 """Largest whole number in `policy_kwargs`: code may make a list of that length before the first tensor."""
 NEVER_PLAIN = ("policy", "device", "env", "rollout_buffer", "_actor", "_actors", "_logger", "_vec_normalize_env")
 """Attributes that are objects: a file has them only where its writer named them as `include`, and pickled."""
+KINDS: dict[str, type] = {
+    "ep_info_buffer": deque,
+    "ep_success_buffer": deque,
+    "tensorboard_log": str,
+    "seed": int,
+    "_last_episode_starts": np.ndarray,
+}
+"""Kinds of attributes that are None in a new model."""
 RECENT = ("ep_info_buffer", "ep_success_buffer")
 """Attributes with what envs reported, of which only plain values are kept."""
 
@@ -309,18 +318,24 @@ def _check_kinds(attributes: dict[str, Any], algorithm: type[SavedAlgorithm]) ->
 
 
 def _check_kind(name: str, value: Any, new: Any) -> None:
-    """Refuse a value of another kind than a new model has; None there leaves the kind open."""
+    """Refuse a value of another kind than a new model has; None there leaves all but `KINDS` open."""
+    if name in KINDS and value is not None and not isinstance(value, KINDS[name]):
+        raise ValueError(f"{name} must be None or {KINDS[name].__name__}, got {value!r}")
     whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(new, bool):
         fits = isinstance(value, bool)
     elif isinstance(new, int):
         fits = whole and value >= min(new, 0)
     elif isinstance(new, float):
-        fits = whole or (isinstance(value, float) and math.isfinite(value)) or callable(value)
+        fits = whole or (isinstance(value, float) and math.isfinite(value)) or _is_schedule(value)
     else:
         fits = not isinstance(new, str | dict) or isinstance(value, type(new) | int)
     if not fits:
         raise ValueError(f"{name} must be of the kind of {new!r}, got {value!r}")
+
+
+def _is_schedule(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
 
 
 def _check_numbers(part: Any, layers: int, most: int = LARGEST_NUMBER) -> None:

@@ -18,6 +18,13 @@ from ctrl.agents.utils.validation import check_device
 Self = TypeVar("Self", bound="SavedAlgorithm")
 
 
+MADE_ANEW = (
+    *("_actor", "_built", "_checked_env", "_in_rollout", "_lags", "_last_original_obs", "_logged_before"),
+    *("_memory_lr_schedule", "_saved_state", "_step_in_flight", "lr_schedule"),
+)
+"""Attributes that follow from others, or that the state of training holds."""
+
+
 class SavedAlgorithm(OnPolicyAlgorithm):
     """Algorithm of stable-baselines3 whose files hold safetensors and JSON, see `ctrl.agents.saving.models`."""
 
@@ -85,3 +92,6 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = read_parameters(self, load_path_or_dict, complete=exact_match)
         super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *MADE_ANEW]

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ctrl.experiments.plain_data import build
+from ctrl.experiments.plain_data import build, reading
 
 SCHEMA = 1
 MISSING = "–"
@@ -105,6 +105,17 @@ class RunSummary:
         """
         known = {key: value for key, value in data.items() if key != "schema"} if isinstance(data, dict) else data
         return build(cls, known, "summary")
+
+    @classmethod
+    def read(cls, path: Path) -> RunSummary:
+        """Read a run's `summary.json`.
+
+        :raises UserError: if the file is missing or holds something else
+        """
+        from ctrl.experiments.runs.run_folder import read_json
+
+        with reading(path, "no summary of a run"):
+            return cls.from_json(read_json(path))
 
 
 @dataclass(frozen=True)

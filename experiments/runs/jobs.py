@@ -20,7 +20,6 @@ from rich.progress import Progress, TaskID
 
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError, require
-from ctrl.experiments.plain_data import reading
 from ctrl.experiments.report.summary import (
     FailedRun,
     Point,
@@ -142,7 +141,7 @@ class Job:
     def _read_result(self, exit_code: int) -> RunSummary | FailedRun:
         path = self.place.folder / SUMMARY
         if path.is_file():
-            summary = read_summary(path)
+            summary = RunSummary.read(path)
             if summary.status == FINISHED and exit_code == 0:
                 return summary
             if summary.status not in (FINISHED, RUNNING):
@@ -157,15 +156,6 @@ def _worker_env() -> dict[str, str]:
     return {**os.environ, **threads}
 
 
-def read_summary(path: Path) -> RunSummary:
-    """Read a run's `summary.json`.
-
-    :raises UserError: if the file is missing or holds something else
-    """
-    with reading(path, "no summary of a run"):
-        return RunSummary.from_json(read_json(path))
-
-
 def failed_runs(jobs: Sequence[Job]) -> list[FailedRun]:
     """Return the runs that have ended and did not finish."""
     return [job.result for job in jobs if isinstance(job.result, FailedRun)]
@@ -175,7 +165,7 @@ def read_finished(folder: Path) -> RunSummary | None:
     """Return the summary of the run in a folder; None unless the run has finished and was evaluated, if it is to be."""
     if not (folder / SUMMARY).is_file():
         return None
-    summary = read_summary(folder / SUMMARY)
+    summary = RunSummary.read(folder / SUMMARY)
     evaluates = TrainConfig.read(folder / MARKER).run.eval_episodes > 0
     return None if summary.status != FINISHED or (evaluates and summary.evaluation is None) else summary
 

@@ -14,9 +14,8 @@ from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError
 from ctrl.experiments.options import TaskOptions
 from ctrl.experiments.plain_data import build, reading
-from ctrl.experiments.report.summary import CURVE_COLUMNS, read_curve
+from ctrl.experiments.report.summary import CURVE_COLUMNS, RunSummary, read_curve
 from ctrl.experiments.runs.evaluate import OwnRun
-from ctrl.experiments.runs.jobs import read_summary
 from ctrl.experiments.runs.run_folder import read_json
 from ctrl.experiments.runs.tasks import require_named
 
@@ -189,7 +188,7 @@ def test_a_summary_that_is_not_sound_is_refused(tmp_path: Path) -> None:
     for content in ("[]", "{}", '{"core": 3}'):
         (tmp_path / "summary.json").write_text(content)
         with pytest.raises(UserError, match=r"summary.json holds no summary of a run"):
-            read_summary(tmp_path / "summary.json")
+            RunSummary.read(tmp_path / "summary.json")
 
 
 # Imports

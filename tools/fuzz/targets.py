@@ -18,8 +18,8 @@ from ctrl import Tier
 from ctrl.agents import MemoryImpala, MemoryPPO, MlpMemoryPolicy
 from ctrl.experiments.cli import main
 from ctrl.experiments.config import TrainConfig
-from ctrl.experiments.report.summary import read_curve
-from ctrl.experiments.runs.jobs import read_finished, read_summary
+from ctrl.experiments.report.summary import RunSummary, read_curve
+from ctrl.experiments.runs.jobs import read_finished
 from fuzz.damage import BYTES, Damage, change_json, change_zip, unzipped, zipped
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
@@ -156,7 +156,7 @@ def _evaluate(at: Path) -> None:
 
 
 def _finished(at: Path) -> None:
-    read_summary(at / "summary.json")
+    RunSummary.read(at / "summary.json")
     read_finished(at)
 
 
