@@ -9,14 +9,14 @@ model.learn(100_000)
 from ctrl.agents.actors.pool import ActorError
 from ctrl.agents.checks.checking import check_memory
 from ctrl.agents.evaluation import EvalCallback, evaluate_policy
-from ctrl.agents.explain import AttendedTier, Explanation
 from ctrl.agents.impala.impala import MemoryImpala, paper_impala
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from ctrl.agents.policy.explain import AttendedTier, Explanation
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.ppo import MemoryPPO
-from ctrl.agents.utils.env_contract import EnvContractError
 from ctrl.agents.utils.nan_checks import NonFiniteError
-from ctrl.agents.vector_env import GymnasiumVecEnv, as_vec_env
+from ctrl.agents.vec_envs.env_contract import EnvContractError
+from ctrl.agents.vec_envs.vector_env import GymnasiumVecEnv, as_vec_env
 
 __all__ = [
     "ActorError",

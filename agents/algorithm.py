@@ -18,21 +18,21 @@ from torch import Tensor
 import ctrl
 from ctrl.agents.attributes import ChangeableArguments
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.continued import ContinuedAlgorithm
-from ctrl.agents.explain import Explanation, explain
-from ctrl.agents.memory_policy import MemoryPolicy
 from ctrl.agents.optimizing import optimize
-from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
-from ctrl.agents.policy_data import Evaluated, Windows, select
+from ctrl.agents.policy.explain import Explanation, explain
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from ctrl.agents.policy.policy_data import Evaluated, Windows, select
+from ctrl.agents.policy.serving import PolicySteps
+from ctrl.agents.resuming.continued import ContinuedAlgorithm
 from ctrl.agents.rollout import take_step
-from ctrl.agents.serving import PolicySteps
 from ctrl.agents.utils.cores import named_core
 from ctrl.agents.utils.hparams import hparams
 from ctrl.agents.utils.nan_checks import check_finite
 from ctrl.agents.utils.other_names import answering_other_names, check_policy_kwargs, policy_hint
 from ctrl.agents.utils.statistics import Statistics, drift
 from ctrl.agents.utils.validation import check_device
-from ctrl.agents.vector_env import as_vec_env
+from ctrl.agents.vec_envs.vector_env import as_vec_env
 
 Self = TypeVar("Self", bound="MemoryAlgorithm")
 

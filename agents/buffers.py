@@ -11,10 +11,10 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
-from ctrl.agents.actor import join_states
 from ctrl.agents.gae import gae
-from ctrl.agents.memory_policy import MemoryPolicy, Observation
-from ctrl.agents.policy_data import Acted, PolicyState, Windows, each_part, select
+from ctrl.agents.policy.actor import join_states
+from ctrl.agents.policy.memory_policy import MemoryPolicy, Observation
+from ctrl.agents.policy.policy_data import Acted, PolicyState, Windows, each_part, select
 from ctrl.agents.utils.spaces import stored_shape
 
 Arrays = dict[str, np.ndarray]

@@ -14,10 +14,10 @@ from stable_baselines3.common import callbacks, evaluation
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents.algorithm import MemoryAlgorithm
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.utils.action_masks import mask_size, read_masks
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.utils.nan_checks import check_acted, check_observations
-from ctrl.agents.vector_env import as_vec_env
+from ctrl.agents.vec_envs.action_masks import mask_size, read_masks
+from ctrl.agents.vec_envs.vector_env import as_vec_env
 
 Locals = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.utils.nan_checks import check_gradients
 from ctrl.agents.utils.statistics import Statistics
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctrl.agents.algorithm import FALLING_RATE, MemoryAlgorithm
 from ctrl.agents.buffers import WindowBatch, WindowBuffer, window_batches
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.utils.modes import depends_on_mode, evaluating
 from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.statistics import Statistics

@@ -9,15 +9,15 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
-from ctrl.agents.actor import Actor, join_states
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.checked_env import CheckedEnv, EnvResult
-from ctrl.agents.memory_policy import MemoryPolicy, Observation
-from ctrl.agents.policy_data import Acted, each_part
-from ctrl.agents.utils.action_masks import read_masks
-from ctrl.agents.utils.env_contract import EnvContractError, at_step, check_observation
-from ctrl.agents.utils.infos import was_truncated
+from ctrl.agents.policy.actor import Actor, join_states
+from ctrl.agents.policy.memory_policy import MemoryPolicy, Observation
+from ctrl.agents.policy.policy_data import Acted, each_part
 from ctrl.agents.utils.nan_checks import check_acted, check_finite
+from ctrl.agents.vec_envs.action_masks import read_masks
+from ctrl.agents.vec_envs.checked_env import CheckedEnv, EnvResult
+from ctrl.agents.vec_envs.env_contract import EnvContractError, at_step, check_observation
+from ctrl.agents.vec_envs.infos import was_truncated
 
 
 class EnvStep(NamedTuple):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, wraps
+from functools import cached_property
 from numbers import Real
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -26,7 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ctrl.core_config import Arguments, keep
+from ctrl.core_config import Arguments, remembering
+from ctrl.stale_steps import spoil, stale_steps
 
 State = tuple[Tensor, ...]
 StateT = TypeVar("StateT", bound=State)
@@ -150,7 +151,7 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
         """Let every core remember the arguments of its constructor: `save_core` writes them beside the weights."""
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = remembering(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
@@ -208,12 +209,12 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
             plan = self.plan(state, reset)
         else:
             self.check_plan(plan, reset)
-        stale = _stale_steps(inputs, reset)
+        stale = stale_steps(inputs, reset)
         if stale is None:
             return self._unroll(inputs, state, reset, plan, diagnose)
         inputs = torch.where(stale[:, :, None], 0, inputs)
         unrolled = self._unroll(inputs, state, reset, plan, diagnose)
-        return unrolled._replace(outputs=_spoil(unrolled.outputs, stale, reset))
+        return unrolled._replace(outputs=spoil(unrolled.outputs, stale, reset))
 
     def plan(self, state: StateT, reset: Tensor) -> Any:
         """Compute the part of an unroll that depends on neither inputs nor weights; plan again after `adapt`.
@@ -362,37 +363,6 @@ class MemoryCore(nn.Module, ABC, Generic[StateT]):
                 raise ValueError(f"state.{name} must be {dtype}, got {leaf.dtype}")
             if leaf.device != self.device:
                 raise ValueError(f"state.{name} must be on {self.device} as the core's parameters, got {leaf.device}")
-
-
-def _stale_steps(inputs: Tensor, reset: Tensor) -> Tensor | None:
-    """Return [B, T] bool, true where inputs are not finite and a reset follows in the window; None if there are none.
-
-    Their product with a gradient of 0 would be NaN, so they would reach all weights.
-    """
-    if bool(inputs.detach().sum().isfinite()):  # a fraction of the time of looking at each number
-        return None
-    later = reset.flip(1).cumsum(dim=1).flip(1) - reset.long()  # resets after each step
-    stale = ~inputs.detach().isfinite().all(dim=2) & (later > 0)
-    return stale if bool(stale.any()) else None
-
-
-def _spoil(outputs: Tensor, stale: Tensor, reset: Tensor) -> Tensor:
-    """Replace outputs [B, T, O] by NaN from each stale step [B, T] up to the next reset, without a gradient there."""
-    before = stale.cumsum(dim=1)  # stale steps so far
-    at_reset = torch.where(reset, before - stale.long(), 0).cummax(dim=1).values  # those of earlier episodes
-    return torch.where((before > at_reset)[:, :, None], torch.nan, outputs)
-
-
-def _remembering(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a constructor so that the core keeps the arguments of the outermost one, that of its own class."""
-
-    @wraps(constructor)
-    def construct(self: MemoryCore[Any], *args: Any, **options: Any) -> None:
-        if "constructed" not in vars(self):  # torch's own __setattr__ works only after nn.Module.__init__
-            vars(self)["constructed"] = keep(args, options)
-        constructor(self, *args, **options)
-
-    return construct
 
 
 def require_positive(**sizes: int) -> None:

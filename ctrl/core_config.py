@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,3 +115,15 @@ def decode(data: Any, kinds: dict[str, type]) -> Any:
         except TypeError as error:
             raise ValueError(f"{kind} does not fit: {error}") from error
     raise ValueError(f"an option must be plain data, got {str(data)[:80]}")
+
+
+def remembering(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a constructor so that the core keeps the arguments of the outermost one, that of its own class."""
+
+    @wraps(constructor)
+    def construct(self: Any, *args: Any, **options: Any) -> None:
+        if "constructed" not in vars(self):  # torch's own __setattr__ works only after nn.Module.__init__
+            vars(self)["constructed"] = keep(args, options)
+        constructor(self, *args, **options)
+
+    return construct

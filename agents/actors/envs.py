@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents.utils.validation import check_env_id
-from ctrl.agents.vector_env import as_vec_env
+from ctrl.agents.vec_envs.vector_env import as_vec_env
 
 
 @contextmanager

@@ -27,8 +27,8 @@ from ctrl.agents.actors.process import PATIENCE_AT_THE_END, EndedEpisode, Failed
 from ctrl.agents.actors.shared_memory import SharedArrays, anonymous_file, layout_of
 from ctrl.agents.actors.shared_weights import SharedWeights
 from ctrl.agents.buffers import Arrays, WindowBuffer
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policy_data import PolicyState
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policy_data import PolicyState
 from ctrl.agents.utils.normalisation import Moments, add_moments, running_moments
 
 POLL_SECONDS = 0.5

@@ -29,14 +29,14 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from ctrl.agents.actors.shared_memory import Layout, SharedArrays
 from ctrl.agents.actors.shared_weights import SharedWeights
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.checked_env import CheckedEnv
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policy_data import PolicyState, policy_leaves
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policy_data import PolicyState, policy_leaves
 from ctrl.agents.rollout import keep_step, take_step
-from ctrl.agents.utils.env_contract import EnvContractError
-from ctrl.agents.utils.infos import episode_of
 from ctrl.agents.utils.nan_checks import NonFiniteError
 from ctrl.agents.utils.normalisation import Moments, added_moments, running_moments
+from ctrl.agents.vec_envs.checked_env import CheckedEnv
+from ctrl.agents.vec_envs.env_contract import EnvContractError
+from ctrl.agents.vec_envs.infos import episode_of
 
 PATIENCE_AT_THE_END = 5.0
 """Seconds that an env may take to finish its step and close after the learner is gone."""

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from ctrl.agents.actors.shared_memory import Layout, SharedArrays, layout_of
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.utils.normalisation import Moments, running_moments, set_running_moments
 
 if sys.platform != "win32":  # actors are not supported there, but this module must be importable

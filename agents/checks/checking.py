@@ -21,7 +21,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from ctrl.agents.checks.model_copy import ModelCopy, Rollout
-from ctrl.agents.policy_data import PolicyState
+from ctrl.agents.policy.policy_data import PolicyState
 from ctrl.agents.utils.modes import modeless
 from ctrl.checks.checking import judge_core
 from ctrl.checks.laws.stream import first_difference

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor
 
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.utils.validation import check_env_id
 from ctrl.agents.utils.value_normalisation import ValueNormalisation
 from ctrl.checks.laws.trial import shake

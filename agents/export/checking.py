@@ -16,8 +16,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from ctrl.agents.export.graph import PolicyGraph
 from ctrl.agents.export.writing import require
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policy_data import PolicyState, policy_leaves
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policy_data import PolicyState, policy_leaves
 
 Step = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 """One step of a graph: inputs by name to outputs by name."""

@@ -17,8 +17,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policy_data import PolicyState, policy_leaves
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policy_data import PolicyState, policy_leaves
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 import ctrl
 from ctrl.agents.export.graph import PolicyGraph
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 
 INSTALL = "pip install 'ctrl-memory[export]'"
 """Command that installs what exports need."""

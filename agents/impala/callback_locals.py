@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.policy_data import each_part
+from ctrl.agents.policy.policy_data import each_part
 
 
 class ShownStep(NamedTuple):

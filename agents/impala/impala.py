@@ -24,7 +24,7 @@ from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.impala.callback_locals import shown_step
 from ctrl.agents.impala.learner import VTraceLearner
 from ctrl.agents.impala.trajectories import REWARD_CLIPPING
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.utils.other_names import answering_other_names
 from ctrl.agents.utils.validation import check_env, check_numbers
 

@@ -12,7 +12,7 @@ from ctrl.agents.actors.pool import Actors
 from ctrl.agents.algorithm import MemoryAlgorithm
 from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch, vtrace_targets
 from ctrl.agents.impala.vtrace import VTrace
-from ctrl.agents.policy_data import Evaluated, select
+from ctrl.agents.policy.policy_data import Evaluated, select
 from ctrl.agents.utils.modes import depends_on_mode, evaluating
 from ctrl.agents.utils.statistics import Statistics
 

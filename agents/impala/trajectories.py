@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.impala.vtrace import VTrace, vtrace
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policy_data import Evaluated, PolicyState, Windows, each_part
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policy_data import Evaluated, PolicyState, Windows, each_part
 
 REWARD_CLIPPING: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda rewards: rewards,

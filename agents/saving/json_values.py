@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch.nn.modules import activation
 
 from ctrl import Tier
-from ctrl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from ctrl.agents.policy.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.saving.spaces import SPACES, space_from_parts, space_parts
 
 KIND = "#"

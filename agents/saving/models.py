@@ -5,7 +5,7 @@ policy.safetensors       weights
 optimizer.safetensors    states of both optimizers, as `policy.optimizer/0/exp_avg`
 attributes.safetensors   arrays among the attributes
 trusted.pickle           attributes that JSON can't hold, such as a lambda or a class of the user's
-training.json            how training goes on, see `ctrl.agents.training_state`
+training.json            how training goes on, see `ctrl.agents.resuming.training_state`
 training.safetensors     arrays of it
 env0.pickle …            states of envs that give no plain data
 """
@@ -25,12 +25,12 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from torch import Tensor
 
+from ctrl.agents.resuming.training_state import restore_training_state, training_state
 from ctrl.agents.saving.allowance import Allowance
 from ctrl.agents.saving.archive import PathOrFile, naming
 from ctrl.agents.saving.checks import check_names, check_optimizer, check_weights
 from ctrl.agents.saving.json_values import Decoder, Encoder, pickled_names
 from ctrl.agents.saving.model_file import ModelFile, read_model_file
-from ctrl.agents.training_state import restore_training_state, training_state
 
 if TYPE_CHECKING:
     from ctrl.agents.algorithm import MemoryAlgorithm

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.saving.archive import PathOrFile, naming
 from ctrl.agents.saving.checks import check_parameters
 from ctrl.agents.saving.model_file import is_pickled

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctrl.agents.utils.env_contract import THIS_STEP
+from ctrl.agents.vec_envs.env_contract import THIS_STEP
 
 LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 """Largest size of an observation's entries, 1.8e19: the square of a larger one is infinite in float32."""

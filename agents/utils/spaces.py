@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from ctrl.agents.utils.nested import flat_space
+from ctrl.agents.vec_envs.nested import flat_space
 
 FLAT_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 

@@ -22,8 +22,6 @@ from rich.console import Console
 from torch import nn
 
 import ctrl
-from ctrl.experiments.bench.agents import PAPER, closest_size, make_cartpole, matched_config, memory_config, target_of
-from ctrl.experiments.bench.cores import INPUT_SIZE, WARM_UP, drawn, parameters_of, warm_state
 from ctrl.experiments.bench.harness import (
     SEED,
     Case,
@@ -38,6 +36,15 @@ from ctrl.experiments.bench.harness import (
     values,
 )
 from ctrl.experiments.bench.options import Integers, TorchOptions, require_numbers
+from ctrl.experiments.bench.subjects.agents import (
+    PAPER,
+    closest_size,
+    make_cartpole,
+    matched_config,
+    memory_config,
+    target_of,
+)
+from ctrl.experiments.bench.subjects.cores import INPUT_SIZE, WARM_UP, drawn, parameters_of, warm_state
 from ctrl.experiments.errors import require_at_least
 from ctrl.experiments.runs.build import build_model, core_kwargs
 

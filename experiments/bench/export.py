@@ -20,10 +20,8 @@ from rich.console import Console
 from ctrl.agents.export.checking import open_graph
 from ctrl.agents.export.graph import PolicyGraph
 from ctrl.agents.export.writing import export_policy, require
-from ctrl.agents.memory_policy import MemoryPolicy
-from ctrl.agents.policy_data import policy_leaves
-from ctrl.experiments.bench.agents import DEFAULT, PAPER, make_cartpole, matched_config, memory_config, target_of
-from ctrl.experiments.bench.cores import WARM_UP, warm_state
+from ctrl.agents.policy.memory_policy import MemoryPolicy
+from ctrl.agents.policy.policy_data import policy_leaves
 from ctrl.experiments.bench.harness import (
     SEED,
     Case,
@@ -37,6 +35,15 @@ from ctrl.experiments.bench.harness import (
     turns_note,
 )
 from ctrl.experiments.bench.options import Integers, TorchOptions, require_numbers
+from ctrl.experiments.bench.subjects.agents import (
+    DEFAULT,
+    PAPER,
+    make_cartpole,
+    matched_config,
+    memory_config,
+    target_of,
+)
+from ctrl.experiments.bench.subjects.cores import WARM_UP, warm_state
 from ctrl.experiments.errors import UserError, require_at_least
 from ctrl.experiments.runs.build import build_model
 

@@ -22,7 +22,9 @@ from typing import Annotated
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ctrl.experiments.bench.agents import (
+from ctrl.experiments.bench.harness import Case, Column, Row, Table, Turn, measure, turns_note, values
+from ctrl.experiments.bench.options import Names, TorchOptions, require_names
+from ctrl.experiments.bench.subjects.agents import (
     MINIBATCHES,
     PAPER,
     fresh_agent,
@@ -31,8 +33,6 @@ from ctrl.experiments.bench.agents import (
     memory_config,
     target_of,
 )
-from ctrl.experiments.bench.harness import Case, Column, Row, Table, Turn, measure, turns_note, values
-from ctrl.experiments.bench.options import Names, TorchOptions, require_names
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import UserError, require, require_at_least
 from ctrl.experiments.options import ImpalaOptions, open_option
@@ -40,10 +40,10 @@ from ctrl.experiments.report.summary import MISSING
 from ctrl.experiments.runs.build import build_model, parameter_count
 
 WINDOW = 64
-"""Steps of a window of IMPALA, ours and RLlib's; those of PPO have 128, see `ctrl.experiments.bench.agents`."""
+"""Steps of a window of IMPALA, ours and RLlib's; those of PPO have 128, see `bench.subjects.agents`."""
 WARM_UP = 5.0
 """Seconds that are not timed, counted from the first steps that reach a learner."""
-SCRIPT = Path(__file__).with_name("rllib_impala.py")
+SCRIPT = Path(__file__).parent / "subjects" / "rllib_impala.py"
 
 LABELS = {
     "impala_compressive": "MemoryImpala compressive",

@@ -27,7 +27,6 @@ from rich.console import Console
 from torch import Tensor
 
 from ctrl.agents import MemoryPPO
-from ctrl.experiments.bench.agents import MINIBATCHES, N_EPOCHS, N_STEPS, Builder, agents, fresh_agent
 from ctrl.experiments.bench.harness import (
     SEED,
     Case,
@@ -47,6 +46,7 @@ from ctrl.experiments.bench.options import (
     require_numbers,
     require_some,
 )
+from ctrl.experiments.bench.subjects.agents import MINIBATCHES, N_EPOCHS, N_STEPS, Builder, agents, fresh_agent
 from ctrl.experiments.errors import require_at_least
 from ctrl.experiments.options import require_core
 

@@ -26,8 +26,6 @@ from rich.console import Console
 import ctrl
 from ctrl import Tier
 from ctrl.core import Acting
-from ctrl.experiments.bench.agents import N_STEPS, fresh_agent, memory_config
-from ctrl.experiments.bench.cores import INPUT_SIZE, WARM_UP, drawn, warm_state
 from ctrl.experiments.bench.harness import (
     SEED,
     Case,
@@ -41,6 +39,8 @@ from ctrl.experiments.bench.harness import (
     turns_note,
 )
 from ctrl.experiments.bench.options import TorchOptions
+from ctrl.experiments.bench.subjects.agents import N_STEPS, fresh_agent, memory_config
+from ctrl.experiments.bench.subjects.cores import INPUT_SIZE, WARM_UP, drawn, warm_state
 from ctrl.experiments.errors import require, require_at_least
 from ctrl.experiments.report.summary import bytes_text, duration_text
 from ctrl.experiments.runs.build import build_model

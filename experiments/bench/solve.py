@@ -22,15 +22,14 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from ctrl.experiments.bench.agents import recurrent_ppo_class
 from ctrl.experiments.bench.harness import Case, Column, Row, Table, Turn, measure, number_of, values
 from ctrl.experiments.bench.options import Names, TorchOptions, require_names
+from ctrl.experiments.bench.subjects.agents import recurrent_ppo_class
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.errors import require_at_least
 from ctrl.experiments.options import RECURRENT_CORES, PPOOptions, TaskOptions
 from ctrl.experiments.report.summary import MISSING, Evaluation, count_text
 from ctrl.experiments.runs.build import build_model, parameter_count
-from ctrl.experiments.runs.evaluate import evaluate
 from ctrl.experiments.runs.tasks import (
     BEST,
     PERFECT,
@@ -40,6 +39,7 @@ from ctrl.experiments.runs.tasks import (
     stated_scores,
     training_seed,
 )
+from ctrl.experiments.trained.evaluate import evaluate
 
 SOLVED, IN_A_ROW = 0.95, 3
 EPISODES = 50

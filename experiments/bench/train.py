@@ -1,9 +1,9 @@
 """`ctrl bench train`: training speed of `MemoryPPO` beside stable-baselines3's PPO and sb3-contrib's RecurrentPPO.
 
 All agents train on CartPole without its velocities and make the same use of their data; see
-`ctrl.experiments.bench.agents`. Their parameter counts are within 10 % of one agent's, except for those with the
-default networks of their package. Each turn has a fresh agent and the same seed, so that all turns of an agent do the
-same work.
+`ctrl.experiments.bench.subjects.agents`. Their parameter counts are within 10 % of one agent's, except for those with
+the default networks of their package. Each turn has a fresh agent and the same seed, so that all turns of an agent do
+the same work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ import tyro
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ctrl.experiments.bench.agents import (
+from ctrl.experiments.bench.harness import SEED, Case, Column, Row, Table, Turn, measure, turns_note, values
+from ctrl.experiments.bench.options import (
+    Integers,
+    TorchOptions,
+    require_names,
+    require_numbers,
+)
+from ctrl.experiments.bench.subjects.agents import (
     DEFAULT,
     DEFAULTS,
     MATCHED,
@@ -29,13 +36,6 @@ from ctrl.experiments.bench.agents import (
     Builder,
     agents,
     fresh_agent,
-)
-from ctrl.experiments.bench.harness import SEED, Case, Column, Row, Table, Turn, measure, turns_note, values
-from ctrl.experiments.bench.options import (
-    Integers,
-    TorchOptions,
-    require_names,
-    require_numbers,
 )
 from ctrl.experiments.errors import require_at_least, unknown
 

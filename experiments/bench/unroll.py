@@ -47,7 +47,6 @@ from torch import Tensor, nn
 import ctrl
 from ctrl import Tier
 from ctrl.compressive.reconstruction import QUERY_STEPS
-from ctrl.experiments.bench.cores import parameters_of, warm_state
 from ctrl.experiments.bench.harness import (
     SEED,
     Case,
@@ -68,6 +67,7 @@ from ctrl.experiments.bench.options import (
     require_names,
     require_numbers,
 )
+from ctrl.experiments.bench.subjects.cores import parameters_of, warm_state
 from ctrl.experiments.errors import UserError, require, require_at_least
 from ctrl.experiments.report.summary import MISSING
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from ctrl.agents import AttendedTier, Explanation
-from ctrl.agents.utils.action_masks import choices
+from ctrl.agents.vec_envs.action_masks import choices
 
 WIDTH = 10.0  # inches
 SCALE_WIDTH = 0.018

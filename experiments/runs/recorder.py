@@ -17,16 +17,16 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from ctrl.agents import GymnasiumVecEnv
 from ctrl.agents.algorithm import MemoryAlgorithm
-from ctrl.agents.utils.infos import episode_of, success_of
-from ctrl.agents.utils.random_state import kept_random_state
+from ctrl.agents.resuming.random_state import kept_random_state
+from ctrl.agents.vec_envs.infos import episode_of, success_of
 from ctrl.experiments.config import TrainConfig
 from ctrl.experiments.report.summary import CURVE_COLUMNS, Evaluation, Point, read_curve, recent
 from ctrl.experiments.report.tensorboard import log_evaluation
 from ctrl.experiments.runs.checkpoints import ModelFiles, Progress
-from ctrl.experiments.runs.evaluate import evaluate_run
 from ctrl.experiments.runs.progress import Reporter
 from ctrl.experiments.runs.run_folder import CHECKPOINTS, CURVE, HELD_OUT, written_whole
 from ctrl.experiments.runs.signals import StopRequests
+from ctrl.experiments.trained.evaluate import evaluate_run
 
 SHARE, NATIVE_SHARE = 0.1, 0.4
 """Env steps of an evaluation during training, as a share of the training steps between two evaluations.

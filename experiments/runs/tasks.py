@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from ctrl.agents import GymnasiumVecEnv
-from ctrl.agents.utils.nested import flat_env
+from ctrl.agents.vec_envs.nested import flat_env
 from ctrl.envs import TASKS, Rules, Scores, external
 from ctrl.experiments.errors import UserError, unknown
 from ctrl.experiments.options import SEEDS_PER_RUN, TaskOptions

@@ -28,13 +28,13 @@ from ctrl.experiments.report.summary import RunSummary, recent, run_table
 from ctrl.experiments.report.tables import print_places
 from ctrl.experiments.runs.build import build_model, load_to_go_on, parameter_count
 from ctrl.experiments.runs.checkpoints import Progress, Start, whole_models
-from ctrl.experiments.runs.evaluate import evaluate_run, reconstruction_errors
 from ctrl.experiments.runs.progress import LiveReporter, Reporter
 from ctrl.experiments.runs.recorder import ElapsedTime, Recorder
 from ctrl.experiments.runs.resume import find_start, is_done, stored_tensorboard
 from ctrl.experiments.runs.run_folder import ERROR_LOG, MARKER, SUMMARY, open_folder, slug, write_json
 from ctrl.experiments.runs.signals import StopRequests
 from ctrl.experiments.runs.tasks import make_task, stated_scores, training_seed
+from ctrl.experiments.trained.evaluate import evaluate_run, reconstruction_errors
 
 FINISHED, INTERRUPTED, FAILED, RUNNING = "finished", "interrupted", "failed", "running"
 

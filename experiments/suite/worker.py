@@ -46,8 +46,8 @@ def evaluate_transfer(folder: Path, arguments: tuple[str, ...]) -> dict[str, Any
     """
     from ctrl.experiments.config import TrainConfig
     from ctrl.experiments.runs.build import load_model
-    from ctrl.experiments.runs.evaluate import evaluate_run
     from ctrl.experiments.runs.tasks import make_task
+    from ctrl.experiments.trained.evaluate import evaluate_run
 
     config = TrainConfig.read(folder / MARKER)
     config = replace(config, task=replace(config.task, env_kwargs=arguments))

@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from ctrl.agents import MemoryImpala
 from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch
 from ctrl.agents.impala.vtrace import VTrace
-from ctrl.agents.policy_data import Evaluated
+from ctrl.agents.policy.policy_data import Evaluated
 
 WINDOW, WINDOWS = 6, 4
 """Number of steps in a window, and of windows in an update."""

@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import ctrl.envs  # noqa: F401 - registers the native tasks
 from ctrl.agents import GymnasiumVecEnv
+from ctrl.agents.resuming.training_state import training_state
 from ctrl.agents.saving.plain_data import decode
-from ctrl.agents.training_state import training_state
 
 
 def native_env(copies: int = 3, **options: Any) -> GymnasiumVecEnv:

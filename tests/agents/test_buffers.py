@@ -26,7 +26,7 @@ from gymnasium.vector import AutoresetMode
 
 from ctrl.agents import MemoryPPO
 from ctrl.agents.buffers import WindowBuffer, window_batches
-from ctrl.agents.policy_data import Acted, PolicyState
+from ctrl.agents.policy.policy_data import Acted, PolicyState
 
 COPY, EPISODE, STEP = range(3)
 ROLLOUTS = 5

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from ctrl.agents import check_memory
-from ctrl.agents.policy_data import Windows
+from ctrl.agents.policy.policy_data import Windows
 from ctrl.agents.utils.modes import depends_on_mode
 
 CALLS: list[tuple[bool, bool]] = []

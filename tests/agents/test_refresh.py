@@ -39,7 +39,7 @@ from torch import Tensor
 import ctrl
 from ctrl.agents import MemoryPPO
 from ctrl.agents.buffers import WindowBatch
-from ctrl.agents.policy_data import PolicyState
+from ctrl.agents.policy.policy_data import PolicyState
 from ctrl.agents.utils.statistics import drift
 from ctrl.agents.utils.validation import burn_in_steps
 

@@ -15,9 +15,9 @@ from ctrl.experiments.errors import UserError
 from ctrl.experiments.options import TaskOptions
 from ctrl.experiments.plain_data import build, reading
 from ctrl.experiments.report.summary import CURVE_COLUMNS, RunSummary, read_curve
-from ctrl.experiments.runs.evaluate import OwnRun
 from ctrl.experiments.runs.run_folder import read_json
 from ctrl.experiments.runs.tasks import require_named
+from ctrl.experiments.trained.evaluate import OwnRun
 
 
 @dataclass(frozen=True)

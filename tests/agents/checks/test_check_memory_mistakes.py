@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctrl.agents import MemoryPPO, MlpMemoryPolicy
 from ctrl.agents.buffers import WindowBatch, WindowBuffer
-from ctrl.agents.policy_data import Acted, PolicyState
+from ctrl.agents.policy.policy_data import Acted, PolicyState
 from ctrl.compressive.attention.block_mask import age_bucket
 from ctrl.compressive.core import CompressiveCore, CompressiveState
 from ctrl.compressive.kv_cache import CompressiveActing

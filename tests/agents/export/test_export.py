@@ -20,7 +20,7 @@ from ctrl import MemoryCore, Tier
 from ctrl.agents.export.checking import check_graph, open_graph
 from ctrl.agents.export.graph import PolicyGraph
 from ctrl.agents.export.writing import export_policy
-from ctrl.agents.memory_policy import MemoryPolicy
+from ctrl.agents.policy.memory_policy import MemoryPolicy
 
 NEAR = 1e-4
 

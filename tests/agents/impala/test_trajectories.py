@@ -32,7 +32,7 @@ from torch import Tensor
 from ctrl.agents import MemoryImpala
 from ctrl.agents.buffers import WindowBuffer
 from ctrl.agents.impala.trajectories import TrajectoryBatch, trajectory_batch
-from ctrl.agents.policy_data import Acted, PolicyState
+from ctrl.agents.policy.policy_data import Acted, PolicyState
 
 COPY, EPISODE, STEP, PLACE = range(4)
 LEAST = 10

@@ -9,7 +9,7 @@ from rich.console import Console
 from ctrl import Tier
 from ctrl.experiments.bench import act as bench
 from ctrl.experiments.bench.act import CORES, REFERENCE, models, predict_turn, predictors, step_turn, stepper
-from ctrl.experiments.bench.cores import WARM_UP, parameters_of
+from ctrl.experiments.bench.subjects.cores import WARM_UP, parameters_of
 
 
 def test_models_are_what_the_page_says_and_have_equal_parameters() -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ctrl.experiments.bench import impala as bench
 from ctrl.experiments.bench.impala import AGENTS, Options, configs, envs_of_a_process, rllib_turn
-from ctrl.experiments.bench.rllib_impala import INSTALL
+from ctrl.experiments.bench.subjects.rllib_impala import INSTALL
 from ctrl.experiments.cli import main
 from ctrl.experiments.errors import UserError
 

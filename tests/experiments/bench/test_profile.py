@@ -6,13 +6,13 @@ import pytest
 from rich.console import Console
 
 from ctrl.agents import MemoryPPO
-from ctrl.agents.actor import Actor
 from ctrl.agents.buffers import WindowBuffer
-from ctrl.agents.policies import MlpMemoryPolicy
+from ctrl.agents.policy.actor import Actor
+from ctrl.agents.policy.policies import MlpMemoryPolicy
 from ctrl.baselines.lstm_gru import LSTMCore
 from ctrl.experiments.bench import profile as bench
-from ctrl.experiments.bench.agents import agents
 from ctrl.experiments.bench.profile import PHASES, TOTAL, Clocks, per_update, share
+from ctrl.experiments.bench.subjects.agents import agents
 
 
 def test_what_no_clock_counted_is_the_rest() -> None:

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from ctrl.experiments.bench import train as bench
-from ctrl.experiments.bench.agents import agents
 from ctrl.experiments.bench.harness import Turn
+from ctrl.experiments.bench.subjects.agents import agents
 
 
 def test_a_turn_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Policies with a memory core: acting, predicting, judging windows, explaining."""

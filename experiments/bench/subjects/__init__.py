@@ -1,0 +1,1 @@
+"""Agents and cores that the benchmarks measure."""

@@ -1,0 +1,1 @@
+"""Commands for a trained agent: evaluate, explain, export."""
