@@ -42,7 +42,7 @@ format: $(VENV)/.installed-dev  ## format, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(VENV)/.installed-dev  ## mypy --strict over the four folders and tools/
+types: $(VENV)/.installed-dev  ## mypy --strict over the four folders, tools/ and examples/
 	$(BIN)/python tools/check_types.py
 
 wheel: $(VENV)/.installed-dev  ## build dist/*.whl, install it elsewhere, import every module
