@@ -1,4 +1,4 @@
-"""What a core was built from: its name, its input size and its options, as plain data."""
+"""Name, input size and options that a core was built from, as plain data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NotPlain(NamedTuple):
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """What `make_core` needs to build a core again."""
+    """Arguments of `make_core` that build a core again."""
 
     name: str
     """The core's name in `make_core`."""

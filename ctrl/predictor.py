@@ -18,7 +18,7 @@ Leaves = tuple[Tensor, ...]
 
 
 class Steps(Protocol):
-    """What a `Predictor` serves: something that acts for a batch of clients, with the state passed in and out."""
+    """Interface of what a `Predictor` serves: it acts for a batch of clients, with the state passed in and out."""
 
     def initial_leaves(self) -> Leaves:
         """Return the state of one client before its first step: tensors [1, ...]."""

@@ -27,7 +27,7 @@ RESETS = 0.02
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a graph and its policy were apart."""
+    """Largest differences between a graph and its policy."""
 
     steps: int
     envs: int

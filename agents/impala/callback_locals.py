@@ -1,4 +1,4 @@
-"""What callbacks see of the steps that actors have taken, under the names of stable-baselines3's locals."""
+"""Steps that actors have taken as callbacks see them, under the names of stable-baselines3's locals."""
 
 from __future__ import annotations
 

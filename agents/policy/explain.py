@@ -1,4 +1,4 @@
-"""What an agent looks at in an episode: attention by age, layer, head and tier, beside its actions and values."""
+"""Explanation of an episode: attention by age, layer, head and tier, beside actions and values."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _summed(size: int, rows: Any, columns: Any, weights: Any) -> Floats:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an agent does at each of an episode's T steps, and what it looks at."""
+    """Actions, values and attention of an agent at each of an episode's T steps."""
 
     actions: np.ndarray
     """[T, ...] as the env takes them."""

@@ -1,4 +1,4 @@
-"""What the agents read from an env's `info`, by the conventions of stable-baselines3; all else there is the env's own.
+"""Keys that the agents read from an env's `info`, by stable-baselines3's conventions; all else is the env's own.
 
 An env may use the same keys for things of its own. What does not have the convention's form is left alone.
 """

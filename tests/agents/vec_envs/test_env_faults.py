@@ -1,4 +1,4 @@
-"""What envs may not return is found at once, by env and step; what only looks odd is taken for what it is."""
+"""Envs that return what they may not are found at once, by env and step; odd but sound ones train."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class OldEnv:
 
 
 class Compatible(gym.Env[Any, Any]):
-    """What shimmy's wrapper does."""
+    """Stand-in for shimmy's wrapper."""
 
     def __init__(self, env: OldEnv) -> None:
         self.env, self.observation_space, self.action_space = env, env.observation_space, env.action_space

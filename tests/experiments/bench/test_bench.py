@@ -88,7 +88,7 @@ def test_tables_in_a_file_are_not_cut(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("bench_*.json")), ids=lambda path: path.stem)
 def test_tables_of_published_reports_fit(path: Path) -> None:
-    """What their cells hold is compared with the page in tests/test_docs_tables.py."""
+    """Their cells are compared with the page in tests/test_docs_tables.py."""
     report = json.loads(path.read_text(encoding="utf-8"))
     name = report["command"].split()[2]
     console = Console(width=300)
