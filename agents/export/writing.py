@@ -9,11 +9,13 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from gymnasium import spaces
+from torch.distributions import Distribution
 
 import ctrl
 from ctrl.agents.export.graph import PolicyGraph
@@ -108,7 +110,7 @@ def _traced(graph: PolicyGraph) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     example = graph.example(3)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _unvalidated():
             return torch.export.export(
                 graph, example, dynamic_shapes=(tuple({0: batch} for _ in example),), strict=False
             )
@@ -121,7 +123,18 @@ def _traced(graph: PolicyGraph) -> torch.export.ExportedProgram:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _unvalidated() -> Iterator[None]:
+    """Let torch's distributions not look at their numbers, which a fixed graph does not allow."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Keep what torch's exporter prints and warns of away from users: none of it is theirs to act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -101,7 +101,8 @@ def _by_layer(core: CompressiveCore, state: CompressiveState) -> list[Slots]:
         for layer, tiers in enumerate(core.tiers)
         for tier, rank in zip(tiers, core.ranks(layer), strict=True)
     ]
-    stored = iter(state.importance.split([size for size, rank in ranked if rank], dim=1))
+    kept = [size for size, rank in ranked if rank]
+    stored = iter(state.importance.split(kept, dim=1) if kept else ())  # `torch.export` can't load a split into nothing
     zeros = state.slots.new_zeros(state.slots.shape[0], 1)
     importance = torch.cat([next(stored) if rank else zeros.expand(-1, size) for size, rank in ranked], dim=1)
     leaves = (leaf.split(sizes, dim=1) for leaf in (state.slots, importance, harmless(state.carried)))

@@ -76,6 +76,14 @@ def test_the_graph_of_every_kind_of_space_is_the_policy(kind: str) -> None:
     assert_agrees(model.policy, as_step(PolicyGraph(model.policy)), steps=60)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_space_can_be_traced(kind: str, tmp_path: Path) -> None:
+    seen, actions, policy = KINDS[kind]
+    model = make_model(Seen(seen, actions), "gru", policy=policy)
+    step, _ = exported(model.policy, tmp_path / "agent.pt2", "torch")
+    assert_agrees(model.policy, step, steps=40)
+
+
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("options", [{}, {"previous_reward": True}, {"previous_action": False}], ids=str)
 def test_the_graph_of_every_core_is_the_policy(core: str, options: dict[str, Any]) -> None:
@@ -119,8 +127,9 @@ def test_onnx_of_an_lstm_agrees_for_a_thousand_steps(tmp_path: Path) -> None:
     assert (described["format"], described["core"], described["version"]) == ("onnx", "lstm", 1)
 
 
-def test_torch_export_agrees(tmp_path: Path) -> None:
-    policy = trained("gru", make_impala).policy
+@pytest.mark.parametrize("core", ["gru", "transformer_xl"])
+def test_torch_export_agrees(core: str, tmp_path: Path) -> None:
+    policy = trained(core, make_impala).policy
     step, _ = exported(policy, tmp_path / "agent.pt2", "torch")
     assert_agrees(policy, step, steps=200)
     assert_agrees(policy, step, steps=120, envs=1)
