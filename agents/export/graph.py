@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ctrl.agents.policy.memory_policy import MemoryPolicy
 from ctrl.agents.policy.policy_data import PolicyState, policy_leaves
+from ctrl.agents.utils.spaces import first_values
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,9 @@ class PolicyGraph(nn.Module):
         actions = actions.reshape(-1, *cast("tuple[int, ...]", space.shape))
         if isinstance(space, spaces.Box):
             actions = actions.clamp(*(torch.as_tensor(bound, dtype=actions.dtype) for bound in (space.low, space.high)))
-        return actions.to(self._action_dtype)
+        starts = first_values(space)
+        shifted = actions + torch.as_tensor(starts) if np.any(starts) else actions
+        return shifted.to(self._action_dtype)
 
 
 def empty_batch(space: spaces.Space[Any]) -> Tensor:

@@ -18,7 +18,7 @@ class FlatExtractor(FlattenExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return [N, F] for observations [N, ...]."""
-        return observations.reshape(len(observations), -1)
+        return observations.flatten(start_dim=1) if observations.dim() > 1 else observations[:, None]
 
 
 class DictExtractor(BaseFeaturesExtractor):

@@ -56,6 +56,11 @@ def trained(core: str = "lstm", make: Any = make_model, **options: Any) -> Any:
 BOX = spaces.Box(-np.array([1, 2], dtype=np.float32), np.array([1, 2], dtype=np.float32))
 KINDS: dict[str, tuple[spaces.Space[Any], spaces.Space[Any], str]] = {
     "vectors, continuous": (spaces.Box(-3, 3, (2, 3), np.float64), BOX, "MlpMemoryPolicy"),
+    "numbers and choices that start elsewhere": (
+        spaces.Discrete(4, start=-2),
+        spaces.MultiDiscrete([3, 2], start=[5, -1]),
+        "MlpMemoryPolicy",
+    ),
     "numbers, several choices": (spaces.Discrete(5), spaces.MultiDiscrete([3, 2]), "MlpMemoryPolicy"),
     "several numbers, bits": (spaces.MultiDiscrete([3, 4]), spaces.MultiBinary(3), "MlpMemoryPolicy"),
     "bits, choices": (spaces.MultiBinary(4), spaces.Discrete(3), "MlpMemoryPolicy"),
