@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch.nn.modules import activation
 
 from ctrl import Tier
+from ctrl.agents.policy.extractors import DictExtractor, FlatExtractor
 from ctrl.agents.policy.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from ctrl.agents.saving.spaces import SPACES, space_from_parts, space_parts
 
@@ -31,7 +32,7 @@ def _classes() -> dict[str, type]:
     """Return the classes that a file may name."""
     optimizers = [value for value in vars(torch.optim).values() if _is_optimizer(value)]
     activations = [vars(activation)[name] for name in activation.__all__]
-    extractors = [CombinedExtractor, FlattenExtractor, NatureCNN]
+    extractors = [CombinedExtractor, FlattenExtractor, NatureCNN, DictExtractor, FlatExtractor]
     others = [torch.nn.Identity, RMSpropTFLike, *extractors, MlpMemoryPolicy, CnnMemoryPolicy, MultiInputMemoryPolicy]
     return {_name(known): known for known in (*optimizers, *activations, *others)}
 

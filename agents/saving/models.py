@@ -165,6 +165,7 @@ def load_model(
     with naming(path):
         model = _build(algorithm, file, attributes | changes, env or attributes.get("env"), device)
         _set_parameters(model, parameters_of(file), device)
+        model.policy.core.check_settings()
         if TRAINING in file.json:  # older files have none
             arrays = file.tensors.get(TRAINING, {})
             restore_training_state(

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -253,11 +254,13 @@ class _Run:
 
 
 def error_text(error: BaseException) -> str:
-    """Return an error in one line: of a longer text the first and the last line."""
+    """Return an error in one line: of a longer text the first line, and the last one or those below a traceback."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    ending = list(takewhile(lambda line: not line.startswith(" "), reversed(lines)))[::-1]  # the error and its notes
+    last = "; ".join(ending) if len(ending) < len(lines) else lines[-1] if lines else ""
+    text = " ".join(line.strip() for line in dict.fromkeys([*lines[:1], last]))
     return text if isinstance(error, NonFiniteError | ActorError | UserError) else f"{type(error).__name__}: {text}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,8 @@ def test_a_config_that_is_not_sound_is_refused_in_one_line(
 ) -> None:
     data = changes if "options" in changes else config_with(**changes)
     (tmp_path / "config.json").write_text(json.dumps(data))
-    (tmp_path / "model.zip").write_text("")
+    with zipfile.ZipFile(tmp_path / "model.zip", "w"):
+        pass
     assert main(["evaluate", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "config.json holds" in error
@@ -224,7 +226,8 @@ def test_evaluate_imports_the_module_of_a_run_only_if_it_is_trusted(
     (tmp_path / "evil_module.py").write_text("open('ran', 'w').close()\n")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text(json.dumps(config_with(task__env="evil_module:Env-v0")))
-    (tmp_path / "run/model.zip").write_text("")
+    with zipfile.ZipFile(tmp_path / "run/model.zip", "w"):
+        pass
     assert main(["evaluate", "run"]) == 2
     assert "add --trust, or name the task with --env" in capsys.readouterr().err and not (tmp_path / "ran").exists()
     assert main(["evaluate", "run", "--trust"]) == 2  # such a task does not exist, but the module was imported

@@ -145,9 +145,9 @@ def test_a_callback_stops_training(num_actors: int) -> None:
     calls: list[int] = []
     model.learn(4 * UPDATE, StopOnce(lambda: calls.append(1) or len(calls) == 10))  # type: ignore[func-returns-value]
     assert model.num_timesteps == 30 and model._n_updates == 0 and model._actors is None
-    if not num_actors:
+    if not num_actors:  # the rollout in progress goes on, and the number of steps is reached in the one after it
         model.learn(UPDATE, reset_num_timesteps=False)
-        assert model.num_timesteps == 30 + UPDATE and model._n_updates == 1
+        assert model.num_timesteps == 2 * UPDATE and model._n_updates == 2
         assert model.logger.name_to_value["train/first_ratio_deviation"] < 1e-5
 
 

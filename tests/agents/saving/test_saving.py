@@ -187,7 +187,8 @@ def test_what_is_saved(core: str, tmp_path: Path) -> None:
     expected = {"policy", "policy.optimizer"} | ({"policy.memory_optimizer"} if core == "compressive" else set())
     file = read_model_file(tmp_path / "agent", trust=False)
     assert set(model.get_parameters()) == expected == {"policy", *file.data["optimizers"]}
-    assert set(file.tensors) == {"policy", "optimizer", "attributes"} and not file.json and not file.pickled
+    assert set(file.tensors) == {"policy", "optimizer", "attributes", "training"} and set(file.json) == {"training"}
+    assert not file.pickled
     assert {name.rpartition("/")[2] for name in file.tensors["optimizer"]} == {"step", "exp_avg", "exp_avg_sq"}
     with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
         assert "trusted.pickle" not in archive.namelist()

@@ -200,7 +200,7 @@ def test_what_cannot_be_evaluated_is_told(trained: Path, tmp_path: Path, capsys:
     shutil.copy(trained / "model.zip", lonely)
     assert "name it with --env" in error(str(lonely))
     assert "Observation spaces do not match" in error(str(lonely), "--env", "CartPole-v1")
-    assert "holds no model.zip" in error(str(tmp_path / "elsewhere" / ".."))
+    assert "holds no whole model or checkpoint" in error(str(tmp_path / "elsewhere" / ".."))
     (tmp_path / "broken.zip").write_text("no zip")
     assert "cannot be loaded" in error(str(tmp_path / "broken.zip"), "--env", "ctrl/Recall-v0")
 
