@@ -230,5 +230,7 @@ def test_evaluate_imports_the_module_of_a_run_only_if_it_is_trusted(
         pass
     assert main(["evaluate", "run"]) == 2
     assert "add --trust, or name the task with --env" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    assert main(["train", "--resume", "run"]) == 2
+    assert "if you trust the run, add --trust" in capsys.readouterr().err and not (tmp_path / "ran").exists()
     assert main(["evaluate", "run", "--trust"]) == 2  # such a task does not exist, but the module was imported
     assert (tmp_path / "ran").exists()

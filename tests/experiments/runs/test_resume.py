@@ -20,6 +20,7 @@ from ctrl.experiments.cli import main
 from ctrl.experiments.report.summary import read_curve
 from ctrl.experiments.runs import recorder, training
 from ctrl.experiments.runs.checkpoints import best_checkpoint, known_progress, whole_models
+from ctrl.experiments.runs.resume import stored_tensorboard
 
 TASK = ("--env", "ctrl/Recall-v0", "--env-kwargs", "length=5")
 CURVES = ("curve.csv", "held_out.csv")
@@ -270,3 +271,19 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
 def test_many_kills_change_nothing(tmp_path: Path) -> None:
     found = kill_test(tmp_path, kills=25, steps=3_200, seed=1, longest=4.0)
     assert found["equal"] and found["damaged"] == [] and found["kills"] == 25
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [("logs/lstm", "logs/lstm"), ("../elsewhere", None), ("/elsewhere", None), (3, None), (None, None)],
+    ids=str,
+)
+def test_a_run_logs_nowhere_but_in_its_folder_or_its_comparison(
+    told: object, found: str | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "comparison/runs/lstm/seed0"
+    folder.mkdir(parents=True)
+    stored = str(tmp_path / "comparison" / told) if isinstance(told, str) else told
+    (folder / "config.json").write_text(json.dumps({"tensorboard": stored}))
+    expected = folder / "tensorboard" if found is None else tmp_path / "comparison" / found
+    assert stored_tensorboard(folder) == expected
