@@ -138,13 +138,14 @@ def test_the_learner_of_impala_with_actors_goes_on(tmp_path: Path) -> None:
     """Actors begin new episodes in each call of `learn`; weights, optimizers and generators go on."""
     model = make_impala(VecNormalize(native_env()), "gru", num_actors=1).learn(ROLLOUT)
     model.save(tmp_path / "model")
+    generator = torch.get_rng_state()
     loaded = MemoryImpala.load(tmp_path / "model", env=VecNormalize(native_env()), device="cpu")
     assert loaded.env.obs_rms.count == model.env.obs_rms.count  # type: ignore[union-attr]
     torch.manual_seed(3)
     with pytest.warns(UserWarning, match="episodes begin anew: those of actor processes end with them"):
         loaded._take_up_training(False)
     assert differences(weights_of(loaded), weights_of(model)) == []
-    assert torch.equal(torch.get_rng_state(), torch.get_rng_state())
+    assert torch.equal(torch.get_rng_state(), generator)
     assert loaded.num_timesteps == model.num_timesteps
 
 
